@@ -1,0 +1,129 @@
+"""What was recorded: plain values that every other package speaks in.
+
+Addresses are guest virtual addresses (``int``), times are integer nanoseconds. Callchains run leaf first; exporters that need
+the root first reverse them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FrameKind(StrEnum):
+    """What kind of code a named frame belongs to."""
+
+    KERNEL = "kernel"
+    MODULE = "module"
+    USER = "user"
+    BPF = "bpf"
+    FIRMWARE = "firmware"
+    UNKNOWN = "unknown"
+
+
+class Space(StrEnum):
+    """Which code a frame's address belongs to, as the processor's state tells it (a name comes later)."""
+
+    KERNEL = "kernel"
+    USER = "user"
+    FIRMWARE = "firmware"
+    """Supervisor code outside the kernel's half: firmware, bootloader, decompressor, identity-mapped early kernel."""
+
+
+class StackEnd(StrEnum):
+    """Why a stack walk ended. A truncated stack is data, so each reason has a name."""
+
+    USER_ENTRY = "user-entry"
+    """Reached the registers that were saved when the kernel was entered from user mode."""
+    TASK_ROOT = "task-root"
+    """Reached the first function of a kernel thread or of a new task."""
+    IDLE_ROOT = "idle-root"
+    """Reached the first function of an idle task (or of the boot CPU's early code)."""
+    USER_MODE = "user-mode"
+    """The vCPU ran user code: there is no kernel stack."""
+    FIRMWARE = "firmware"
+    """The vCPU ran code from before the kernel: its address is kept, it is not unwound."""
+    ENTRY_WINDOW = "entry-window"
+    """The PC is in kernel entry or exit code: there is no kernel stack yet, or no longer."""
+    NO_KERNEL = "no-kernel"
+    """The kernel was never found, so there was nothing to unwind with."""
+    NO_UNWIND_INFO = "no-unwind-info"
+    """No unwind table covers the PC."""
+    UNREADABLE_MEMORY = "unreadable-memory"
+    """A stack word that the next step needs was not copied or is not mapped."""
+    BAD_RETURN_ADDRESS = "bad-return-address"
+    """The next return address is not in kernel text, or no call instruction stands before it."""
+    DID_NOT_ADVANCE = "did-not-advance"
+    """The next frame would lie below this one on the same stack."""
+    DEPTH_LIMIT = "depth-limit"
+    """More frames than any real stack has."""
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether a kernel stack that ends so is whole."""
+        return self in _PROPER
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether a stack that ends so was a kernel stack at all."""
+        return self not in _NOT_KERNEL
+
+
+_PROPER = frozenset({StackEnd.USER_ENTRY, StackEnd.TASK_ROOT, StackEnd.IDLE_ROOT})
+_NOT_KERNEL = frozenset({StackEnd.USER_MODE, StackEnd.FIRMWARE})
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function activation of a callchain.
+
+    pc: address as the stack or the register holds it.
+    lookup_pc: address to look up a name or unwind row by: ``pc`` itself where the frame was interrupted there, one less
+        where ``pc`` is a return address (which may already belong to the next function).
+    guess: found by a bounded search of the stack, not by unwind data.
+    """
+
+    pc: int
+    lookup_pc: int
+    space: Space = Space.KERNEL
+    guess: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Callchain:
+    """A call stack, leaf first, and why it ends where it ends."""
+
+    frames: tuple[Frame, ...]
+    end: StackEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """One halt of the whole guest.
+
+    host_time_ns: since the recording's start, at the moment the halt was asked for.
+    running_time_ns: the same clock without the time that the guest stood halted.
+    halted_ns: from asking for the halt to the last answer before the guest went on (an upper bound of the true halt).
+    lateness_ns: how long after its deadline the halt was asked for.
+    """
+
+    host_time_ns: int
+    running_time_ns: int
+    halted_ns: int
+    lateness_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One vCPU in one halt.
+
+    halt: index of the halt in the recording, from 0.
+    boot: index of the kernel that ran (``Boot``), 0 for the first; a reboot inside a recording starts the next.
+    weight_ns: guest running time since the last sample of this vCPU.
+    """
+
+    halt: int
+    vcpu: int
+    boot: int
+    weight_ns: int
+    callchain: Callchain

@@ -1,0 +1,76 @@
+"""What guestprof must know of an architecture: one table of facts a file, nothing elsewhere asks which architecture it is.
+
+To add an architecture:
+
+1. Copy the file of the one that is most like it and keep the order of its lines.
+2. Fill in the registers by their gdb names, the paging format and the kernel's fixed addresses, each with its source.
+3. Name the unwinding method; if none fits, write one beside ``orc.py`` and lower it to the rules of ``rules.py``.
+4. Add it to ``ARCHITECTURES`` below and a row to the table of ``tests/unwind/test_arch.py``.
+5. Run ``make test``: the guests of ``tests/qemu`` are the judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Registers = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PagingFormat:
+    """How the processor's page tables are laid out (all entries are 8 bytes, little endian, 512 a table).
+
+    root: physical address of the kernel's top-level table from the registers of a vCPU (any table that maps the kernel).
+    levels: number of levels from the registers.
+    present: bit mask that a valid entry has set.
+    large: bit mask of an entry above the last level that maps memory itself.
+    address_mask: bits of an entry that are a physical address.
+    enabled: whether the registers say that paging in this format is on.
+    """
+
+    root: Callable[[Registers], int]
+    levels: Callable[[Registers], int]
+    present: int
+    large: int
+    address_mask: int
+    enabled: Callable[[Registers], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One architecture. Register names are gdb's, addresses are virtual, sizes are bytes.
+
+    qemu_targets: what QMP's ``query-target`` and the binary's name call it.
+    gdb_architectures: what the stub's target XML calls it.
+    fixed_registers: (name, bytes) in ``g`` order for stubs that offer no XML.
+    is_user: whether the registers are those of user mode.
+    is_kernel_address: whether an address is in the kernel's half.
+    kernel_image: range in which the kernel image is mapped, wherever KASLR puts it.
+    image_alignment: KASLR moves the image in steps of this.
+    interrupt_table: fixed address of the interrupt table (mapped in kernel and user page tables), or None.
+    interrupt_handler: handler address from the table's first 16 bytes.
+    image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
+    stack_size: of a task's kernel stack, which is aligned to it.
+    """
+
+    name: str
+    qemu_targets: tuple[str, ...]
+    gdb_architectures: tuple[str, ...]
+    byteorder: str
+    pointer_size: int
+    pc: str
+    sp: str
+    fp: str
+    fixed_registers: tuple[tuple[str, int], ...]
+    is_user: Callable[[Registers], bool]
+    is_kernel_address: Callable[[int], bool]
+    is_32bit_kernel: Callable[[Registers], bool]
+    paging: PagingFormat
+    page_table_symbol: str
+    kernel_image: tuple[int, int]
+    image_alignment: int
+    interrupt_table: int | None
+    interrupt_handler: Callable[[bytes], int]
+    image_physical: Callable[[int, Mapping[str, int]], int | None]
+    stack_size: int
