@@ -1,0 +1,1 @@
+"""A view of a recording becomes one output format, one file a format."""
