@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from unwind.rules import TrapFrame
+
 Registers = Mapping[str, int]
 
 
@@ -35,6 +37,34 @@ class PagingFormat:
     large: int
     address_mask: int
     enabled: Callable[[Registers], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCode:
+    """What must be known of the kernel's own code to walk its stacks. Names are those of the kernel's symbols.
+
+    trap: where entry code saves registers.
+    is_trap: whether registers read from a supposed trap frame can be such (a processor writes only few selector values).
+    is_trap_place: whether a trap frame that came from user mode may end at an address (its stack's top).
+    follows_call: whether the 7 bytes before an address end with a call instruction.
+    pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
+        (bytes of text before the address, bytes of text from it on).
+    task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
+    thunks: prefixes of the names of functions that stand between a call or return and its target.
+    entry_text: symbols that enclose the entry and exit code.
+    module_area: addresses at which modules and generated code lie.
+    """
+
+    trap: TrapFrame
+    is_trap: Callable[[Registers], bool]
+    is_trap_place: Callable[[int], bool]
+    follows_call: Callable[[bytes], bool]
+    pushed_words: Callable[[bytes, bytes], int]
+    task_roots: frozenset[str]
+    idle_roots: frozenset[str]
+    thunks: tuple[str, ...]
+    entry_text: tuple[str, str]
+    module_area: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +104,4 @@ class Architecture:
     interrupt_handler: Callable[[bytes], int]
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
+    kernel_code: KernelCode

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from unwind.arch import Architecture, PagingFormat, Registers
+from unwind.arch import Architecture, KernelCode, PagingFormat, Registers
+from unwind.rules import TrapFrame
 
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _CR0_PG = 1 << 31
@@ -32,6 +33,52 @@ def _gate_offset(gate: bytes) -> int:
 def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
     base = numbers.get("phys_base")
     return None if base is None else address - _START_KERNEL_MAP + base
+
+
+_KERNEL_CS = 0x10
+_USER_CS = frozenset({0x23, 0x33})
+_KERNEL_SS = frozenset({0x00, 0x18})
+_PAGE_MASK = 0xFFF
+_FRED_PADDING = 16
+"""Bytes that kernels with CONFIG_X86_FRED leave free at the top of a task's stack (TOP_OF_KERNEL_STACK_PADDING)."""
+_CPU_ENTRY_AREA = range(0xFFFF_FE00_0000_0000, 0xFFFF_FE80_0000_0000)
+
+
+def _is_trap(registers: Registers) -> bool:
+    """The selectors are the kernel's own (__KERNEL_CS 0x10, __USER32_CS 0x23, __USER_CS 0x33) and fit the addresses."""
+    if registers["cs"] == _KERNEL_CS:
+        return registers["rip"] >> 63 == 1 and registers["rsp"] >> 63 == 1 and registers["ss"] in _KERNEL_SS
+    return registers["cs"] in _USER_CS and registers["ss"] & 3 == 3
+
+
+def _is_trap_place(end: int) -> bool:
+    """Registers of user mode are saved at the very top of a stack: of the task's, or of one in the CPU entry area."""
+    return end & _PAGE_MASK in (0, _PAGE_MASK + 1 - _FRED_PADDING) or end in _CPU_ENTRY_AREA
+
+
+def _follows_call(before: bytes) -> bool:
+    """``call rel32`` is e8 and 4 bytes; ``call r/m64`` is ff /2 with a ModRM byte, SIB byte and displacement as the mode says."""
+    if len(before) != 7:
+        return False
+    if before[2] == 0xE8:
+        return True
+    if before[5] == 0xFF and before[6] & 0xF8 in (0xD0, 0x10) and before[6] not in (0x14, 0x15):
+        return True
+    if before[4] == 0xFF and (before[5] == 0x14 or (before[5] & 0xF8 == 0x50 and before[5] != 0x54)):
+        return True
+    if before[3] == 0xFF and before[4] == 0x54:
+        return True
+    if before[1] == 0xFF and (before[2] == 0x15 or (before[2] & 0xF8 == 0x90 and before[2] != 0x94)):
+        return True
+    return before[0] == 0xFF and before[1] in (0x94, 0x14)
+
+
+def _pushed_words(before: bytes, after: bytes) -> int:
+    """Between ``pushf; pop reg`` and ``push reg; popf``, which paravirt patches over a call (before 5.12 no ORC row knows)."""
+    last, following = before[-1], after[0]
+    if last == 0x9C and following & 0xF8 == 0x58:
+        return 1
+    return 1 if last & 0xF8 == 0x50 and following == 0x9D else 0
 
 
 X86_64 = Architecture(
@@ -66,4 +113,33 @@ X86_64 = Architecture(
     interrupt_handler=_gate_offset,
     image_physical=_image_physical,
     stack_size=0x4000,
+    kernel_code=KernelCode(
+        trap=TrapFrame(
+            size=168,
+            full={
+                **{name: 8 * i for i, name in enumerate("r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi".split())},
+                **{name: 128 + 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
+            },
+            partial={name: 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
+        ),
+        is_trap=_is_trap,
+        is_trap_place=_is_trap_place,
+        follows_call=_follows_call,
+        pushed_words=_pushed_words,
+        task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
+        idle_roots=frozenset(
+            {
+                "secondary_startup_64",
+                "secondary_startup_64_no_verify",
+                "common_startup_64",
+                "startup_64",
+                "x86_64_start_kernel",
+                "x86_64_start_reservations",
+                "start_cpu0",
+            }
+        ),
+        thunks=("__x86_indirect_", "__x86_return_thunk", "srso_", "retbleed_", "zen_untrain_ret", "its_", "clear_bhb_loop"),
+        entry_text=("__entry_text_start", "__entry_text_end"),
+        module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
+    ),
 )

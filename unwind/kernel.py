@@ -1,0 +1,319 @@
+"""A capture of a vCPU becomes the callchain of the kernel that it runs, by the rows of an unwind table.
+
+The walk is Linux' own (arch/x86/kernel/unwind_orc.c) plus what an outside observer meets and the kernel does not: it can halt
+anywhere, also where the tables say nothing or something wrong (retpoline and return thunks, the first instructions of an
+exception, code that alternatives have patched). Each of these cases is told by name or checked, never guessed silently; every
+return address must follow a call instruction. A walk that cannot go on says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from recording.model import Callchain, Frame, Space, StackEnd
+from recording.symbols import SymbolTable
+from unwind.arch import Architecture
+from unwind.capture import Capture
+from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
+
+_DEPTH_LIMIT = 256
+_MAX_SKIPPED_WORDS = 80
+"""``FILL_RETURN_BUFFER`` pushes up to 32 return addresses at a time; more than twice that is no patched alternative."""
+_CALL_BYTES = 7
+
+
+class TextSource(Protocol):
+    """The kernel's code, as far as it is known."""
+
+    def contains(self, address: int) -> bool:
+        """Whether an address is in the kernel's own code (not a module's)."""
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Code bytes, or None where they are not known whole."""
+
+
+class RowSource(Protocol):
+    """An unwind table."""
+
+    def find_row(self, lookup_pc: int) -> Row | None:
+        """The row for an address, None where the table does not cover it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unwound:
+    """A callchain, and the user registers where the walk stopped at the border to user mode (else None)."""
+
+    callchain: Callchain
+    user_registers: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is known of a code address; cached by address."""
+
+    name: str
+    start: int
+    row: Row | None
+    is_thunk: bool
+    is_entry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """The next frame's registers. ``pending`` is a call target that was pushed but not reached yet, a frame of its own."""
+
+    registers: Mapping[str, int]
+    interrupted: bool = False
+    pending: int | None = None
+    guess: bool = False
+
+
+_Step = _Caller | StackEnd
+
+
+class KernelUnwinder:
+    """Walks kernel stacks of one running kernel. Holds what it learned of each code address; reads nothing but the capture."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        symbols: SymbolTable,
+        text: TextSource,
+        rows: RowSource,
+        init_text: tuple[int, int] = (0, 0),
+    ) -> None:
+        """``init_text``: addresses [low, high) of boot code, whose bytes are gone once it has run."""
+        self._architecture = architecture
+        self._code = architecture.kernel_code
+        self._symbols = symbols
+        self._text = text
+        self._rows = rows
+        self._init_text = init_text
+        self._word = architecture.pointer_size
+        self._places: dict[int, _Place] = {}
+        self._calls: dict[int, bool] = {}
+        bounds = [symbols.find(name) for name in self._code.entry_text]
+        self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
+
+    def unwind(self, capture: Capture) -> Unwound:
+        """The callchain of one vCPU, leaf first. Never raises for what a guest may hold."""
+        registers = capture.registers
+        boundary = classify_outside_kernel(self._architecture, registers)
+        if boundary is not None:
+            return boundary
+        arch = self._architecture
+        byteorder = "little" if arch.byteorder == "little" else "big"
+        size = self._word
+
+        def read_word(address: int) -> int | None:
+            data = capture.read(address, size)
+            return None if data is None else int.from_bytes(data, byteorder)
+
+        frames: list[Frame] = []
+        current: Mapping[str, int] = registers
+        interrupted, guess, only_thunks = True, False, True
+        while True:
+            pc = current[arch.pc]
+            lookup_pc = pc if interrupted else pc - 1
+            if not interrupted and self._is_root_start(pc):
+                # A new task returns to the very start of its root function; the byte before belongs to another one.
+                frames.append(Frame(pc, pc, guess=guess))
+                return Unwound(Callchain(tuple(frames), StackEnd.TASK_ROOT), None)
+            frames.append(Frame(pc, lookup_pc, guess=guess))
+            if len(frames) >= _DEPTH_LIMIT:
+                return Unwound(Callchain(tuple(frames), StackEnd.DEPTH_LIMIT), None)
+            place = self._place(lookup_pc)
+            step = self._step(place, current, interrupted, only_thunks, read_word)
+            only_thunks = only_thunks and place.is_thunk
+            if isinstance(step, StackEnd):
+                return Unwound(Callchain(tuple(frames), step), None)
+            if step.interrupted and arch.is_user(step.registers):
+                return Unwound(Callchain(tuple(frames), StackEnd.USER_ENTRY), step.registers)
+            if not self._advances(current[arch.sp], step.registers[arch.sp]):
+                return Unwound(Callchain(tuple(frames), StackEnd.DID_NOT_ADVANCE), None)
+            if step.pending is not None:
+                frames.append(Frame(step.pending, step.pending, guess=step.guess))
+            current, interrupted, guess = step.registers, step.interrupted, step.guess
+
+    def _place(self, lookup_pc: int) -> _Place:
+        place = self._places.get(lookup_pc)
+        if place is None:
+            in_text = self._text.contains(lookup_pc)
+            symbol = self._symbols.find_at(lookup_pc) if in_text else None
+            name = symbol.name if symbol else ""
+            place = self._places[lookup_pc] = _Place(
+                name,
+                symbol.address if symbol else lookup_pc,
+                self._rows.find_row(lookup_pc) if in_text else None,
+                name.startswith(self._code.thunks),
+                self._entry_text[0] <= lookup_pc < self._entry_text[1],
+            )
+        return place
+
+    def _step(
+        self, place: _Place, registers: Mapping[str, int], interrupted: bool, only_thunks: bool, read_word: ReadWord
+    ) -> _Step:
+        """From one frame to its caller, or why the walk ends here."""
+        if interrupted and place.is_thunk and not place.is_entry:
+            return self._leave_thunk(registers, read_word)
+        row = place.row
+        if row is None:
+            return StackEnd.NO_UNWIND_INFO
+        if row.tagged and registers.get(row.register, 0) & 1:
+            row = Row(RowKind.TRAP, row.register, -1)
+        match row.kind:
+            case RowKind.END:
+                return self._end(place, interrupted or only_thunks)
+            case RowKind.UNDEFINED:
+                return StackEnd.ENTRY_WINDOW if place.is_entry and (interrupted or only_thunks) else StackEnd.NO_UNWIND_INFO
+            case RowKind.CALL:
+                return self._leave_call(place, row, registers, interrupted, read_word)
+            case RowKind.TRAP | RowKind.TRAP_PARTIAL:
+                return self._leave_trap(row, registers, read_word)
+
+    def _end(self, place: _Place, interrupted: bool) -> StackEnd:
+        """A table says END at the roots of stacks, and wherever entry code has no stack to speak of: the name decides."""
+        if place.name in self._code.task_roots:
+            return StackEnd.TASK_ROOT
+        if place.name in self._code.idle_roots:
+            return StackEnd.IDLE_ROOT
+        if interrupted and place.is_entry:
+            return StackEnd.ENTRY_WINDOW
+        return StackEnd.NO_UNWIND_INFO
+
+    def _leave_call(
+        self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord
+    ) -> _Step:
+        step = self._apply_call(row, registers, read_word)
+        if not interrupted or place.is_entry or row.register != self._architecture.sp or step is StackEnd.UNREADABLE_MEMORY:
+            return step
+        if step is StackEnd.BAD_RETURN_ADDRESS:
+            pushed = self._pushed_words(place, registers, read_word)
+            if pushed:
+                moved = {**registers, self._architecture.sp: registers[self._architecture.sp] + pushed * self._word}
+                adjusted = self._apply_call(row, moved, read_word)
+                if isinstance(adjusted, _Caller):
+                    return _Caller(adjusted.registers, guess=True)
+        return step
+
+    def _apply_call(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
+        arch = self._architecture
+        cfa = find_cfa(row, registers, read_word)
+        if isinstance(cfa, Missing):
+            return StackEnd.NO_UNWIND_INFO if cfa.address is None else StackEnd.UNREADABLE_MEMORY
+        caller = find_caller(row, registers, cfa, self._word, (arch.pc, arch.sp), read_word)
+        if isinstance(caller, Missing):
+            return StackEnd.UNREADABLE_MEMORY
+        if self._is_return_address(caller[arch.pc]):
+            return _Caller(caller)
+        return StackEnd.BAD_RETURN_ADDRESS
+
+    def _pushed_words(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> int:
+        """Words on the stack that patched code pushed and its unwind row does not count (alternatives, paravirt), 0 if none."""
+        pc, sp = registers[self._architecture.pc], registers[self._architecture.sp]
+        skipped = 0
+        while skipped < _MAX_SKIPPED_WORDS:
+            word = read_word(sp + skipped * self._word)
+            if word is None or self._place(word).start != place.start or not self._text.contains(word):
+                break
+            skipped += 1
+        if skipped:
+            return skipped
+        around = self._text.read(pc - 1, 2)
+        return 0 if around is None else self._code.pushed_words(around[:1], around[1:])
+
+    def _leave_thunk(self, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
+        """From a retpoline or return thunk. Its rows say nothing: on the stack are words of its own making, then perhaps the
+
+        target that it is about to return to, then the return address that the call through it pushed.
+        """
+        arch, word_size = self._architecture, self._word
+        sp = registers[arch.sp]
+        pending = None
+        for _attempt in range(4):
+            word = read_word(sp)
+            if word is None:
+                return StackEnd.UNREADABLE_MEMORY
+            sp += word_size
+            place = self._place(word)
+            if self._text.contains(word) and place.is_thunk and not place.is_entry:
+                continue
+            if self._is_return_address(word):
+                caller = {arch.pc: word, arch.sp: sp}
+                if arch.fp in registers:
+                    caller[arch.fp] = registers[arch.fp]
+                return _Caller(caller, pending=pending)
+            if pending is None and self._text.contains(word) and place.start == word:
+                pending = word
+                continue
+            break
+        return StackEnd.BAD_RETURN_ADDRESS
+
+    def _leave_trap(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
+        arch, trap = self._architecture, self._code.trap
+        cfa = find_cfa(row, registers, read_word)
+        if isinstance(cfa, Missing):
+            return StackEnd.NO_UNWIND_INFO if cfa.address is None else StackEnd.UNREADABLE_MEMORY
+        layouts = [(trap.full, trap.size)]
+        if row.kind is RowKind.TRAP_PARTIAL:
+            # Between `call error_entry` and the switch to the stack that it returns, the row says "partial" but everything is
+            # saved already (asm_exc_*, arch/x86/entry/entry_64.S): the selectors tell which it is.
+            layouts.insert(0, (trap.partial, self._word * len(trap.partial)))
+        unreadable = False
+        for layout, size in layouts:
+            saved = read_trap(layout, cfa, read_word)
+            if isinstance(saved, Missing):
+                unreadable = True
+                continue
+            if not self._code.is_trap(saved):
+                continue
+            if arch.is_user(saved):
+                if not self._code.is_trap_place(cfa + size):
+                    continue
+            elif not self._is_code(saved[arch.pc]):
+                continue
+            return _Caller(saved if layout is trap.full else {**registers, **saved}, interrupted=True)
+        return StackEnd.UNREADABLE_MEMORY if unreadable else StackEnd.BAD_RETURN_ADDRESS
+
+    def _is_code(self, address: int) -> bool:
+        low, high = self._code.module_area
+        return self._text.contains(address) or low <= address < high
+
+    def _is_root_start(self, address: int) -> bool:
+        place = self._place(address)
+        return place.start == address and place.name in self._code.task_roots
+
+    def _is_return_address(self, address: int) -> bool:
+        """Whether a word can be a return address: code, after a call instruction (modules and freed boot code cannot be checked)."""
+        known = self._calls.get(address)
+        if known is not None:
+            return known
+        low, high = self._code.module_area
+        if low <= address < high:
+            answer = True
+        elif not self._text.contains(address):
+            answer = False
+        else:
+            before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
+            is_boot_code = self._init_text[0] <= address < self._init_text[1]
+            follows_call = before is not None and self._code.follows_call(before)
+            answer = follows_call or is_boot_code or self._is_root_start(address)
+        self._calls[address] = answer
+        return answer
+
+    def _advances(self, sp: int, caller_sp: int) -> bool:
+        """On one stack a caller's frame lies above; between stacks nothing can be said."""
+        same_stack = sp // self._architecture.stack_size == caller_sp // self._architecture.stack_size
+        return caller_sp > sp or not same_stack
+
+
+def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, int]) -> Unwound | None:
+    """The one-frame result for a vCPU that runs user code or code from before the kernel; None if it runs the kernel."""
+    pc = registers[architecture.pc]
+    if architecture.is_user(registers):
+        return Unwound(Callchain((Frame(pc, pc, Space.USER),), StackEnd.USER_MODE), registers)
+    if not architecture.is_kernel_address(pc):
+        return Unwound(Callchain((Frame(pc, pc, Space.FIRMWARE),), StackEnd.FIRMWARE), None)
+    return None
