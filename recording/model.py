@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from recording.symbols import SymbolTable
+
 
 class FrameKind(StrEnum):
     """What kind of code a named frame belongs to."""
@@ -127,3 +129,45 @@ class Sample:
     boot: int
     weight_ns: int
     callchain: Callchain
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A piece of code with its symbols, in one boot of the guest.
+
+    name: ``vmlinux``, a module's name, a file's path.
+    boot: index of the kernel run in which the ranges hold.
+    build_id: lower-case hex, or None where it is not known.
+    ranges: run-time addresses [start, end) of its code.
+    symbols: at run-time addresses, or None where there are none.
+    """
+
+    name: str
+    kind: FrameKind
+    boot: int
+    build_id: str | None
+    ranges: tuple[tuple[int, int], ...]
+    symbols: SymbolTable | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened while recording.
+
+    kind: a short fixed word, such as ``kernel-found`` or ``guest-reset``.
+    text: a sentence.
+    """
+
+    running_time_ns: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawCapture:
+    """The bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory by address."""
+
+    halt: int
+    vcpu: int
+    registers: bytes
+    memory: tuple[tuple[int, bytes], ...]

@@ -1,0 +1,223 @@
+"""A recording's file becomes the values of ``recording/model.py`` again.
+
+Nothing in the file is trusted: it may be cut short, or made by somebody else. Whatever does not fit raises BadRecordingError.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from recording import files
+from recording.errors import BadRecordingError
+from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, RawCapture, Sample, Space, StackEnd
+from recording.schema import to_unsigned
+from recording.store import PIECE
+from recording.symbols import SymbolTable
+
+_MAX_CAPTURE = 1 << 26
+_HALTS = """
+    SELECT host_time_ns, running_time_ns, halted_ns, lateness_ns FROM halts h
+    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+    ORDER BY id"""
+_STACK_TOTALS = """
+    SELECT callchain, boot, vcpu, count(*), sum(weight_ns) FROM samples s JOIN halts h ON h.id = s.halt
+    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+        AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
+    GROUP BY vcpu, boot, callchain ORDER BY vcpu, boot, callchain"""
+_TIMELINE = """
+    SELECT vcpu, running_time_ns, weight_ns, callchain, boot FROM samples s JOIN halts h ON h.id = s.halt
+    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+        AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
+    ORDER BY vcpu, halt"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which samples to look at.
+
+    vcpus: None for all.
+    since_ns, until_ns: guest running time since the recording's start, [since, until); None for no bound.
+    idle: whether samples of the idle loop count.
+    """
+
+    vcpus: frozenset[int] | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    idle: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StackTotal:
+    """How often one callchain was seen on one vCPU in one boot."""
+
+    callchain: int
+    boot: int
+    vcpu: int
+    samples: int
+    weight_ns: int
+
+
+class Recording:
+    """A finished or running recording, opened to read. A context manager.
+
+    What is read is the state at the time of opening. All methods raise BadRecordingError where the file is damaged.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, copy: tempfile.TemporaryDirectory[str] | None, meta: dict[str, Any]
+    ) -> None:
+        """Use ``open``."""
+        self.path = path
+        self.meta = meta
+        self._connection = connection
+        self._copy = copy
+
+    @classmethod
+    def open(cls, path: Path) -> Recording:
+        """Raises BadRecordingError where the file is missing, empty, foreign, of a newer format or damaged."""
+        connection, copy = files.open_read_only(path)
+        recording = cls(path, connection, copy, {})
+        try:
+            for key, value in recording._query("SELECT key, value FROM meta ORDER BY key"):
+                with recording._damage_told():
+                    recording.meta[str(key)] = json.loads(value)
+        except BadRecordingError:
+            recording.close()
+            raise
+        return recording
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closing again does nothing."""
+        self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Errors that damaged content raises become BadRecordingError."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, OverflowError, struct.error, zlib.error) as error:
+            raise BadRecordingError(f"{self.path} is damaged ({error}); record again") from error
+
+    def _query(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows whose INTEGER columns may hold anything: SQLite does not enforce types."""
+        with self._damage_told():
+            yield from self._connection.execute(statement, parameters)
+
+    def _integers(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[int, ...]]:
+        """Rows of integers and nothing else."""
+        with self._damage_told():
+            for row in self._connection.execute(statement, parameters):
+                for value in row:
+                    if type(value) is not int:
+                        raise ValueError(f"{value!r:.40} where a number belongs")
+                yield row
+
+    def halts(self, selection: Selection | None = None) -> Iterator[Halt]:
+        """The halts within a selection's time, all without one, in time order."""
+        for row in self._integers(_HALTS, _parameters(selection)[:2]):
+            yield Halt(*row)
+
+    def images(self) -> list[Image]:
+        """All images in the order in which they were added."""
+        ranges: dict[int, list[tuple[int, int]]] = {}
+        for image, start, end in self._integers('SELECT image, start, "end" FROM image_ranges ORDER BY image, position'):
+            ranges.setdefault(image, []).append((to_unsigned(start), to_unsigned(end)))
+        images = []
+        for index, name, kind, boot, build_id, symbols in self._query(
+            "SELECT id, name, kind, boot, build_id, symbols FROM images ORDER BY id"
+        ):
+            with self._damage_told():
+                if type(boot) is not int or not isinstance(name, str) or not isinstance(build_id, str | None):
+                    raise ValueError("an image's name or boot is of the wrong type")
+                table = None if symbols is None else SymbolTable.from_blob(symbols)
+                images.append(Image(name, FrameKind(kind), boot, build_id, tuple(ranges.get(index, ())), table))
+        return images
+
+    def callchains(self) -> dict[int, Callchain]:
+        """All distinct callchains by their id."""
+        frames = {}
+        for index, pc, lookup_pc, space, guess in self._query("SELECT id, pc, lookup_pc, space, guess FROM frames"):
+            with self._damage_told():
+                frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess))
+        callchains = {}
+        for index, end, ids in self._query('SELECT id, "end", frames FROM callchains'):
+            with self._damage_told():
+                callchains[index] = Callchain(tuple([frames[i] for i in json.loads(ids)]), StackEnd(end))
+        return callchains
+
+    def samples(self) -> Iterator[Sample]:
+        """All samples in time order, and by vCPU within a halt."""
+        callchains = self.callchains()
+        for halt, vcpu, boot, weight_ns, callchain in self._integers(
+            "SELECT halt, vcpu, boot, weight_ns, callchain FROM samples ORDER BY halt, vcpu"
+        ):
+            with self._damage_told():
+                known = callchains[callchain]
+            yield Sample(halt, vcpu, boot, weight_ns, known)
+
+    def stack_totals(self, selection: Selection) -> Iterator[StackTotal]:
+        """Samples counted by vCPU, boot and callchain, in that order. ``selection.idle`` is not looked at here: it needs names."""
+        for callchain, boot, vcpu, samples, weight_ns in self._integers(_STACK_TOTALS, _parameters(selection)):
+            yield StackTotal(callchain, boot, vcpu, samples, weight_ns)
+
+    def timeline(self, selection: Selection) -> Iterator[tuple[int, ...]]:
+        """(vcpu, running_time_ns, weight_ns, callchain, boot) of each sample, by vCPU and then in time order, idle ones as well."""
+        yield from self._integers(_TIMELINE, _parameters(selection))
+
+    def events(self) -> list[Event]:
+        """All events in the order in which they were added."""
+        with self._damage_told():
+            rows = self._connection.execute("SELECT running_time_ns, kind, text FROM events ORDER BY id")
+            return [Event(int(time_ns), str(kind), str(text)) for time_ns, kind, text in rows]
+
+    def captures(self) -> Iterator[RawCapture]:
+        """The raw captures in time order, none unless they were asked for when recording."""
+        for halt, vcpu, registers, memory in self._query("SELECT halt, vcpu, registers, memory FROM captures ORDER BY halt, vcpu"):
+            with self._damage_told():
+                capture = RawCapture(int(halt), int(vcpu), _inflated(registers), tuple(_pieces(_inflated(memory))))
+            yield capture
+
+
+def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:
+    """What the numbered parameters of the statements stand for: since, until, and the vCPUs as a JSON array."""
+    if selection is None:
+        return None, None, None
+    vcpus = None if selection.vcpus is None else json.dumps(sorted(selection.vcpus))
+    return selection.since_ns, selection.until_ns, vcpus
+
+
+def _inflated(blob: bytes) -> bytes:
+    engine = zlib.decompressobj()
+    data = engine.decompress(blob, _MAX_CAPTURE)
+    if not engine.eof:
+        raise ValueError("a capture is cut short or too large")
+    return data
+
+
+def _pieces(packed: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset < len(packed):
+        address, size = PIECE.unpack_from(packed, offset)
+        offset += PIECE.size
+        if offset + size > len(packed):
+            raise ValueError("a piece of captured memory is cut short")
+        yield address, packed[offset : offset + size]
+        offset += size

@@ -1,0 +1,74 @@
+"""The recording's file format: one SQLite database, its tables and how integers and names are kept in it.
+
+Any SQLite tool can query a recording. Addresses are 64 bits unsigned in the guest and signed in SQLite, so
+``printf('%x', pc)`` prints them as they are. ``callchains.frames`` is a JSON array of ``frames.id``, leaf first, for ``json_each``.
+
+Keys of ``meta`` (values are JSON) which the views read; any other key is kept and shown as it is:
+
+- ``requested_hz``: number, the sampling rate that was asked for
+- ``architecture``, ``accelerator``, ``qemu_version``, ``kernel_release``: text about the machine
+- ``vcpus``: number of vCPUs
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x47505246
+"""``GPRF`` (https://www.sqlite.org/pragma.html#pragma_application_id)."""
+FORMAT_VERSION = 1
+"""``user_version``: raised whenever an older guestprof could not read the file rightly."""
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE halts (
+    id INTEGER PRIMARY KEY, host_time_ns INTEGER NOT NULL, running_time_ns INTEGER NOT NULL,
+    halted_ns INTEGER NOT NULL, lateness_ns INTEGER NOT NULL
+);
+CREATE TABLE frames (
+    id INTEGER PRIMARY KEY, pc INTEGER NOT NULL, lookup_pc INTEGER NOT NULL, space TEXT NOT NULL, guess INTEGER NOT NULL
+);
+CREATE TABLE callchains (id INTEGER PRIMARY KEY, end TEXT NOT NULL, frames TEXT NOT NULL);
+CREATE TABLE samples (
+    halt INTEGER NOT NULL REFERENCES halts, vcpu INTEGER NOT NULL, boot INTEGER NOT NULL, weight_ns INTEGER NOT NULL,
+    callchain INTEGER NOT NULL REFERENCES callchains, PRIMARY KEY (halt, vcpu)
+) WITHOUT ROWID;
+CREATE TABLE images (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, boot INTEGER NOT NULL, build_id TEXT, symbols BLOB
+);
+CREATE TABLE image_ranges (
+    image INTEGER NOT NULL REFERENCES images, position INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
+    PRIMARY KEY (image, position)
+) WITHOUT ROWID;
+CREATE TABLE events (id INTEGER PRIMARY KEY, running_time_ns INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE captures (
+    halt INTEGER NOT NULL REFERENCES halts, vcpu INTEGER NOT NULL, registers BLOB NOT NULL, memory BLOB NOT NULL,
+    PRIMARY KEY (halt, vcpu)
+) WITHOUT ROWID;
+"""
+
+INSERTS = {
+    "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+    "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",
+    "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?)",
+    "callchains": "INSERT INTO callchains VALUES (?, ?, ?)",
+    "samples": "INSERT INTO samples VALUES (?, ?, ?, ?, ?)",
+    "images": "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)",
+    "image_ranges": "INSERT INTO image_ranges VALUES (?, ?, ?, ?)",
+    "events": "INSERT INTO events VALUES (?, ?, ?, ?)",
+    "captures": "INSERT INTO captures VALUES (?, ?, ?, ?)",
+}
+"""How a row of each table is written, tables that others refer to first."""
+
+
+def to_signed(value: int) -> int:
+    """An unsigned 64-bit address as SQLite keeps it."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def to_unsigned(value: int) -> int:
+    """The address that ``to_signed`` kept."""
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def storable_text(text: str) -> str:
+    """Text that SQLite can keep: guests may name things with bytes that are no UTF-8, which Python keeps as lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,163 @@
+"""Samples, halts and images become rows of one SQLite file (``recording/schema.py``), while the guest runs.
+
+A writer gathers rows in memory and commits them in one transaction when half a second has passed, so that a killed profiler
+loses no more than that, and sampling never waits for a disk's sync (WAL mode, synchronous=NORMAL).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from recording import files
+from recording.errors import GuestprofError
+from recording.model import Callchain, Event, Frame, Halt, Image, Sample
+from recording.schema import APPLICATION_ID, FORMAT_VERSION, INSERTS, TABLES, storable_text, to_signed
+
+COMMIT_PERIOD_S = 0.5
+PIECE = struct.Struct("<QI")
+"""Header of a piece of captured memory: its address and length; its bytes follow."""
+
+_frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_")
+"""What makes frames equal, as plain values: hashing them costs a third of hashing the frames."""
+
+
+class RecordingWriter:
+    """Owns the file of a recording that is being made. A context manager; leaving it closes the file.
+
+    All methods that write raise GuestprofError where the disk is full or fails; what was committed before is kept, and closing
+    writes nothing more.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float], overwrite: bool = False) -> None:
+        """``clock`` gives seconds. Raises GuestprofError where the file exists (without ``overwrite``) or cannot be written."""
+        self._path = path
+        self._clock = clock
+        self._rows: dict[str, list[tuple[object, ...]]] = {table: [] for table in INSERTS}
+        self._frame_ids: dict[Frame, int] = {}
+        self._callchain_ids: dict[tuple[object, ...], int] = {}
+        self._halts = self._images = self._events = 0
+        self._failed = False
+        self._connection: sqlite3.Connection | None = files.create(path, overwrite=overwrite)
+        try:
+            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript(f"BEGIN; {TABLES} COMMIT;")
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from error
+        self._committed_at = clock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def set_meta(self, key: str, value: object) -> None:
+        """Keep something about the run; ``value`` is anything JSON can hold. A later value of a key replaces the earlier one."""
+        self._rows["meta"].append((storable_text(key), json.dumps(value)))
+
+    def add_halt(self, halt: Halt) -> int:
+        """Keep a halt; gives its index, from 0."""
+        index = self._halts
+        self._halts += 1
+        self._rows["halts"].append((index, halt.host_time_ns, halt.running_time_ns, halt.halted_ns, halt.lateness_ns))
+        return index
+
+    def add_sample(self, sample: Sample) -> None:
+        """Keep a sample. Its halt must have been added; samples of one halt may come at any later time, one a vCPU."""
+        callchain = sample.callchain
+        key = (callchain.end, *map(_frame_key, callchain.frames))
+        callchain_id = self._callchain_ids.get(key)
+        if callchain_id is None:
+            callchain_id = self._callchain_ids[key] = self._add_callchain(callchain)
+        self._rows["samples"].append((sample.halt, sample.vcpu, sample.boot, sample.weight_ns, callchain_id))
+
+    def _add_callchain(self, callchain: Callchain) -> int:
+        index = len(self._callchain_ids)
+        ids = [self._frame_id(frame) for frame in callchain.frames]
+        self._rows["callchains"].append((index, callchain.end.value, json.dumps(ids, separators=(",", ":"))))
+        return index
+
+    def _frame_id(self, frame: Frame) -> int:
+        found = self._frame_ids.get(frame)
+        if found is None:
+            found = self._frame_ids[frame] = len(self._frame_ids)
+            row = (found, to_signed(frame.pc), to_signed(frame.lookup_pc), frame.space.value, int(frame.guess))
+            self._rows["frames"].append(row)
+        return found
+
+    def add_image(self, image: Image) -> int:
+        """Keep an image with its symbols; gives its index, from 0."""
+        index = self._images
+        self._images += 1
+        blob = None if image.symbols is None else image.symbols.to_blob()
+        build_id = None if image.build_id is None else storable_text(image.build_id)
+        self._rows["images"].append((index, storable_text(image.name), image.kind.value, image.boot, build_id, blob))
+        for position, (start, end) in enumerate(image.ranges):
+            self._rows["image_ranges"].append((index, position, to_signed(start), to_signed(end)))
+        return index
+
+    def add_event(self, event: Event) -> None:
+        """Keep something that happened."""
+        row = (self._events, event.running_time_ns, storable_text(event.kind), storable_text(event.text))
+        self._events += 1
+        self._rows["events"].append(row)
+
+    def add_capture(self, halt: int, vcpu: int, registers: bytes, memory: Sequence[tuple[int, bytes]]) -> None:
+        """Keep the raw bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory."""
+        packed = b"".join(PIECE.pack(address, len(piece)) + piece for address, piece in memory)
+        self._rows["captures"].append((halt, vcpu, zlib.compress(registers, 1), zlib.compress(packed, 1)))
+
+    def commit_if_due(self) -> None:
+        """Write to the file what was added, when half a second has passed since the last time."""
+        if self._clock() - self._committed_at >= COMMIT_PERIOD_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write to the file what was added, now."""
+        connection = self._connection
+        if connection is None or self._failed:
+            return
+        try:
+            connection.execute("BEGIN")
+            for table, statement in INSERTS.items():
+                if rows := self._rows[table]:
+                    connection.executemany(statement, rows)
+                    rows.clear()
+            connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from error
+        self._committed_at = self._clock()
+
+    def close(self) -> None:
+        """Write what is left and make one single file of it. Closing again does nothing."""
+        if self._connection is None:
+            return
+        try:
+            self.commit()
+            if not self._failed:
+                # Fails while somebody reads the recording; then its log stays beside it and is read with it.
+                self._connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise self._failure(error) from error
+        finally:
+            self._connection.close()
+            self._connection = None
+
+    def _failure(self, error: sqlite3.DatabaseError) -> GuestprofError:
+        """Give up writing: the error to raise. SQLite rolls the open transaction back when the connection closes."""
+        self._failed = True
+        return GuestprofError(
+            f"cannot write {self._path}: {error}; what was recorded before is kept, make room or choose another file with -o"
+        )
