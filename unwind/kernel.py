@@ -104,8 +104,7 @@ class KernelUnwinder:
         if boundary is not None:
             return boundary
         arch = self._architecture
-        byteorder = "little" if arch.byteorder == "little" else "big"
-        size = self._word
+        size, byteorder = self._word, arch.byteorder
 
         def read_word(address: int) -> int | None:
             data = capture.read(address, size)

@@ -84,7 +84,10 @@ _NEW_KINDS = {0: RowKind.UNDEFINED, 1: RowKind.END, 2: RowKind.CALL, 3: RowKind.
 
 
 def detect_version(header: bytes | None, entries: bytes) -> OrcVersion:
-    """The version of a table, by header and content. Raises BadImageError for an unknown header or a content that contradicts it."""
+    """The version of a table, by header and content.
+
+    Raises BadImageError for an unknown header, or a content that contradicts it.
+    """
     by_content = _version_by_content(entries)
     if not header:
         return by_content

@@ -108,7 +108,7 @@ def find_cfa(row: Row, registers: Mapping[str, int], read_word: ReadWord) -> int
 def find_caller(
     row: Row, registers: Mapping[str, int], cfa: int, word: int, names: tuple[str, str], read_word: ReadWord
 ) -> dict[str, int] | Missing:
-    """The caller's known registers by a CALL row; ``names`` are those of the pc and the stack pointer, ``word`` is a pointer's size.
+    """The caller's known registers by a CALL row; ``names``: of the pc and the stack pointer, ``word``: a pointer's size.
 
     A saved register that cannot be read is left out: only the step that needs it fails.
     """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from unwind.rules import TrapFrame
 
@@ -82,12 +83,13 @@ class Architecture:
     interrupt_handler: handler address from the table's first 16 bytes.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
+    cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
     """
 
     name: str
     qemu_targets: tuple[str, ...]
     gdb_architectures: tuple[str, ...]
-    byteorder: str
+    byteorder: Literal["little", "big"]
     pointer_size: int
     pc: str
     sp: str
@@ -104,4 +106,5 @@ class Architecture:
     interrupt_handler: Callable[[bytes], int]
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
+    cpu_base: tuple[str, ...]
     kernel_code: KernelCode

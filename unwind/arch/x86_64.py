@@ -113,6 +113,7 @@ X86_64 = Architecture(
     interrupt_handler=_gate_offset,
     image_physical=_image_physical,
     stack_size=0x4000,
+    cpu_base=("gs_base", "k_gs_base"),
     kernel_code=KernelCode(
         trap=TrapFrame(
             size=168,

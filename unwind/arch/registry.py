@@ -1,0 +1,16 @@
+"""The architectures that guestprof knows, and which one a name from QEMU means."""
+
+from __future__ import annotations
+
+from unwind.arch import Architecture
+from unwind.arch.x86_64 import X86_64
+
+ARCHITECTURES: tuple[Architecture, ...] = (X86_64,)
+
+
+def find_architecture(name: str) -> Architecture | None:
+    """The architecture that gdb's target description, ``query-target`` or the end of ``qemu-system-…`` calls by this name."""
+    for architecture in ARCHITECTURES:
+        if name == architecture.name or name in architecture.gdb_architectures or name in architecture.qemu_targets:
+            return architecture
+    return None
