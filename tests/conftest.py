@@ -1,0 +1,115 @@
+"""Fixtures that several test directories share: real guests, booted from stock kernels fetched as packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from guestprof.debian import fetch_kernel
+from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
+from recording.errors import MissingDependencyError
+from tests.qemu.guests import QEMU, Guest, GuestOptions
+
+KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
+"""The test matrix: kernel generation and the Debian suite that ships it (sid's moves on)."""
+
+
+class StartGuest(Protocol):
+    """Starts a guest and waits for a console mark; the guest ends with the test (or module) at the latest."""
+
+    def __call__(
+        self,
+        suite: str = "bookworm",
+        vcpus: int = 1,
+        *,
+        append: str = "",
+        cpu: str = "qemu64,-cx16",
+        until: str | None = WORKLOAD_MARK,
+        stub: bool = True,
+        reboots: bool = False,
+        extra: tuple[str, ...] = (),
+    ) -> Guest: ...
+
+
+def _unavailable(reason: str) -> None:
+    """Skip loudly; where CI runs, a guest that cannot be had is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must run real guests: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def guest_kernel() -> Callable[[str], Path]:
+    """The newest stock kernel image of a Debian suite, from the user's cache or fetched."""
+
+    def find(suite: str) -> Path:
+        try:
+            return fetch_kernel(suite)
+        except MissingDependencyError as error:
+            _unavailable(str(error))
+            raise
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def guest_initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's initramfs."""
+    try:
+        data = build_initramfs(find_busybox())
+    except MissingDependencyError as error:
+        _unavailable(str(error))
+        raise
+    path = tmp_path_factory.mktemp("initramfs") / "initramfs.gz"
+    path.write_bytes(data)
+    return path
+
+
+def _starter(stack: ExitStack, kernel: Callable[[str], Path], initramfs: Path) -> StartGuest:
+    if shutil.which(QEMU) is None:
+        _unavailable(f"{QEMU} is not installed (Debian: qemu-system-x86)")
+
+    def start(
+        suite: str = "bookworm",
+        vcpus: int = 1,
+        *,
+        append: str = "",
+        cpu: str = "qemu64,-cx16",
+        until: str | None = WORKLOAD_MARK,
+        stub: bool = True,
+        reboots: bool = False,
+        extra: tuple[str, ...] = (),
+    ) -> Guest:
+        options = GuestOptions(
+            kernel(suite), initramfs, vcpus=vcpus, append=append, cpu=cpu, stub=stub, reboots=reboots, extra=extra
+        )
+        guest = stack.enter_context(Guest(options))
+        if until is not None:
+            guest.wait_for(until)
+        return guest
+
+    return start
+
+
+@pytest.fixture
+def start_guest(guest_kernel: Callable[[str], Path], guest_initramfs: Path) -> Iterator[StartGuest]:
+    """Starts guests that end with the test."""
+    with ExitStack() as stack:
+        yield _starter(stack, guest_kernel, guest_initramfs)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((suite, vcpus), id=f"{kernel}-{vcpus}cpu") for kernel, suite in KERNELS.items() for vcpus in (1, 2)],
+)
+def matrix_guest(request: pytest.FixtureRequest, guest_kernel: Callable[[str], Path], guest_initramfs: Path) -> Iterator[Guest]:
+    """A guest at work, of each kernel with 1 and with 2 vCPUs; a module's tests share it, one guest after the other."""
+    suite, vcpus = request.param
+    with ExitStack() as stack:
+        yield _starter(stack, guest_kernel, guest_initramfs)(suite, vcpus)
