@@ -182,20 +182,36 @@ class KernelUnwinder:
             return StackEnd.ENTRY_WINDOW
         return StackEnd.NO_UNWIND_INFO
 
-    def _leave_call(
-        self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord
-    ) -> _Step:
+    def _leave_call(self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord) -> _Step:
+        sp = self._architecture.sp
+        if not interrupted or place.is_entry or row.register != sp:
+            return self._apply_call(row, registers, read_word)
+        skipped = self._own_calls(place, registers[sp], read_word)
+        if skipped:
+            return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
         step = self._apply_call(row, registers, read_word)
-        if not interrupted or place.is_entry or row.register != self._architecture.sp or step is StackEnd.UNREADABLE_MEMORY:
-            return step
         if step is StackEnd.BAD_RETURN_ADDRESS:
-            pushed = self._pushed_words(place, registers, read_word)
-            if pushed:
-                moved = {**registers, self._architecture.sp: registers[self._architecture.sp] + pushed * self._word}
-                adjusted = self._apply_call(row, moved, read_word)
-                if isinstance(adjusted, _Caller):
-                    return _Caller(adjusted.registers, guess=True)
+            pc = registers[self._architecture.pc]
+            around = self._text.read(pc - 1, 2)
+            pushed = 0 if around is None else self._code.pushed_words(around[:1], around[1:])
+            moved = self._apply_call(row, {**registers, sp: registers[sp] + pushed * self._word}, read_word) if pushed else step
+            if isinstance(moved, _Caller):
+                return _Caller(moved.registers, guess=True)
         return step
+
+    def _own_calls(self, place: _Place, sp: int, read_word: ReadWord) -> int:
+        """How many return addresses a function has pushed by calls to its own next instructions, which no row counts.
+
+        ``FILL_RETURN_BUFFER`` does so (arch/x86/include/asm/nospec-branch.h), patched in where the row was made for NOPs.
+        """
+        for count in range(_MAX_SKIPPED_WORDS):
+            word = read_word(sp + count * self._word)
+            if word is None or not self._text.contains(word) or self._place(word).start != place.start:
+                return count
+            before = self._text.read(word - _CALL_BYTES, _CALL_BYTES)
+            if before is None or not self._code.follows_own_call(before):
+                return count
+        return 0
 
     def _apply_call(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         arch = self._architecture
@@ -208,20 +224,6 @@ class KernelUnwinder:
         if self._is_return_address(caller[arch.pc]):
             return _Caller(caller)
         return StackEnd.BAD_RETURN_ADDRESS
-
-    def _pushed_words(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> int:
-        """Words on the stack that patched code pushed and its unwind row does not count (alternatives, paravirt), 0 if none."""
-        pc, sp = registers[self._architecture.pc], registers[self._architecture.sp]
-        skipped = 0
-        while skipped < _MAX_SKIPPED_WORDS:
-            word = read_word(sp + skipped * self._word)
-            if word is None or self._place(word).start != place.start or not self._text.contains(word):
-                break
-            skipped += 1
-        if skipped:
-            return skipped
-        around = self._text.read(pc - 1, 2)
-        return 0 if around is None else self._code.pushed_words(around[:1], around[1:])
 
     def _leave_thunk(self, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         """From a retpoline or return thunk. Its rows say nothing: on the stack are words of its own making, then perhaps the

@@ -41,6 +41,7 @@ _KERNEL_SS = frozenset({0x00, 0x18})
 _PAGE_MASK = 0xFFF
 _FRED_PADDING = 16
 """Bytes that kernels with CONFIG_X86_FRED leave free at the top of a task's stack (TOP_OF_KERNEL_STACK_PADDING)."""
+_OWN_CALL_REACH = 32
 _CPU_ENTRY_AREA = range(0xFFFF_FE00_0000_0000, 0xFFFF_FE80_0000_0000)
 
 
@@ -71,6 +72,11 @@ def _follows_call(before: bytes) -> bool:
     if before[1] == 0xFF and (before[2] == 0x15 or (before[2] & 0xF8 == 0x90 and before[2] != 0x94)):
         return True
     return before[0] == 0xFF and before[1] in (0x94, 0x14)
+
+
+def _follows_own_call(before: bytes) -> bool:
+    """``call 1f; int3; 1:`` and its kin: a displacement of a few bytes."""
+    return len(before) == 7 and before[2] == 0xE8 and int.from_bytes(before[3:], "little") <= _OWN_CALL_REACH
 
 
 def _pushed_words(before: bytes, after: bytes) -> int:
@@ -126,6 +132,7 @@ X86_64 = Architecture(
         is_trap=_is_trap,
         is_trap_place=_is_trap_place,
         follows_call=_follows_call,
+        follows_own_call=_follows_own_call,
         pushed_words=_pushed_words,
         task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
         idle_roots=frozenset(

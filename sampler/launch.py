@@ -1,0 +1,144 @@
+"""A QEMU command line becomes a running QEMU that stands before its guest's first instruction, with private sockets of ours."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from recording.errors import GuestprofError, MissingDependencyError, TransportError
+
+_START_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 5.0
+_POLL_S = 0.02
+_TAIL_BYTES = 2000
+_CONSOLE_READ_LIMIT = 1 << 20
+
+
+class LaunchedQemu:
+    """A QEMU started by us with ``-S``: its gdb stub and QMP socket lie in a private directory, its output goes to files there.
+
+    The files, not pipes, keep QEMU independent of us: whatever becomes of the profiler, the guest is not held up.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start ``arguments`` (a QEMU binary and its own options).
+
+        Raises MissingDependencyError where the binary is not there, TransportError where QEMU ends before its sockets are up.
+        """
+        if not arguments:
+            raise GuestprofError("no QEMU command line was given; put it after '--', for example: -- qemu-system-x86_64 -m 1G …")
+        binary = shutil.which(arguments[0])
+        if binary is None:
+            raise MissingDependencyError(f"{arguments[0]} is not installed; install QEMU (Debian: apt-get install qemu-system-x86)")
+        self._clock = clock
+        self.directory = Path(tempfile.mkdtemp(prefix="guestprof-"))
+        self.gdb_path = self.directory / "gdb"
+        self.qmp_path = self.directory / "qmp"
+        self.console_path = _serial_file(arguments) or self.directory / "stdout"
+        self._error_path = self.directory / "stderr"
+        self._console_offset = 0
+        self._console_rest = b""
+        self._keep = False
+        with (self.directory / "stdout").open("wb") as out, self._error_path.open("wb") as err:
+            self._process = subprocess.Popen(
+                [
+                    binary,
+                    *arguments[1:],
+                    "-S",
+                    "-chardev",
+                    f"socket,id=guestprof-gdb,path={self.gdb_path},server=on,wait=off",
+                    "-gdb",
+                    "chardev:guestprof-gdb",
+                    "-qmp",
+                    f"unix:{self.qmp_path},server=on,wait=off",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        try:
+            self._await_sockets()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether QEMU is gone."""
+        return self._process.poll() is not None
+
+    def _await_sockets(self) -> None:
+        give_up = self._clock() + _START_TIMEOUT_S
+        while not (self.gdb_path.exists() and self.qmp_path.exists()):
+            if self.has_ended:
+                raise TransportError(f"QEMU ended at once (status {self._process.returncode}): {self.error_text()}")
+            if self._clock() > give_up:
+                raise TransportError(f"QEMU opened no gdb stub within {_START_TIMEOUT_S:.0f} s; check its options")
+            time.sleep(_POLL_S)
+
+    def error_text(self) -> str:
+        """The last that QEMU wrote to its standard error, on one line."""
+        data = self._error_path.read_bytes()[-_TAIL_BYTES:]
+        return " / ".join(data.decode("utf-8", "replace").split("\n")).strip(" /") or "it printed nothing"
+
+    def read_console(self) -> list[str]:
+        """The console's new lines, and what stands of the line that is being written.
+
+        The console is QEMU's standard output, or the file of ``-serial file:``.
+        """
+        try:
+            with self.console_path.open("rb") as file:
+                file.seek(self._console_offset)
+                data = file.read(_CONSOLE_READ_LIMIT)
+        except OSError:
+            return []
+        if not data:
+            return []
+        self._console_offset += len(data)
+        lines = (self._console_rest + data).split(b"\n")
+        self._console_rest = lines[-1][-_TAIL_BYTES:]
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+
+    def keep_running(self) -> None:
+        """Leave QEMU and its sockets alone when this object is closed."""
+        self._keep = True
+
+    def close(self) -> None:
+        """End QEMU and remove its directory, unless it was asked to be kept."""
+        if self._keep:
+            return
+        if not self.has_ended:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> LaunchedQemu:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _serial_file(arguments: Sequence[str]) -> Path | None:
+    """Where the first serial console goes, if that is a file."""
+    for option, value in zip(arguments, arguments[1:], strict=False):
+        if option in ("-serial", "--serial"):
+            match = re.fullmatch(r"file:(.+)", value)
+            return Path(match.group(1)) if match else None
+    return None
