@@ -22,6 +22,8 @@ class FrameKind(StrEnum):
     FIRMWARE = "firmware"
     UNKNOWN = "unknown"
 
+    __hash__ = str.__hash__  # these are keys in the hottest loops; Enum's own is Python code
+
 
 class Space(StrEnum):
     """Which code a frame's address belongs to, as the processor's state tells it (a name comes later)."""
@@ -30,6 +32,8 @@ class Space(StrEnum):
     USER = "user"
     FIRMWARE = "firmware"
     """Supervisor code outside the kernel's half: firmware, bootloader, decompressor, identity-mapped early kernel."""
+
+    __hash__ = str.__hash__  # see FrameKind
 
 
 class StackEnd(StrEnum):
@@ -59,6 +63,8 @@ class StackEnd(StrEnum):
     """The next frame would lie below this one on the same stack."""
     DEPTH_LIMIT = "depth-limit"
     """More frames than any real stack has."""
+
+    __hash__ = str.__hash__  # see FrameKind
 
     @property
     def is_proper(self) -> bool:

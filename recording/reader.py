@@ -113,7 +113,16 @@ class Recording:
         """Errors that damaged content raises become BadRecordingError."""
         try:
             yield
-        except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, OverflowError, struct.error, zlib.error) as error:
+        except (
+            sqlite3.DatabaseError,
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+            RecursionError,
+            struct.error,
+            zlib.error,
+        ) as error:
             raise BadRecordingError(f"{self.path} is damaged ({error}); record again") from error
 
     def _query(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,73 @@
+"""Halts and stack ends become the figures that say how far a recording can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from recording.model import Halt, StackEnd
+
+LATE_SHARE = 0.5
+"""A halt is late when it was asked for later than this share of a period after its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Shares are of 1; what cannot be known (no samples, no requested rate) is None.
+
+    requested_hz, achieved_hz: halts a second of host time, between the first and the last one.
+    late: halts asked for later than half a period after their deadline.
+    halted_share: of host time, in which the guest stood halted.
+    complete_share: of all samples in the kernel, with a proper end or in an entry window, where there is no stack.
+    entry_share: of all samples in the kernel, in an entry window.
+    user_complete_share: of all samples in user code, with a whole user stack; None while user stacks are not unwound.
+    ends: samples by the reason of their stack's end, in the order of ``StackEnd``.
+    halts, halted_p50_ns, halted_p99_ns: number of halts and how long they were.
+    """
+
+    samples: int
+    requested_hz: float | None
+    achieved_hz: float | None
+    late: int | None
+    halted_share: float | None
+    complete_share: float | None
+    entry_share: float | None
+    user_complete_share: float | None
+    ends: dict[StackEnd, int]
+    halts: int
+    halted_p50_ns: int | None
+    halted_p99_ns: int | None
+
+
+def measure_quality(halts: Iterable[Halt], ends: Mapping[StackEnd, int], requested_hz: object) -> Quality:
+    """The quality of the samples counted in ``ends``, taken in ``halts`` (in time order).
+
+    requested_hz: as the file's meta has it, so it may be anything.
+    """
+    rows = list(halts)
+    hz = float(requested_hz) if isinstance(requested_hz, int | float) and requested_hz > 0 else None
+    kernel = sum(count for end, count in ends.items() if end.is_kernel)
+    proper = sum(count for end, count in ends.items() if end.is_proper)
+    entry = ends.get(StackEnd.ENTRY_WINDOW, 0)
+    lengths = sorted(halt.halted_ns for halt in rows)
+    between_ns = rows[-1].host_time_ns - rows[0].host_time_ns if rows else 0
+    whole_ns = between_ns + rows[-1].halted_ns if rows else 0
+    return Quality(
+        samples=sum(ends.values()),
+        requested_hz=hz,
+        achieved_hz=(len(rows) - 1) * 1e9 / between_ns if between_ns > 0 else None,
+        late=None if hz is None else sum(halt.lateness_ns > LATE_SHARE * 1e9 / hz for halt in rows),
+        halted_share=sum(lengths) / whole_ns if whole_ns > 0 else None,
+        complete_share=(proper + entry) / kernel if kernel else None,
+        entry_share=entry / kernel if kernel else None,
+        user_complete_share=None,
+        ends={end: ends[end] for end in StackEnd if ends.get(end)},
+        halts=len(rows),
+        halted_p50_ns=_percentile(lengths, 50),
+        halted_p99_ns=_percentile(lengths, 99),
+    )
+
+
+def _percentile(ascending: list[int], percent: int) -> int | None:
+    """The smallest value that at least ``percent`` of all values do not exceed (nearest rank)."""
+    return ascending[-(-len(ascending) * percent // 100) - 1] if ascending else None
