@@ -9,6 +9,7 @@ of vCPUs. Only a stack of its own for an exception (NMI, double fault ...) needs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from guest.kernel import Kernel
 from sampler.target import HaltedState, Read
@@ -45,7 +46,7 @@ class StackPlanner:
             return self._plan_links(state), True
         reads: list[Read] = []
         last = True
-        for vcpu, registers in enumerate(state.registers):
+        for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             arch = self._architecture
             if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]):
                 continue
@@ -69,7 +70,7 @@ class StackPlanner:
         """For stacks that were not known: where the topmost word that was copied leads elsewhere, copy from there too."""
         arch = self._architecture
         reads: list[Read] = []
-        for vcpu, registers in enumerate(state.registers):
+        for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             sp = registers[arch.sp]
             if arch.is_user(registers) or not arch.is_kernel_address(sp) or self._stack_end(sp)[1]:
                 continue
@@ -105,7 +106,7 @@ class StackPlanner:
         for low, high in self.kernel.irq_stacks:
             if low <= sp < high:
                 return high, any(link.address == high - self._architecture.pointer_size for link in self._links.values())
-        for low, high in self.kernel.exception_stacks:
+        for low, high in chain.from_iterable(self.kernel.exception_stacks):
             if low <= sp < high:
                 return high, False
         return sp // size * size + size, True
@@ -136,11 +137,11 @@ def _pieces(vcpu: int, start: int, end: int) -> Iterator[Read]:
 
 def captures(state: HaltedState) -> list[Capture]:
     """One capture for each vCPU of a halt."""
-    by_vcpu: list[list[tuple[int, bytes]]] = [[] for _ in state.registers]
+    by_vcpu: dict[int, list[tuple[int, bytes]]] = {vcpu: [] for vcpu in state.vcpus}
     for read, data in state.reads.items():
         if data is not None:
             by_vcpu[read.vcpu].append((read.address, data))
     return [
-        Capture(vcpu, registers, tuple(sorted(by_vcpu[vcpu], key=lambda piece: piece[0])))
-        for vcpu, registers in enumerate(state.registers)
+        Capture(vcpu, registers, tuple(sorted(by_vcpu[vcpu])))
+        for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
     ]

@@ -139,7 +139,7 @@ class KernelUnwinder:
     def _place(self, lookup_pc: int) -> _Place:
         place = self._places.get(lookup_pc)
         if place is None:
-            in_text = self._text.contains(lookup_pc)
+            in_text = self._is_kernel_text(lookup_pc)
             symbol = self._symbols.find_at(lookup_pc) if in_text else None
             name = symbol.name if symbol else ""
             place = self._places[lookup_pc] = _Place(
@@ -206,7 +206,7 @@ class KernelUnwinder:
         """
         for count in range(_MAX_SKIPPED_WORDS):
             word = read_word(sp + count * self._word)
-            if word is None or not self._text.contains(word) or self._place(word).start != place.start:
+            if word is None or not self._is_kernel_text(word) or self._place(word).start != place.start:
                 return count
             before = self._text.read(word - _CALL_BYTES, _CALL_BYTES)
             if before is None or not self._code.follows_own_call(before):
@@ -239,14 +239,14 @@ class KernelUnwinder:
                 return StackEnd.UNREADABLE_MEMORY
             sp += word_size
             place = self._place(word)
-            if self._text.contains(word) and place.is_thunk and not place.is_entry:
+            if place.is_thunk and not place.is_entry:
                 continue
             if self._is_return_address(word):
                 caller = {arch.pc: word, arch.sp: sp}
                 if arch.fp in registers:
                     caller[arch.fp] = registers[arch.fp]
                 return _Caller(caller, pending=pending)
-            if pending is None and self._text.contains(word) and place.start == word:
+            if pending is None and place.row is not None and place.start == word:
                 pending = word
                 continue
             break
@@ -280,27 +280,28 @@ class KernelUnwinder:
 
     def _is_code(self, address: int) -> bool:
         low, high = self._code.module_area
-        return self._text.contains(address) or low <= address < high
+        return self._is_kernel_text(address) or low <= address < high
+
+    def _is_kernel_text(self, address: int) -> bool:
+        return self._text.contains(address) or self._init_text[0] <= address < self._init_text[1]
 
     def _is_root_start(self, address: int) -> bool:
         place = self._place(address)
         return place.start == address and place.name in self._code.task_roots
 
     def _is_return_address(self, address: int) -> bool:
-        """Whether a word can be a return address: code, after a call instruction (modules and freed boot code cannot be checked)."""
+        """Whether a word can be a return address: code, after a call instruction where its bytes are known.
+
+        (They are not for modules and for boot code that was freed.)
+        """
         known = self._calls.get(address)
         if known is not None:
             return known
-        low, high = self._code.module_area
-        if low <= address < high:
-            answer = True
-        elif not self._text.contains(address):
+        if not self._is_code(address):
             answer = False
         else:
             before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
-            is_boot_code = self._init_text[0] <= address < self._init_text[1]
-            follows_call = before is not None and self._code.follows_call(before)
-            answer = follows_call or is_boot_code or self._is_root_start(address)
+            answer = before is None or self._code.follows_call(before) or self._is_root_start(address)
         self._calls[address] = answer
         return answer
 

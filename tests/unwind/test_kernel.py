@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recording.model import Callchain, Frame, Space, StackEnd
+from recording.symbols import SymbolTable
 from tests.builders.tiny_kernel import (
     AT_CALL,
     SAVED_RBP,
@@ -18,7 +19,7 @@ from tests.builders.tiny_kernel import (
 )
 from unwind.arch.x86_64 import X86_64
 from unwind.capture import Capture
-from unwind.kernel import classify_outside_kernel
+from unwind.kernel import KernelUnwinder, classify_outside_kernel
 from unwind.rules import Memory, Row, RowKind
 
 TRAP = Row(RowKind.TRAP, "rsp", 0)
@@ -295,6 +296,18 @@ def test_module_code_is_named_as_far_as_it_is_reached() -> None:
     module = 0xFFFF_FFFF_C012_3456
     chain = kernel.unwinder().unwind(capture(leaf, words(module, 0))).callchain
     assert chain == Callchain((Frame(leaf, leaf), Frame(module, module - 1)), StackEnd.NO_UNWIND_INFO)
+
+
+def test_freed_boot_code_counts_as_code_whose_bytes_are_unknown() -> None:
+    """The idle task of the boot CPU returns into ``start_kernel``, whose code is gone."""
+    kernel = TinyKernel()
+    idle = kernel.function("do_idle", AT_CALL)
+    gone = TEXT + 0x10_0000
+    kernel.rows[gone] = END
+    symbols = SymbolTable.from_symbols([(idle, "t", "do_idle"), (gone, "t", "x86_64_start_kernel")])
+    unwinder = KernelUnwinder(X86_64, symbols, kernel, kernel, (gone, gone + 0x1000))
+    chain = unwinder.unwind(capture(idle, words(gone + 0x55))).callchain
+    assert chain == Callchain((Frame(idle, idle), Frame(gone + 0x55, gone + 0x54)), StackEnd.IDLE_ROOT)
 
 
 def test_user_and_firmware_code_have_no_kernel_stack() -> None:
