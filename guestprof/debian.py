@@ -140,7 +140,7 @@ def _read_note(note: Path) -> Path | None:
     except OSError:
         return None
     unpacked = note.parent / name
-    return unpacked if name and "/" not in name and unpacked.is_dir() else None
+    return unpacked if re.fullmatch(r"[a-z0-9][^/]*", name) and unpacked.is_dir() else None
 
 
 def _fetch(mirror: Mirror, suite: str, architecture: str, name_regex: str, scratch: Path, run: Run, tell: Tell) -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-
 QEMU = "qemu-system-x86_64"
 BOOT_TIMEOUT_S = 180.0
 _POLL_S = 0.05
