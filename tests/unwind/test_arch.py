@@ -45,7 +45,8 @@ def test_x86_64_registers() -> None:
 
 def test_x86_64_page_table_root_with_kpti_and_pcid() -> None:
     """A user table and its PCID (bits 0 to 12) lead to the kernel's table beside it."""
-    assert X86_64.paging.root({"cr3": 0x8000_0000_022A_B801}) == 0x22A_A000
+    assert X86_64.paging.roots({"cr3": 0x8000_0000_022A_B801}) == (0x22A_A000, 0x22A_B000)
+    assert X86_64.paging.roots({"cr3": 0x22A_A801}) == (0x22A_A000,)
     assert X86_64.paging.levels({"cr4": 1 << 12}) == 5
     assert X86_64.paging.levels({"cr4": 0x6F0}) == 4
 

@@ -24,7 +24,7 @@ Registers = Mapping[str, int]
 class PagingFormat:
     """How the processor's page tables are laid out (all entries are 8 bytes, little endian, 512 a table).
 
-    root: physical address of the kernel's top-level table from the registers of a vCPU (any table that maps the kernel).
+    roots: physical addresses at which a vCPU's registers say that a top-level table may be which maps the kernel, likeliest first.
     levels: number of levels from the registers.
     present: bit mask that a valid entry has set.
     large: bit mask of an entry above the last level that maps memory itself.
@@ -32,7 +32,7 @@ class PagingFormat:
     enabled: whether the registers say that paging in this format is on.
     """
 
-    root: Callable[[Registers], int]
+    roots: Callable[[Registers], tuple[int, ...]]
     levels: Callable[[Registers], int]
     present: int
     large: int

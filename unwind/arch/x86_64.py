@@ -13,7 +13,10 @@ _CR0_PG = 1 << 31
 _CR4_LA57 = 1 << 12
 _EFER_LMA = 1 << 10
 _PTI_SWITCH_MASK = 0x1FFF
-"""PCID and the bit that selects KPTI's user table (arch/x86/entry/calling.h): clear them for the kernel's table."""
+"""PCID and the bit that selects KPTI's user table (arch/x86/entry/calling.h): clear them for the kernel's table.
+
+Without KPTI newer kernels (7.2) take a single page for the table, so that bit may be part of its address.
+"""
 _ENTRY_ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
@@ -23,6 +26,11 @@ def _is_user(registers: Registers) -> bool:
 
 def _is_32bit_kernel(registers: Registers) -> bool:
     return bool(registers["cr0"] & _CR0_PG) and not registers["efer"] & _EFER_LMA
+
+
+def _roots(registers: Registers) -> tuple[int, ...]:
+    table = registers["cr3"] & _ENTRY_ADDRESS
+    return tuple(dict.fromkeys((table & ~_PTI_SWITCH_MASK, table)))
 
 
 def _gate_offset(gate: bytes) -> int:
@@ -105,7 +113,7 @@ X86_64 = Architecture(
     is_kernel_address=lambda address: address >= 0xFFFF_8000_0000_0000,
     is_32bit_kernel=_is_32bit_kernel,
     paging=PagingFormat(
-        root=lambda registers: registers["cr3"] & _ENTRY_ADDRESS & ~_PTI_SWITCH_MASK,
+        roots=_roots,
         levels=lambda registers: 5 if registers["cr4"] & _CR4_LA57 else 4,
         present=1,
         large=1 << 7,

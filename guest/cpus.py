@@ -1,0 +1,127 @@
+"""Per-CPU facts of a running kernel: where each CPU's variables, interrupt stack and exception stacks are.
+
+Which of the kernel's variables exist says how it keeps them; no version does. Before ``setup_per_cpu_areas`` and before a CPU is
+brought up there is nothing: read again later.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from guest.paging import PAGE_SIZE, AddressSpace
+from recording.symbols import SymbolTable
+from unwind.arch import Architecture
+
+MAX_CPUS = 8192
+_HOT_SIZE = 64
+"""``struct pcpu_hot`` is a cache line (arch/x86/include/asm/current.h, 6.2 to 6.14)."""
+_TOP_SLOT = PAGE_SIZE - 8
+_EXCEPTION_STACK_PAGES = 19
+"""``struct cea_exception_stacks``: six stacks of two pages with a guard page before each and one at the end."""
+_ADDRESS_MASK = (1 << 64) - 1
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """Each tuple has one item per possible CPU, or none before the kernel has set them up.
+
+    offsets: what to add to a per-CPU symbol (``__per_cpu_offset``).
+    irq_stacks: [low, high) of the stack for hard and soft interrupts; (0, 0) for a CPU that is not up.
+    exception_stacks: [low, high) of each mapped stack for NMI, double fault, debug and machine check exceptions.
+    """
+
+    offsets: tuple[int, ...] = ()
+    irq_stacks: tuple[Range, ...] = ()
+    exception_stacks: tuple[tuple[Range, ...], ...] = ()
+
+
+def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> CpuFacts:
+    """Read the facts; parts that are not there yet stay empty."""
+    offsets = _read_offsets(space, symbols)
+    if not offsets:
+        return CpuFacts()
+    tops = _read_irq_stack_tops(space, symbols, offsets, architecture)
+    irq_stacks = tuple((top - architecture.stack_size, top) if top else (0, 0) for top in tops)
+    pointers = _read_variable(space, symbols, "cea_exception_stacks", offsets)
+    exception_stacks = tuple(_mapped_stacks(space, pointer, architecture) for pointer in pointers)
+    return CpuFacts(
+        offsets,
+        irq_stacks if any(tops) else (),
+        exception_stacks if any(exception_stacks) else (),
+    )
+
+
+def _read_offsets(space: AddressSpace, symbols: SymbolTable) -> tuple[int, ...]:
+    """``__per_cpu_offset`` of the possible CPUs; all are the same until the per-CPU areas are set up."""
+    table = symbols.find("__per_cpu_offset")
+    if table is None:
+        return (0,) if symbols.find("__per_cpu_start") is None else ()
+    limit = min(table.size // 8, MAX_CPUS)
+    number = symbols.find("nr_cpu_ids")
+    data = space.read_many([(number.address, 4)])[0] if number else None
+    count = min(limit, int.from_bytes(data, "little")) if data else limit
+    data = space.read_many([(table.address, 8 * count)])[0]
+    if not data:
+        return ()
+    offsets: tuple[int, ...] = struct.unpack(f"<{len(data) // 8}Q", data)
+    if count > 1 and len(set(offsets)) < count:
+        return ()
+    return offsets if any(offsets) else ()
+
+
+def _read_variable(space: AddressSpace, symbols: SymbolTable, name: str, offsets: tuple[int, ...]) -> list[int]:
+    """The 8-byte value of a per-CPU variable on each CPU, 0 where it cannot be read; nothing where there is no such variable."""
+    symbol = symbols.find(name)
+    if symbol is None:
+        return []
+    answers = space.read_many([(symbol.address + offset & _ADDRESS_MASK, 8) for offset in offsets])
+    return [0 if answer is None else int.from_bytes(answer, "little") for answer in answers]
+
+
+def _read_irq_stack_tops(
+    space: AddressSpace, symbols: SymbolTable, offsets: tuple[int, ...], architecture: Architecture
+) -> list[int]:
+    """The end of each CPU's interrupt stack, 0 where it is not up.
+
+    The variable points at the end of the stack (to 5.11), or at the last slot of it (since 951c2a51ae75).
+    """
+    hot = symbols.find("pcpu_hot")
+    if symbols.find("hardirq_stack_ptr") or hot is None:
+        values = _read_variable(space, symbols, "hardirq_stack_ptr", offsets)
+    else:
+        # The pointer's place in the structure differs with the configuration, but it is the only one to the last slot of a page.
+        answers = space.read_many([(hot.address + offset & _ADDRESS_MASK, _HOT_SIZE) for offset in offsets])
+        values = [_slot_pointer(answer, architecture) if answer else 0 for answer in answers]
+    tops = [value + 15 & -16 for value in values]
+    return [top if _is_stack_end(space, top, architecture) else 0 for top in tops]
+
+
+def _slot_pointer(hot: bytes, architecture: Architecture) -> int:
+    words = struct.unpack(f"<{len(hot) // 8}Q", hot)
+    return next((word for word in words if word % PAGE_SIZE == _TOP_SLOT and architecture.is_kernel_address(word)), 0)
+
+
+def _is_stack_end(space: AddressSpace, top: int, architecture: Architecture) -> bool:
+    return (
+        top % PAGE_SIZE == 0
+        and architecture.is_kernel_address(top - architecture.stack_size)
+        and space.translate(top - 8) is not None
+        and space.translate(top - architecture.stack_size) is not None
+    )
+
+
+def _mapped_stacks(space: AddressSpace, pointer: int, architecture: Architecture) -> tuple[Range, ...]:
+    """The mapped runs of pages from a pointer on: unmapped guard pages part the stacks."""
+    if pointer % PAGE_SIZE or not architecture.is_kernel_address(pointer):
+        return ()
+    stacks: list[Range] = []
+    for page in range(pointer, pointer + _EXCEPTION_STACK_PAGES * PAGE_SIZE, PAGE_SIZE):
+        if space.translate(page) is None:
+            continue
+        if stacks and stacks[-1][1] == page:
+            stacks[-1] = stacks[-1][0], page + PAGE_SIZE
+        else:
+            stacks.append((page, page + PAGE_SIZE))
+    return tuple(stacks)

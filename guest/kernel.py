@@ -1,0 +1,246 @@
+"""A found kernel becomes what sampling and unwinding need of it: symbols, code, unwind tables, page tables, per-CPU facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from guest.cache import KernelCache
+from guest.cpus import Range, read_cpus
+from guest.finder import KernelLocation, spaces_of
+from guest.identity import read_banner, read_build_id
+from guest.kallsyms import decode_kallsyms
+from guest.kallsyms_scan import MAX_IMAGE_SIZE, find_kallsyms
+from guest.memory import PhysicalMemory, Steps
+from guest.orc_tables import OrcBytes, read_orc
+from guest.paging import AddressSpace
+from guest.symbol_rows import SymbolRows
+from guest.text import TextImage, read_text
+from recording.errors import BadImageError
+from recording.symbols import SymbolTable
+from unwind.arch import Architecture
+from unwind.orc import OrcTable
+
+_FREEING_INIT = 2
+"""``system_state`` from which on boot code is, or may be, freed: SYSTEM_FREEING_INITMEM (5.13), before it SYSTEM_RUNNING."""
+_SIGNATURE_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A running kernel. Addresses are run-time virtual ones.
+
+    found_by: how it was found, in words.
+    text: its code (boot code as long as it is there).
+    init_text: [start, end) of boot code, which is freed once it has run.
+    orc: its unwind table, or None and in ``orc_problem`` why.
+    space: its page tables, read physically: its own, or early in boot those of the vCPU.
+    is_settled: ``space`` is its own, boot code is gone and the CPUs are known; until then ``refresh_kernel`` now and then.
+    irq_stacks, exception_stacks, cpu_offsets: by CPU number, see ``CpuFacts``; empty before they are set up.
+    """
+
+    release: str
+    build_id: str | None
+    banner: str
+    found_by: str
+    architecture: Architecture
+    symbols: SymbolTable
+    text: TextImage
+    init_text: Range
+    orc: OrcTable | None
+    orc_problem: str | None
+    space: AddressSpace
+    is_settled: bool
+    irq_stacks: tuple[Range, ...]
+    exception_stacks: tuple[tuple[Range, ...], ...]
+    cpu_offsets: tuple[int, ...]
+
+
+def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:
+    """Read a found kernel.
+
+    Raises BadImageError where its symbols are in no known format, GuestMemoryError where they cannot be read.
+    """
+    space = AddressSpace(memory, architecture.paging, location.space.root, location.space.levels)
+    build_id = location.note.build_id if location.note else None
+    sections = cache.load(build_id) or {}
+    yield
+    rows = _cached_rows(sections, space, architecture, location)
+    yield
+    orc_bytes = OrcBytes.from_sections(sections) if rows else None
+    is_cached = rows is not None and orc_bytes is not None
+    if rows is None:
+        rows = yield from _read_rows(space, location)
+    symbols = rows.table()
+    banner = read_banner(space, symbols)
+    yield
+    orc: OrcTable | None = None
+    problem = None
+    try:
+        if orc_bytes is None or not orc_bytes.fits(symbols):
+            orc_bytes = yield from read_orc(space, symbols)
+        orc = orc_bytes.parse(symbols)
+    except BadImageError as error:
+        problem = str(error)
+    yield
+    build_id = build_id or read_build_id(space, symbols)
+    if not is_cached:
+        _save(cache, build_id, architecture, rows, orc_bytes, banner)
+        yield
+    start, end = symbols.find("_sinittext"), symbols.find("_einittext")
+    kernel = Kernel(
+        release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
+        build_id=build_id,
+        banner=banner,
+        found_by=location.found_by,
+        architecture=architecture,
+        symbols=symbols,
+        text=TextImage(()),
+        init_text=_checked(start.address, end.address) if start and end else (0, 0),
+        orc=orc,
+        orc_problem=problem,
+        space=space,
+        is_settled=False,
+        irq_stacks=(),
+        exception_stacks=(),
+        cpu_offsets=(),
+    )
+    return (yield from _refreshed(kernel, space, has_new_text=True))
+
+
+def refresh_kernel(kernel: Kernel, registers: Sequence[Mapping[str, int]], *, has_new_text: bool = False) -> Steps[Kernel]:
+    """The kernel with what changes while it runs read anew: page tables, per-CPU facts, and its code where asked for.
+
+    The code is also read again when the kernel settles: it has patched itself by then. Returns the kernel as it was where no vCPU
+    has it mapped.
+    """
+    space = _current_space(kernel, registers)
+    if space is None:
+        return kernel
+    return (yield from _refreshed(kernel, space, has_new_text=has_new_text))
+
+
+def is_still_there(kernel: Kernel, registers: Sequence[Mapping[str, int]]) -> bool:
+    """Whether a vCPU still has this kernel mapped, by a few reads: after a reboot or kexec another one is there, or none."""
+    return _current_space(kernel, registers) is not None
+
+
+def _current_space(kernel: Kernel, registers: Sequence[Mapping[str, int]]) -> AddressSpace | None:
+    address, expected = _signature(kernel)
+    for space in spaces_of(kernel.space.memory, kernel.architecture, registers):
+        if space.read_many([(address, len(expected))])[0] == expected:
+            return space
+    return None
+
+
+def _signature(kernel: Kernel) -> tuple[int, bytes]:
+    """(address, bytes) that no other kernel has there: the banner, or the last code bytes of a kernel without that symbol."""
+    symbol = kernel.symbols.find("linux_banner")
+    if symbol:
+        return symbol.address, kernel.banner.encode("ascii")
+    start, end = kernel.text.ranges[0] if kernel.text.ranges else (0, 0)
+    address = max(start, end - _SIGNATURE_SIZE)
+    return address, kernel.text.read(address, end - address) or b""
+
+
+def _cached_rows(
+    sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, location: KernelLocation
+) -> SymbolRows | None:
+    """The cached symbols where this boot has put them, or None where the cache has none that fit the image in memory."""
+    stext = location.note.symbols.get("_stext") if location.note else None
+    if stext is None or "symbols" not in sections or "banner" not in sections:
+        return None
+    try:
+        kept = SymbolRows.from_bytes(sections["symbols"])
+    except BadImageError:
+        return None
+    base = kept.find("_stext")
+    if base is None:
+        return None
+    rows = kept.moved(stext - base, *architecture.kernel_image)
+    banner = rows.find("linux_banner")
+    expected = sections["banner"]
+    if banner is None or not expected or space.read_many([(banner, len(expected))])[0] != expected:
+        return None
+    return rows
+
+
+def _save(
+    cache: KernelCache, build_id: str | None, architecture: Architecture, rows: SymbolRows, orc: OrcBytes | None, banner: str
+) -> None:
+    """Keep what KASLR does not change: symbols with ``_stext`` at the start of the range in which images lie."""
+    stext = rows.find("_stext")
+    if stext is None or not banner:
+        return
+    start, end = architecture.kernel_image
+    kept = rows.moved(start - stext, start, end)
+    cache.save(build_id, {"banner": banner.encode("ascii"), "symbols": kept.to_bytes(), **(orc.to_sections() if orc else {})})
+
+
+def _read_rows(space: AddressSpace, location: KernelLocation) -> Steps[SymbolRows]:
+    """Decode the symbols from where the note says they are, or else from where a search finds them."""
+    stext = location.note.symbols.get("_stext") if location.note else None
+    anchors = {"_stext": stext} if stext else {"_text": location.image, "_stext": location.image}
+    problem: BadImageError | None = None
+    if location.kallsyms:
+        try:
+            return (yield from decode_kallsyms(space, location.kallsyms, anchors))
+        except BadImageError as error:
+            problem = error
+    place = yield from find_kallsyms(space, location.image)
+    if place is None:
+        raise problem or BadImageError(
+            f"no symbol table was found in the kernel at {location.image:#x}; guestprof needs a kernel with CONFIG_KALLSYMS"
+        )
+    return (yield from decode_kallsyms(space, place, anchors))
+
+
+def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> Steps[Kernel]:
+    own = _own_space(kernel, current)
+    facts = read_cpus(own or current, kernel.symbols, kernel.architecture)
+    if own and not facts.offsets:
+        # The table maps the image from the start, but the rest of the kernel's half only when the kernel loads it.
+        own = None
+        facts = read_cpus(current, kernel.symbols, kernel.architecture)
+    yield
+    space = own or current
+    is_init_there = _is_init_there(space, kernel.symbols)
+    is_settled = own is not None and not is_init_there and bool(facts.irq_stacks)
+    text = kernel.text
+    if has_new_text or (is_settled and not kernel.is_settled):
+        start, end = kernel.symbols.find("_stext"), kernel.symbols.find("_etext")
+        ranges = [_checked(start.address, end.address)] if start and end else []
+        text = yield from read_text(space, [*ranges, *([kernel.init_text] if is_init_there else [])])
+    space.forget()
+    return replace(
+        kernel,
+        text=text,
+        space=space,
+        is_settled=is_settled,
+        irq_stacks=facts.irq_stacks,
+        exception_stacks=facts.exception_stacks,
+        cpu_offsets=facts.offsets,
+    )
+
+
+def _own_space(kernel: Kernel, current: AddressSpace) -> AddressSpace | None:
+    """The kernel's own page tables, or None while they do not map the image as the vCPU's do (early in boot)."""
+    table = kernel.symbols.find(kernel.architecture.page_table_symbol)
+    start = kernel.symbols.find("_stext")
+    root = current.translate(table.address) if table else None
+    if root is None or start is None:
+        return None
+    own = AddressSpace(current.memory, kernel.architecture.paging, root, current.levels)
+    return own if own.translate(start.address) == current.translate(start.address) else None
+
+
+def _is_init_there(space: AddressSpace, symbols: SymbolTable) -> bool:
+    """Whether boot code is certain to be in memory still."""
+    symbol = symbols.find("system_state")
+    data = space.read_many([(symbol.address, 4)])[0] if symbol else None
+    return data is not None and int.from_bytes(data, "little") < _FREEING_INIT
+
+
+def _checked(start: int, end: int) -> Range:
+    """A range of code by two symbols, empty where they cannot be the ends of one."""
+    return (start, end) if 0 <= end - start <= MAX_IMAGE_SIZE else (start, start)

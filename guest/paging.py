@@ -1,0 +1,146 @@
+"""Virtual addresses become physical ones by walking the guest's page tables, and memory is read through them.
+
+Reading physically through the kernel's own table works in every mode of the vCPU: neither KPTI nor a user-mode vCPU hides
+anything. Formats: ``unwind.arch.PagingFormat`` (x86-64: Intel SDM volume 3A, section 4.5).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guest.memory import CHUNK_SIZE, MAX_READ, PhysicalMemory, Steps
+from recording.errors import GuestMemoryError
+from unwind.arch import PagingFormat
+
+PAGE_SIZE = 0x1000
+_TABLE = struct.Struct("<512Q")
+_LARGE_LEVELS = (2, 3)
+"""Levels whose entries may map memory themselves: 2 MiB and 1 GiB. Higher up the bit is reserved."""
+_MAX_TABLES = 4096
+_ADDRESS_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A piece of virtual memory that is mapped to contiguous physical memory."""
+
+    address: int
+    physical: int
+    size: int
+
+
+class AddressSpace:
+    """One set of page tables. Tables are remembered, so it is for mappings that stand still, or for one halt: see ``forget``."""
+
+    def __init__(self, memory: PhysicalMemory, paging: PagingFormat, root: int, levels: int) -> None:
+        """``root``: physical address of the top-level table; ``levels``: 1 to 5."""
+        if not 1 <= levels <= 5:
+            raise GuestMemoryError(f"page tables of {levels} levels do not exist; the registers of this guest are not understood")
+        self.memory = memory
+        self.root = root
+        self.levels = levels
+        self._paging = paging
+        self._tables: dict[int, tuple[int, ...] | None] = {}
+
+    def forget(self) -> None:
+        """Read the tables anew from now on: the guest ran and may have changed mappings."""
+        self._tables.clear()
+
+    def reopened(self) -> AddressSpace:
+        """The same space with nothing remembered."""
+        return AddressSpace(self.memory, self._paging, self.root, self.levels)
+
+    def _table(self, address: int) -> tuple[int, ...] | None:
+        if address not in self._tables:
+            if len(self._tables) >= _MAX_TABLES:
+                self._tables.clear()
+            data = self.memory.read_many([(address, PAGE_SIZE)])[0]
+            self._tables[address] = None if data is None or len(data) != PAGE_SIZE else _TABLE.unpack(data)
+        return self._tables[address]
+
+    def _walk(self, address: int) -> tuple[int | None, int]:
+        """Physical address of a virtual one (None where it is not mapped), and how many bytes from there on share the answer."""
+        table_address = self.root
+        for level in range(self.levels, 0, -1):
+            shift = 12 + 9 * (level - 1)
+            left = (1 << shift) - (address & (1 << shift) - 1)
+            table = self._table(table_address)
+            entry = 0 if table is None else table[address >> shift & 511]
+            if not entry & self._paging.present:
+                return None, left
+            is_large = level > 1 and entry & self._paging.large
+            if is_large and level not in _LARGE_LEVELS:
+                return None, left
+            table_address = entry & self._paging.address_mask
+            if is_large or level == 1:
+                return table_address & -1 << shift | address & (1 << shift) - 1, left
+        return None, PAGE_SIZE
+
+    def translate(self, address: int) -> int | None:
+        """Physical address of a virtual one, or None where it is not mapped."""
+        return self._walk(address & _ADDRESS_MASK)[0]
+
+    def mapped(self, start: int, end: int) -> Iterator[Extent | None]:
+        """The mapped pieces of [start, end), one for each run of contiguous physical memory; None now and then, for a pause."""
+        extent: Extent | None = None
+        address = start
+        steps = 0
+        while address < end:
+            physical, left = self._walk(address)
+            size = min(left, end - address)
+            if extent and physical == extent.physical + extent.size and address == extent.address + extent.size:
+                extent = Extent(extent.address, extent.physical, extent.size + size)
+            else:
+                if extent:
+                    yield extent
+                extent = None if physical is None else Extent(address, physical, size)
+            address += size
+            steps += 1
+            if steps % 1024 == 0:
+                yield None
+        if extent:
+            yield extent
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes at a virtual address. Raises GuestMemoryError where not all of them are mapped RAM."""
+        data = self.read_many([(address, size)])[0]
+        if data is None:
+            raise GuestMemoryError(f"{size} bytes at guest address {address:#x} are not mapped or not RAM")
+        return data
+
+    def read_many(self, requests: list[tuple[int, int]]) -> list[bytes | None]:
+        """One answer to each (virtual address, size), None where not all of it can be read; one batch for the memory."""
+        pieces: list[tuple[int, int]] = []
+        counts: list[int] = []
+        for address, size in requests:
+            extents = self._extents(address, size)
+            counts.append(len(extents))
+            pieces += extents
+        answers = iter(self.memory.read_many(pieces))
+        results: list[bytes | None] = []
+        for (_address, size), count in zip(requests, counts, strict=True):
+            parts = [next(answers) for _ in range(count)]
+            data = b"".join(part for part in parts if part is not None)
+            results.append(data if len(data) == size else None)
+        return results
+
+    def _extents(self, address: int, size: int) -> list[tuple[int, int]]:
+        """(physical address, size) of the pieces of a read, or none where not all of it is mapped."""
+        if not 0 <= size <= MAX_READ:
+            raise GuestMemoryError(f"refused to read {size} bytes at guest address {address:#x}: no kernel table is that long")
+        extents = [extent for extent in self.mapped(address, address + size) if extent]
+        if sum(extent.size for extent in extents) != size:
+            return []
+        return [(extent.physical, extent.size) for extent in extents]
+
+    def read_chunks(self, address: int, size: int) -> Steps[bytes]:
+        """``read`` in steps of CHUNK_SIZE."""
+        if not 0 <= size <= MAX_READ:
+            raise GuestMemoryError(f"refused to read {size} bytes at guest address {address:#x}: no kernel table is that long")
+        pieces: list[bytes] = []
+        for offset in range(0, size, CHUNK_SIZE):
+            pieces.append(self.read(address + offset, min(CHUNK_SIZE, size - offset)))
+            yield
+        return b"".join(pieces)
