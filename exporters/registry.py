@@ -1,0 +1,70 @@
+"""The names of output formats become the functions that write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exporters.flamegraph import export_flamegraph
+from exporters.folded import export_folded
+from exporters.report import GroupBy, SortBy
+from exporters.report_csv import export_report_csv
+from exporters.report_json import export_report_json
+from exporters.report_text import export_report_text
+from exporters.speedscope import export_speedscope
+from recording.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the command line may say about an export; each format takes what concerns it.
+
+    version: of guestprof, for files that name their writer.
+    title: over the picture; None for one made from the recording's meta.
+    annotate: mark kernel frames where the format has no other way (folded).
+    warn: told what the user should know about the output.
+    """
+
+    version: str
+    title: str | None = None
+    annotate: bool = True
+    warn: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """A format of the ``export`` command, with the suffix that files of it have."""
+
+    name: str
+    suffix: str
+    export: Callable[[Profile, ExportOptions], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFormat:
+    """A format of the ``report`` command; the function takes rows by, sorted by, and at most how many."""
+
+    name: str
+    export: Callable[[Profile, GroupBy, SortBy, int | None], bytes]
+
+
+EXPORT_FORMATS = {
+    known.name: known
+    for known in (
+        ExportFormat(
+            "speedscope",
+            ".speedscope.json",
+            lambda profile, options: export_speedscope(profile, version=options.version, title=options.title, warn=options.warn),
+        ),
+        ExportFormat("folded", ".folded", lambda profile, options: export_folded(profile, annotate=options.annotate)),
+        ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
+    )
+}
+REPORT_FORMATS = {
+    known.name: known
+    for known in (
+        ReportFormat("text", lambda profile, by, sort, limit: export_report_text(profile, by=by, sort=sort, limit=limit)),
+        ReportFormat("json", lambda profile, by, sort, limit: export_report_json(profile, by=by, sort=sort, limit=limit)),
+        ReportFormat("csv", lambda profile, by, sort, limit: export_report_csv(profile, by=by, sort=sort, limit=limit)),
+    )
+}

@@ -1,0 +1,57 @@
+"""A profile becomes the rows of the ``report`` command: which totals, in which order, how many. Its formats only write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from exporters.text import share
+from recording.profile import Profile
+from recording.views import Total, function_totals, module_totals, vcpu_totals
+
+
+class GroupBy(StrEnum):
+    """What the rows of a report are."""
+
+    FUNCTION = "function"
+    MODULE = "module"
+    VCPU = "vcpu"
+
+
+class SortBy(StrEnum):
+    """What a report's rows are ordered by, largest first."""
+
+    SELF = "self"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A total with its shares of all selected guest running time."""
+
+    total: Total
+    self_share: float
+    total_share: float
+
+
+_TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
+    GroupBy.FUNCTION: function_totals,
+    GroupBy.MODULE: module_totals,
+    GroupBy.VCPU: vcpu_totals,
+}
+
+
+def report_rows(
+    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+) -> list[Row]:
+    """The rows of a report. vCPUs stand in the order of their numbers; others by time, and by name where that is equal."""
+    totals = _TOTALS[by](profile)
+    if by is not GroupBy.VCPU:
+        if sort is SortBy.SELF:
+            totals.sort(key=lambda total: (-total.self_ns, -total.total_ns))
+        else:
+            totals.sort(key=lambda total: (-total.total_ns, -total.self_ns))
+    return [
+        Row(total, share(total.self_ns, profile.weight_ns), share(total.total_ns, profile.weight_ns)) for total in totals[:limit]
+    ]

@@ -1,0 +1,34 @@
+"""A profile becomes a table of comma-separated values (RFC 4180), with the columns of the JSON report."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from exporters.report import GroupBy, SortBy, report_rows
+from exporters.text import printable
+from recording.profile import Profile
+
+
+def export_report_csv(
+    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+) -> bytes:
+    """One heading and one line a row, also where names hold line breaks: what is not visible is written as an escape."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "module", "kind", "self_ns", "total_ns", "self_share", "total_share", "samples"])
+    for row in report_rows(profile, by=by, sort=sort, limit=limit):
+        total = row.total
+        writer.writerow(
+            [
+                printable(total.name),
+                printable(total.module),
+                total.kind.value,
+                total.self_ns,
+                total.total_ns,
+                f"{row.self_share:.6f}",
+                f"{row.total_share:.6f}",
+                total.samples,
+            ]
+        )
+    return text.getvalue().encode()

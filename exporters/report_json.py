@@ -1,0 +1,67 @@
+"""A profile becomes the JSON of ``report -f json``; scripts rely on its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from exporters.report import GroupBy, Row, SortBy, report_rows
+from exporters.text import encodable
+from recording.profile import Profile
+from recording.quality import Quality
+
+_KEYS = {GroupBy.FUNCTION: "functions", GroupBy.MODULE: "modules", GroupBy.VCPU: "vcpus"}
+
+
+def export_report_json(
+    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+) -> bytes:
+    """``{"meta", "quality", "functions"}``; the last one is ``modules`` or ``vcpus`` in a report by those. ``samples`` counts those
+    in which the function is anywhere on the stack.
+    """
+    rows = [_row(row) for row in report_rows(profile, by=by, sort=sort, limit=limit)]
+    document = {"meta": _encodable(profile.meta), "quality": quality_values(profile.quality()), _KEYS[by]: rows}
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def quality_values(quality: Quality) -> dict[str, Any]:
+    """The quality block; what is not known is null."""
+    return {
+        "samples": quality.samples,
+        "requested_hz": quality.requested_hz,
+        "achieved_hz": quality.achieved_hz,
+        "late": quality.late,
+        "halted_share": quality.halted_share,
+        "complete_share": quality.complete_share,
+        "entry_share": quality.entry_share,
+        "user_complete_share": quality.user_complete_share,
+        "ends": {end.value: count for end, count in quality.ends.items()},
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    total = row.total
+    return {
+        "name": encodable(total.name),
+        "module": encodable(total.module),
+        "kind": total.kind.value,
+        "self_ns": total.self_ns,
+        "total_ns": total.total_ns,
+        "self_share": row.self_share,
+        "total_share": row.total_share,
+        "samples": total.samples,
+    }
+
+
+def _encodable(value: object) -> object:
+    """Anything that JSON held, fit for orjson, which takes neither lone surrogates nor integers of more than 64 bits."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value)
+    return value

@@ -1,0 +1,98 @@
+"""Hand-made recordings: stacks written as names become a file, so that tests can say what totals it must have.
+
+Each function name stands for an address in a made-up kernel; ``name@module`` for one in a module, ``U:`` and ``F:`` for a user
+and a firmware address, ``?`` for a kernel address outside of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, Sample, Space, StackEnd
+from recording.store import RecordingWriter
+from recording.symbols import SymbolTable
+
+KERNEL_START = 0xFFFF_FFFF_8100_0000
+MODULE_START = 0xFFFF_FFFF_C000_0000
+UNKNOWN_PC = 0xFFFF_C900_0000_1000
+USER_PC = 0x7F00_0000_1000
+FIRMWARE_PC = 0xF_FFF0
+MS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A sample to be made: on which vCPU, its frames root first and separated by blanks, how it ends, its weight."""
+
+    frames: str
+    vcpu: int = 0
+    end: StackEnd = StackEnd.TASK_ROOT
+    weight_ns: int = 10 * MS
+
+
+@dataclass(slots=True)
+class Names:
+    """Hands out addresses for names: every function is 64 bytes long."""
+
+    kernel: list[str] = field(default_factory=list)
+    modules: dict[str, list[str]] = field(default_factory=dict)
+
+    def frame(self, word: str) -> Frame:
+        """A frame whose return address lies 16 bytes into the named function."""
+        if word.startswith("U:"):
+            return Frame(USER_PC + int(word[2:], 16), USER_PC + int(word[2:], 16), Space.USER)
+        if word.startswith("F:"):
+            return Frame(FIRMWARE_PC, FIRMWARE_PC, Space.FIRMWARE)
+        if word == "?":
+            return Frame(UNKNOWN_PC, UNKNOWN_PC - 1)
+        name, _, module = word.partition("@")
+        names, start = self.kernel, KERNEL_START
+        if module:
+            names = self.modules.setdefault(module, [])
+            start = MODULE_START + 0x10_0000 * list(self.modules).index(module)
+        if name not in names:
+            names.append(name)
+        pc = start + 64 * names.index(name) + 16
+        return Frame(pc, pc - 1)
+
+    def images(self) -> list[Image]:
+        """The images which hold the names that were handed out."""
+        made = [_image("vmlinux", FrameKind.KERNEL, KERNEL_START, self.kernel)]
+        for index, (module, names) in enumerate(self.modules.items()):
+            made.append(_image(module, FrameKind.MODULE, MODULE_START + 0x10_0000 * index, names))
+        return made
+
+
+def _image(name: str, kind: FrameKind, start: int, names: Sequence[str]) -> Image:
+    symbols = SymbolTable.from_symbols([(start + 64 * index, "t", word) for index, word in enumerate(names)])
+    return Image(name, kind, 0, "c0ffee", ((start, start + 64 * max(1, len(names))),), symbols)
+
+
+META = {
+    "requested_hz": 100,
+    "architecture": "x86_64",
+    "accelerator": "tcg",
+    "kernel_release": "6.1.0-18-amd64",
+    "vcpus": 2,
+}
+
+
+def write_recording(path: Path, halts: Sequence[Sequence[Stack]], names: Names | None = None) -> Path:
+    """One recording: a halt each 10 ms of guest time, 0.5 ms long, with one stack a vCPU. Every tenth halt is 6 ms late."""
+    known = Names() if names is None else names
+    with RecordingWriter(path, clock=lambda: 0.0) as writer:
+        for key, value in META.items():
+            writer.set_meta(key, value)
+        for index, stacks in enumerate(halts):
+            running_ns = 10 * MS * (index + 1)
+            late_ns = 6 * MS if index % 10 == 9 else 20_000
+            halt = writer.add_halt(Halt(running_ns + index * 500_000, running_ns, 500_000, late_ns))
+            for stack in stacks:
+                frames = tuple(known.frame(word) for word in reversed(stack.frames.split()))
+                writer.add_sample(Sample(halt, stack.vcpu, 0, stack.weight_ns, Callchain(frames, stack.end)))
+        for image in known.images():
+            writer.add_image(image)
+        writer.add_event(Event(0, "kernel-found", "found Linux 6.1.0-18-amd64"))
+    return path
