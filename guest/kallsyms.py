@@ -114,11 +114,13 @@ def read_tokens(space: AddressSpace, place: KallsymsPlace) -> list[str]:
 
 def _decode_names(data: bytes, count: int, tokens: list[str], is_wide: bool) -> Steps[tuple[bytes, list[str]] | None]:
     """Kinds and names, or None where this reading of the lengths does not meet the markers."""
-    texts: list[str] = []
+    names: list[str] = []
+    kinds: list[str] = []
     marks: list[int] = []
     token = tokens.__getitem__
     position = total = 0
     for start in range(0, count, _NAMES_PER_STEP):
+        texts: list[str] = []
         try:
             for index in range(start, min(start + _NAMES_PER_STEP, count)):
                 if not index % _MARKER_STRIDE:
@@ -133,14 +135,16 @@ def _decode_names(data: bytes, count: int, tokens: list[str], is_wide: bool) -> 
                 position = end
         except IndexError:
             return None
-        lengths = [len(text) for text in texts[start:]]
+        lengths = list(map(len, texts))
         total += sum(lengths)
         if min(lengths) < 1 or max(lengths) > _MAX_NAME or total > _MAX_TEXT or position > len(data):
             return None
+        kinds += [text[0] for text in texts]
+        names += [text[1:] for text in texts]
         yield
     if not _meets_markers(data, position, marks):
         return None
-    return "".join([text[0] for text in texts]).encode("ascii"), [text[1:] for text in texts]
+    return "".join(kinds).encode("ascii"), names
 
 
 def _meets_markers(data: bytes, end_of_names: int, marks: list[int]) -> bool:

@@ -65,12 +65,12 @@ def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: Ke
     build_id = location.note.build_id if location.note else None
     sections = cache.load(build_id) or {}
     yield
-    rows = _cached_rows(sections, space, architecture, location)
-    yield
+    rows = yield from _cached_rows(sections, space, architecture, location)
     orc_bytes = OrcBytes.from_sections(sections) if rows else None
     is_cached = rows is not None and orc_bytes is not None
     if rows is None:
         rows = yield from _read_rows(space, location)
+    yield
     symbols = rows.table()
     banner = read_banner(space, symbols)
     yield
@@ -79,14 +79,14 @@ def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: Ke
     try:
         if orc_bytes is None or not orc_bytes.fits(symbols):
             orc_bytes = yield from read_orc(space, symbols)
+            yield
         orc = orc_bytes.parse(symbols)
     except BadImageError as error:
         problem = str(error)
     yield
     build_id = build_id or read_build_id(space, symbols)
     if not is_cached:
-        _save(cache, build_id, architecture, rows, orc_bytes, banner)
-        yield
+        yield from _save(cache, build_id, architecture, rows, orc_bytes, banner)
     start, end = symbols.find("_sinittext"), symbols.find("_einittext")
     kernel = Kernel(
         release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
@@ -145,7 +145,7 @@ def _signature(kernel: Kernel) -> tuple[int, bytes]:
 
 def _cached_rows(
     sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, location: KernelLocation
-) -> SymbolRows | None:
+) -> Steps[SymbolRows | None]:
     """The cached symbols where this boot has put them, or None where the cache has none that fit the image in memory."""
     stext = location.note.symbols.get("_stext") if location.note else None
     if stext is None or "symbols" not in sections or "banner" not in sections:
@@ -154,6 +154,7 @@ def _cached_rows(
         kept = SymbolRows.from_bytes(sections["symbols"])
     except BadImageError:
         return None
+    yield
     base = kept.find("_stext")
     if base is None:
         return None
@@ -167,14 +168,16 @@ def _cached_rows(
 
 def _save(
     cache: KernelCache, build_id: str | None, architecture: Architecture, rows: SymbolRows, orc: OrcBytes | None, banner: str
-) -> None:
+) -> Steps[None]:
     """Keep what KASLR does not change: symbols with ``_stext`` at the start of the range in which images lie."""
     stext = rows.find("_stext")
     if stext is None or not banner:
         return
     start, end = architecture.kernel_image
-    kept = rows.moved(start - stext, start, end)
-    cache.save(build_id, {"banner": banner.encode("ascii"), "symbols": kept.to_bytes(), **(orc.to_sections() if orc else {})})
+    kept = rows.moved(start - stext, start, end).to_bytes()
+    yield
+    cache.save(build_id, {"banner": banner.encode("ascii"), "symbols": kept, **(orc.to_sections() if orc else {})})
+    yield
 
 
 def _read_rows(space: AddressSpace, location: KernelLocation) -> Steps[SymbolRows]:

