@@ -105,9 +105,8 @@ def test_sudo_is_used_by_others_than_root(machine: Machine) -> None:
     with_apt(machine, 1000, "*")
     machine.program("sudo", f'echo "sudo $*" >> {machine.log}')
     machine.run("lint")
-    assert machine.log.read_text("utf-8") == (
-        "sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends python3 python3-venv shellcheck\n"
-    )
+    command = "apt-get -qq install --yes --no-install-recommends python3 python3-venv shellcheck"
+    assert machine.log.read_text("utf-8") == f"sudo env DEBIAN_FRONTEND=noninteractive {command}\n"
 
 
 def test_a_python_that_is_too_old_is_no_python(machine: Machine) -> None:
