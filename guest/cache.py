@@ -1,4 +1,4 @@
-"""What is read once of a kernel is kept on the host by build ID, so that attaching again is quick.
+"""What is read once of a kernel is kept on the host, so that attaching again is quick.
 
 A file is a header, a check sum and named sections of bytes. Nothing here may fail a recording: a damaged or foreign entry counts as
 absent, and a full disk, a read-only home or no home at all only mean that nothing is kept.
@@ -25,7 +25,7 @@ _MAX_SECTIONS = 16
 _SUFFIX = ".kernel"
 _MAX_ENTRY = 1 << 27
 DEFAULT_LIMIT = 1 << 29
-_BUILD_ID = re.compile(r"[0-9a-f]{16,64}")
+_KEY = re.compile(r"[0-9a-f]{16,64}")
 
 
 class KernelCache:
@@ -44,9 +44,9 @@ class KernelCache:
         except (OSError, RuntimeError):
             return cls(None)
 
-    def load(self, build_id: str | None) -> dict[str, bytes] | None:
+    def load(self, key: str) -> dict[str, bytes] | None:
         """The sections of an entry, or None."""
-        path = self._path(build_id)
+        path = self._path(key)
         if path is None:
             return None
         try:
@@ -60,9 +60,9 @@ class KernelCache:
                 os.utime(path)
         return sections
 
-    def save(self, build_id: str | None, sections: Mapping[str, bytes]) -> None:
+    def save(self, key: str, sections: Mapping[str, bytes]) -> None:
         """Write an entry whole or not at all, then delete the longest unused ones above the limit."""
-        path = self._path(build_id)
+        path = self._path(key)
         if path is None:
             return
         data = _encode(sections)
@@ -73,11 +73,11 @@ class KernelCache:
             _write(path, data)
             self._trim(path)
 
-    def _path(self, build_id: str | None) -> Path | None:
-        """The build ID comes from the guest: only hexadecimal digits make a file's name."""
-        if self._directory is None or build_id is None or not _BUILD_ID.fullmatch(build_id):
+    def _path(self, key: str) -> Path | None:
+        """Only hexadecimal digits make a file's name, whatever a caller passes on from a guest."""
+        if self._directory is None or not _KEY.fullmatch(key):
             return None
-        return self._directory / (build_id + _SUFFIX)
+        return self._directory / (key + _SUFFIX)
 
     def _trim(self, newest: Path) -> None:
         entries = []

@@ -1,6 +1,6 @@
 """The kernel's kallsyms tables become symbols: all layouts since 4.6 (scripts/kallsyms.c), told apart by their content.
 
-In memory, each part aligned to 8 bytes:
+In memory, each part aligned to 8 bytes, in 7.x to 4:
 
     to 6.3    addresses, or offsets + relative_base; num_syms; names; markers; [seqs_of_names, 6.2]; token_table; token_index
     from 6.4  num_syms; names; markers; token_table; token_index; offsets; [relative_base, to 6.x]; seqs_of_names
@@ -14,6 +14,7 @@ must is right.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from array import array
@@ -52,6 +53,22 @@ class KallsymsPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class KallsymsTables:
+    """The tables with the names, as they lie in memory: KASLR does not change them. ``names`` reaches to the token table."""
+
+    place: KallsymsPlace
+    token_table: bytes
+    token_index: bytes
+    names: bytes
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all names in their order: only a build that differs in nothing but addresses has the same."""
+        digest = hashlib.sha256(self.place.count.to_bytes(4, "little") + self.token_table + self.token_index)
+        digest.update(self.names)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class _Values:
     """One way to read the addresses: a table of ``width``-byte values and what makes an address of them."""
 
@@ -75,40 +92,46 @@ def place_from_symbols(space: AddressSpace, symbols: Mapping[str, int]) -> Kalls
     return KallsymsPlace(count, number, names, token_table, token_index, *hints)
 
 
-def decode_kallsyms(space: AddressSpace, place: KallsymsPlace, anchors: Mapping[str, int]) -> Steps[SymbolRows]:
+def read_kallsyms(space: AddressSpace, place: KallsymsPlace) -> Steps[KallsymsTables]:
+    """Read the names as they lie in memory. Raises BadImageError for sizes that cannot be, GuestMemoryError."""
+    names_size = place.token_table - place.names
+    tokens_size = place.token_index - place.token_table
+    if not (0 < place.count <= MAX_SYMBOLS and 0 < names_size <= MAX_NAMES_SIZE and 0 < tokens_size <= _TOKEN_TABLE_SIZE):
+        raise BadImageError(
+            f"the kernel's symbol table at {place.names:#x} claims {place.count} names in {names_size} bytes and tokens in "
+            f"{tokens_size} bytes; it is damaged or of an unknown format"
+        )
+    token_table = space.read(place.token_table, tokens_size)
+    token_index = space.read(place.token_index, 2 * _TOKENS)
+    names = yield from space.read_chunks(place.names, names_size)
+    return KallsymsTables(place, token_table, token_index, names)
+
+
+def decode_kallsyms(space: AddressSpace, tables: KallsymsTables, anchors: Mapping[str, int]) -> Steps[SymbolRows]:
     """All symbols at run-time addresses. ``anchors``: symbols with known addresses, of which one at least must come out right.
 
-    Raises BadImageError where no known layout fits, GuestMemoryError where the tables cannot be read.
+    Raises BadImageError where no known layout fits.
     """
-    if not 0 < place.count <= MAX_SYMBOLS or not 0 < place.token_table - place.names <= MAX_NAMES_SIZE:
-        raise BadImageError(
-            f"the kernel's symbol table at {place.names:#x} claims {place.count} names in {place.token_table - place.names} bytes; "
-            "it is damaged or of an unknown format"
-        )
-    tokens = read_tokens(space, place)
-    data = yield from space.read_chunks(place.names, place.token_table - place.names)
+    tokens = _parse_tokens(tables)
     for is_wide in (True, False):
-        decoded = yield from _decode_names(data, place.count, tokens, is_wide)
+        decoded = yield from _decode_names(tables.names, tables.place.count, tokens, is_wide)
         if decoded is not None:
             kinds, names = decoded
-            addresses = yield from _decode_values(space, place, names, anchors)
+            addresses = yield from _decode_values(space, tables.place, names, anchors)
             return (yield from arrange(SymbolRows(addresses, kinds, names)))
-    raise BadImageError(f"the names of the kernel's symbol table at {place.names:#x} do not meet its markers: an unknown format")
+    raise BadImageError(
+        f"the names of the kernel's symbol table at {tables.place.names:#x} do not meet its markers: an unknown format"
+    )
 
 
-def read_tokens(space: AddressSpace, place: KallsymsPlace) -> list[str]:
-    """The 256 tokens as text; a character that no symbol may have becomes ``?``. Raises BadImageError, GuestMemoryError."""
-    index = struct.unpack("<256H", space.read(place.token_index, 2 * _TOKENS))
-    size = place.token_index - place.token_table
-    if not 0 < size <= _TOKEN_TABLE_SIZE:
-        raise BadImageError(f"the kernel's symbol token table at {place.token_table:#x} has {size} bytes: an unknown format")
-    table = space.read(place.token_table, size)
+def _parse_tokens(tables: KallsymsTables) -> list[str]:
+    """The 256 tokens as text; a character that no symbol may have becomes ``?``. Raises BadImageError."""
     tokens: list[str] = []
-    for offset in index:
-        end = table.find(b"\0", offset)
+    for offset in struct.unpack(f"<{_TOKENS}H", tables.token_index):
+        end = tables.token_table.find(b"\0", offset)
         if end < 0 or end - offset > _MAX_NAME:
-            raise BadImageError(f"the kernel's symbol token table at {place.token_table:#x} is damaged at offset {offset}")
-        tokens.append(_UNPRINTABLE.sub("?", table[offset:end].decode("latin-1")))
+            raise BadImageError(f"the kernel's symbol token table at {tables.place.token_table:#x} is damaged at offset {offset}")
+        tokens.append(_UNPRINTABLE.sub("?", tables.token_table[offset:end].decode("latin-1")))
     return tokens
 
 
@@ -173,9 +196,10 @@ def _from_place(values: Iterator[tuple[int, int]], _base: int) -> list[int]:
 def _ways(place: KallsymsPlace) -> Iterator[_Values]:
     """Every way that a kernel has laid out its addresses, the likeliest first."""
     size = 4 * place.count + 7 & -8
-    behind = place.token_index + 2 * _TOKENS + 7 & -8
+    behind = place.token_index + 2 * _TOKENS
     tables = [(place.values, place.relative_base)] if place.values is not None else []
-    tables += [(behind, behind + size), (place.number - 8 - size, place.number - 8)]
+    tables += [(start, start + size) for start in sorted({behind + 3 & -4, behind + 7 & -8})]
+    tables.append((place.number - 8 - size, place.number - 8))
     for table, base in tables:
         if base is not None:
             yield _Values(table, 4, base, _from_base_percpu)

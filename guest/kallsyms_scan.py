@@ -76,9 +76,9 @@ def _place_at(space: AddressSpace, extent: Extent, digits: int) -> Steps[Kallsym
             return None
         names = yield from _find_names(before)
         if names:
-            offset, count = names
-            address = extent.address + begin + offset
-            return KallsymsPlace(count, address - 8, address, extent.address + token_table, extent.address + token_index)
+            number, offset, count = names
+            base = extent.address + begin
+            return KallsymsPlace(count, base + number, base + offset, extent.address + token_table, extent.address + token_index)
     return None
 
 
@@ -107,8 +107,8 @@ def find_token_table(data: bytes, digits: int) -> tuple[int, int] | None:
     return None
 
 
-def _find_names(data: bytes) -> Steps[tuple[int, int] | None]:
-    """(offset of the names, their number) in the bytes before the token table, or None."""
+def _find_names(data: bytes) -> Steps[tuple[int, int, int] | None]:
+    """(offset of the number of names, offset of the names, their number) in the bytes before the token table, or None."""
     zero = data.rfind(bytes(4))
     for step in range(_MAX_ZEROS):
         if zero < 0:
@@ -136,25 +136,26 @@ def _marks(data: bytes, start: int, width: int) -> list[int]:
     return marks
 
 
-def _names_before(data: bytes, markers: int, marks: list[int]) -> Steps[tuple[int, int] | None]:
+def _names_before(data: bytes, markers: int, marks: list[int]) -> Steps[tuple[int, int, int] | None]:
     """Names that end at the markers and meet them. What follows the markers may look like one or two more."""
     for count_of_marks in range(len(marks), max(1, len(marks) - 3), -1):
         candidates = _candidates(data, markers - marks[count_of_marks - 1], count_of_marks)
-        for start in islice(candidates, _MAX_CANDIDATES):
-            count = _WORD.unpack_from(data, start - 8)[0]
+        for number, start in islice(candidates, _MAX_CANDIDATES):
+            count = _WORD.unpack_from(data, number)[0]
             for is_wide in (True, False):
                 if (yield from _meets(data, start, count, marks, markers, is_wide)):
-                    return start, count
+                    return number, start, count
         yield
     return None
 
 
-def _candidates(data: bytes, limit: int, count_of_marks: int) -> Iterator[int]:
-    """Offsets up to a limit before which a number of names stands that needs so many markers."""
-    for start in range(limit & -8, max(7, limit - _LAST_NAMES), -8):
-        count, zero = struct.unpack_from("<II", data, start - 8)
-        if not zero and count <= MAX_SYMBOLS and count + 255 >> 8 == count_of_marks:
-            yield start
+def _candidates(data: bytes, limit: int, count_of_marks: int) -> Iterator[tuple[int, int]]:
+    """(offset of a number of names that needs so many markers, offset behind it and its padding to 8 bytes, if any)."""
+    for start in range(limit & -4, max(7, limit - _LAST_NAMES), -4):
+        before, last = struct.unpack_from("<II", data, start - 8)
+        number, count = (start - 4, last) if last else (start - 8, before)
+        if count <= MAX_SYMBOLS and count + 255 >> 8 == count_of_marks:
+            yield number, start
 
 
 def _meets(data: bytes, start: int, count: int, marks: list[int], markers: int, is_wide: bool) -> Steps[bool]:

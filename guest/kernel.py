@@ -9,8 +9,8 @@ from guest.cache import KernelCache
 from guest.cpus import Range, read_cpus
 from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
-from guest.kallsyms import decode_kallsyms
-from guest.kallsyms_scan import MAX_IMAGE_SIZE, find_kallsyms
+from guest.kallsyms import KallsymsTables, decode_kallsyms, read_kallsyms
+from guest.kallsyms_scan import MAX_IMAGE_SIZE
 from guest.memory import PhysicalMemory, Steps
 from guest.orc_tables import OrcBytes, read_orc
 from guest.paging import AddressSpace
@@ -62,31 +62,31 @@ def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: Ke
     Raises BadImageError where its symbols are in no known format, GuestMemoryError where they cannot be read.
     """
     space = AddressSpace(memory, architecture.paging, location.space.root, location.space.levels)
-    build_id = location.note.build_id if location.note else None
-    sections = cache.load(build_id) or {}
+    tables = yield from _read_tables(space, location)
+    anchors = _anchors(location)
+    sections = cache.load(tables.fingerprint()) or {}
     yield
-    rows = yield from _cached_rows(sections, space, architecture, location)
-    orc_bytes = OrcBytes.from_sections(sections) if rows else None
-    is_cached = rows is not None and orc_bytes is not None
-    if rows is None:
-        rows = yield from _read_rows(space, location)
-    yield
-    symbols = rows.table()
-    banner = read_banner(space, symbols)
-    yield
-    orc: OrcTable | None = None
-    problem = None
+    problem: str | None = None
+    build_id: str | None
+    orc_bytes: OrcBytes | None
+    cached = yield from _from_cache(sections, space, architecture, anchors)
+    if cached:
+        symbols, banner, build_id, orc_bytes = cached
+    else:
+        rows = yield from decode_kallsyms(space, tables, anchors)
+        yield
+        symbols = rows.table()
+        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
+        yield
+        orc_bytes, problem = yield from _try_orc(space, symbols)
+        if banner and build_id and orc_bytes:
+            yield from _save(cache, tables.fingerprint(), architecture, rows, (banner, build_id, orc_bytes))
+    orc = None
     try:
-        if orc_bytes is None or not orc_bytes.fits(symbols):
-            orc_bytes = yield from read_orc(space, symbols)
-            yield
-        orc = orc_bytes.parse(symbols)
+        orc = orc_bytes.parse(symbols) if orc_bytes else None
     except BadImageError as error:
         problem = str(error)
     yield
-    build_id = build_id or read_build_id(space, symbols)
-    if not is_cached:
-        yield from _save(cache, build_id, architecture, rows, orc_bytes, banner)
     start, end = symbols.find("_sinittext"), symbols.find("_einittext")
     kernel = Kernel(
         release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
@@ -143,59 +143,69 @@ def _signature(kernel: Kernel) -> tuple[int, bytes]:
     return address, kernel.text.read(address, end - address) or b""
 
 
-def _cached_rows(
-    sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, location: KernelLocation
-) -> Steps[SymbolRows | None]:
-    """The cached symbols where this boot has put them, or None where the cache has none that fit the image in memory."""
+def _anchors(location: KernelLocation) -> dict[str, int]:
+    """Symbols whose run-time addresses are known before any other."""
     stext = location.note.symbols.get("_stext") if location.note else None
-    if stext is None or "symbols" not in sections or "banner" not in sections:
+    return {"_stext": stext} if stext else {"_text": location.image, "_stext": location.image}
+
+
+def _read_tables(space: AddressSpace, location: KernelLocation) -> Steps[KallsymsTables]:
+    if location.kallsyms is None:
+        raise BadImageError(
+            f"no symbol table was found in the kernel at {location.image:#x}; guestprof needs a kernel with CONFIG_KALLSYMS"
+        )
+    return (yield from read_kallsyms(space, location.kallsyms))
+
+
+def _from_cache(
+    sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, anchors: Mapping[str, int]
+) -> Steps[tuple[SymbolTable, str, str, OrcBytes] | None]:
+    """Symbols where this boot has put them, banner, build ID and unwind tables; None where the cache has none that fit the image.
+
+    The names are the image's, or the cache would not have been asked; build ID and banner at the cached addresses prove those.
+    """
+    orc = OrcBytes.from_sections(sections)
+    if orc is None or not {"symbols", "banner", "build_id"} <= sections.keys():
         return None
     try:
         kept = SymbolRows.from_bytes(sections["symbols"])
-    except BadImageError:
+        yield
+        known = ((address, kept.find(name)) for name, address in anchors.items())
+        slide = next(address - base for address, base in known if base is not None)
+        symbols = kept.moved(slide, *architecture.kernel_image).table()
+        yield
+        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
+    except (BadImageError, StopIteration):
         return None
     yield
-    base = kept.find("_stext")
-    if base is None:
+    if build_id is None or sections["banner"] != banner.encode("ascii") or sections["build_id"] != build_id.encode("ascii"):
         return None
-    rows = kept.moved(stext - base, *architecture.kernel_image)
-    banner = rows.find("linux_banner")
-    expected = sections["banner"]
-    if banner is None or not expected or space.read_many([(banner, len(expected))])[0] != expected:
-        return None
-    return rows
+    return (symbols, banner, build_id, orc) if orc.fits(symbols) else None
 
 
 def _save(
-    cache: KernelCache, build_id: str | None, architecture: Architecture, rows: SymbolRows, orc: OrcBytes | None, banner: str
+    cache: KernelCache, key: str, architecture: Architecture, rows: SymbolRows, facts: tuple[str, str, OrcBytes]
 ) -> Steps[None]:
     """Keep what KASLR does not change: symbols with ``_stext`` at the start of the range in which images lie."""
     stext = rows.find("_stext")
-    if stext is None or not banner:
+    if stext is None:
         return
+    banner, build_id, orc = facts
     start, end = architecture.kernel_image
     kept = rows.moved(start - stext, start, end).to_bytes()
     yield
-    cache.save(build_id, {"banner": banner.encode("ascii"), "symbols": kept, **(orc.to_sections() if orc else {})})
+    cache.save(key, {"banner": banner.encode("ascii"), "build_id": build_id.encode("ascii"), "symbols": kept, **orc.to_sections()})
     yield
 
 
-def _read_rows(space: AddressSpace, location: KernelLocation) -> Steps[SymbolRows]:
-    """Decode the symbols from where the note says they are, or else from where a search finds them."""
-    stext = location.note.symbols.get("_stext") if location.note else None
-    anchors = {"_stext": stext} if stext else {"_text": location.image, "_stext": location.image}
-    problem: BadImageError | None = None
-    if location.kallsyms:
-        try:
-            return (yield from decode_kallsyms(space, location.kallsyms, anchors))
-        except BadImageError as error:
-            problem = error
-    place = yield from find_kallsyms(space, location.image)
-    if place is None:
-        raise problem or BadImageError(
-            f"no symbol table was found in the kernel at {location.image:#x}; guestprof needs a kernel with CONFIG_KALLSYMS"
-        )
-    return (yield from decode_kallsyms(space, place, anchors))
+def _try_orc(space: AddressSpace, symbols: SymbolTable) -> Steps[tuple[OrcBytes | None, str | None]]:
+    """The unwind tables, or why there are none."""
+    try:
+        tables = yield from read_orc(space, symbols)
+    except BadImageError as error:
+        return None, str(error)
+    yield
+    return tables, None
 
 
 def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> Steps[Kernel]:

@@ -62,15 +62,12 @@ def parse_vmcoreinfo(page: bytes, physical: int = 0) -> VmCoreInfo:
     return VmCoreInfo(physical, release.group(1).decode(), build_id.group(1).decode() if build_id else None, symbols, numbers)
 
 
-def scan_vmcoreinfo(
-    memory: PhysicalMemory, start: int, end: int, accept: Callable[[VmCoreInfo], bool]
-) -> Generator[None, None, VmCoreInfo | None]:
-    """The first note in physical [start, end) that ``accept`` takes, or None. Reads the head of each page of RAM, no more."""
+def scan_vmcoreinfo(memory: PhysicalMemory, accept: Callable[[VmCoreInfo], bool]) -> Generator[None, None, VmCoreInfo | None]:
+    """The first note in RAM that ``accept`` takes, or None. Reads the head of each page of RAM, no more."""
     for low, high in memory.ram():
-        page = (max(low, start) + PAGE_SIZE - 1) & -PAGE_SIZE
-        stop = min(high, end)
-        while page < stop:
-            after = min(page + _PAGES_PER_STEP * PAGE_SIZE, stop)
+        page = (low + PAGE_SIZE - 1) & -PAGE_SIZE
+        while page < high:
+            after = min(page + _PAGES_PER_STEP * PAGE_SIZE, high)
             requests = [(address, len(_MARK)) for address in range(page, after, PAGE_SIZE) if address + PAGE_SIZE <= high]
             for (address, _size), head in zip(requests, memory.read_many(requests), strict=True):
                 if head == _MARK:
