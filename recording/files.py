@@ -114,7 +114,7 @@ def _checked(path: Path, uri: str) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         connection.close()
         raise
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in the text of an error of SQLite
         connection.close()
         raise BadRecordingError(f"{path} is damaged ({error}); record again") from error
     except BadRecordingError:

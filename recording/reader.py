@@ -25,6 +25,17 @@ from recording.store import PIECE
 from recording.symbols import SymbolTable
 
 _MAX_CAPTURE = 1 << 26
+_DAMAGE = (
+    sqlite3.DatabaseError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
+"""What damaged content raises where it is taken apart."""
 _HALTS = """
     SELECT host_time_ns, running_time_ns, halted_ns, lateness_ns FROM halts h
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
@@ -113,16 +124,9 @@ class Recording:
         """Errors that damaged content raises become BadRecordingError."""
         try:
             yield
-        except (
-            sqlite3.DatabaseError,
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            RecursionError,
-            struct.error,
-            zlib.error,
-        ) as error:
+        except BadRecordingError as error:
+            raise BadRecordingError(f"{self.path}: {error}") from error
+        except _DAMAGE as error:
             raise BadRecordingError(f"{self.path} is damaged ({error}); record again") from error
 
     def _query(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[Any, ...]]:

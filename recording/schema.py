@@ -50,7 +50,7 @@ INSERTS = {
     "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",
     "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?)",
     "callchains": "INSERT INTO callchains VALUES (?, ?, ?)",
-    "samples": "INSERT INTO samples VALUES (?, ?, ?, ?, ?)",
+    "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
     "images": "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)",
     "image_ranges": "INSERT INTO image_ranges VALUES (?, ?, ?, ?)",
     "events": "INSERT INTO events VALUES (?, ?, ?, ?)",

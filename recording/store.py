@@ -74,7 +74,10 @@ class RecordingWriter:
         return index
 
     def add_sample(self, sample: Sample) -> None:
-        """Keep a sample. Its halt must have been added; samples of one halt may come at any later time, one a vCPU."""
+        """Keep a sample. Its halt must have been added; samples of one halt may come at any later time, one a vCPU.
+
+        A later sample of the same halt and vCPU replaces the earlier one: early boot is unwound again once the kernel is known.
+        """
         callchain = sample.callchain
         key = (callchain.end, *map(_frame_key, callchain.frames))
         callchain_id = self._callchain_ids.get(key)

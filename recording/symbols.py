@@ -36,7 +36,10 @@ class SymbolTable:
     __slots__ = ("_addresses", "_by_name", "_kinds", "_names")
 
     def __init__(self, addresses: array[int], kinds: bytes, names: list[str]) -> None:
-        """Addresses ascending (array type ``Q``), one byte of ``kinds`` and one name each. Raises ValueError where they differ in length."""
+        """Addresses ascending (array type ``Q``), one byte of ``kinds`` and one name each.
+
+        Raises ValueError where they differ in length.
+        """
         if not len(addresses) == len(kinds) == len(names):
             raise ValueError("addresses, kinds and names of a symbol table differ in length")
         self._addresses = addresses

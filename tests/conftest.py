@@ -113,3 +113,22 @@ def matrix_guest(request: pytest.FixtureRequest, guest_kernel: Callable[[str], P
     suite, vcpus = request.param
     with ExitStack() as stack:
         yield _starter(stack, guest_kernel, guest_initramfs)(suite, vcpus)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bless", action="store_true", help="write the golden files of tests/golden anew instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, bytes], None]:
+    """Compares output with a file of tests/golden, byte by byte; with --bless it becomes that file."""
+    directory = Path(__file__).parent / "golden"
+
+    def check(name: str, output: bytes) -> None:
+        path = directory / name
+        if request.config.getoption("--bless"):
+            path.write_bytes(output)
+        assert path.is_file(), f"tests/golden/{name} is missing; look at the output and write it with pytest --bless"
+        assert output.decode() == path.read_bytes().decode()
+
+    return check

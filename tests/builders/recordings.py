@@ -34,15 +34,17 @@ class Stack:
 
 @dataclass(slots=True)
 class Names:
-    """Hands out addresses for names: every function is 64 bytes long."""
+    """Hands out addresses for names: every function is 64 bytes long. ``shown`` gives symbols other names than the stacks use."""
 
     kernel: list[str] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
 
     def frame(self, word: str) -> Frame:
         """A frame whose return address lies 16 bytes into the named function."""
         if word.startswith("U:"):
-            return Frame(USER_PC + int(word[2:], 16), USER_PC + int(word[2:], 16), Space.USER)
+            pc = USER_PC + int(word.removeprefix("U:"))
+            return Frame(pc, pc, Space.USER)
         if word.startswith("F:"):
             return Frame(FIRMWARE_PC, FIRMWARE_PC, Space.FIRMWARE)
         if word == "?":
@@ -59,7 +61,7 @@ class Names:
 
     def images(self) -> list[Image]:
         """The images which hold the names that were handed out."""
-        made = [_image("vmlinux", FrameKind.KERNEL, KERNEL_START, self.kernel)]
+        made = [_image("vmlinux", FrameKind.KERNEL, KERNEL_START, [self.shown.get(word, word) for word in self.kernel])]
         for index, (module, names) in enumerate(self.modules.items()):
             made.append(_image(module, FrameKind.MODULE, MODULE_START + 0x10_0000 * index, names))
         return made

@@ -1,0 +1,342 @@
+"""What is written is what is read, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recording.errors import BadRecordingError, GuestprofError
+from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, RawCapture, Sample, Space, StackEnd
+from recording.reader import Recording, Selection, StackTotal
+from recording.store import RecordingWriter
+from recording.symbols import SymbolTable
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KERNEL_PC = 0xFFFF_FFFF_8100_0010
+HALTS = [Halt(0, 0, 400, 10), Halt(10_400, 10_000, 500, 20)]
+LEAF = Frame(KERNEL_PC, KERNEL_PC)
+CALLER = Frame(KERNEL_PC + 64, KERNEL_PC + 63, guess=True)
+USER = Frame(0x7F00_0000_1000, 0x7F00_0000_1000, Space.USER)
+IN_KERNEL = Callchain((LEAF, CALLER, USER), StackEnd.USER_ENTRY)
+TRUNCATED = Callchain((LEAF, CALLER, USER), StackEnd.UNREADABLE_MEMORY)
+NOTHING = Callchain((), StackEnd.NO_KERNEL)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def sample(halt: int, vcpu: int, callchain: Callchain, weight_ns: int = 10_000) -> Sample:
+    return Sample(halt, vcpu, 0, weight_ns, callchain)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    symbols = SymbolTable.from_symbols([(KERNEL_PC - 16, "T", "start"), (KERNEL_PC + 48, "t", "caf\udce9")])
+    kernel = Image("vmlinux", FrameKind.KERNEL, 0, "c0ffee", ((KERNEL_PC - 16, KERNEL_PC + 0x1000), (1, 2)), symbols)
+    module = Image("bad\udcffname", FrameKind.MODULE, 1, None, (), None)
+    with RecordingWriter(path, clock=Clock()) as writer:
+        writer.set_meta("requested_hz", 99.5)
+        writer.set_meta("command", ["guestprof", "record", "bytes\udcff"])
+        writer.set_meta("requested_hz", 100)
+        assert [writer.add_halt(halt) for halt in HALTS] == [0, 1]
+        writer.add_sample(sample(1, 1, TRUNCATED))
+        writer.add_sample(sample(1, 0, IN_KERNEL, 20_000))
+        writer.add_sample(sample(0, 0, IN_KERNEL))
+        writer.add_sample(sample(0, 1, NOTHING, 0))
+        assert [writer.add_image(image) for image in (kernel, module)] == [0, 1]
+        writer.add_event(Event(5, "kernel-found", "found Linux \udcff"))
+        writer.add_capture(1, 0, b"\1\2\3", [(KERNEL_PC, b"stack"), (0, b"")])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.guestprof"]
+    with Recording.open(path) as recording:
+        assert recording.meta == {"requested_hz": 100, "command": ["guestprof", "record", "bytes\udcff"]}
+        assert list(recording.halts()) == HALTS
+        assert list(recording.samples()) == [
+            sample(0, 0, IN_KERNEL),
+            sample(0, 1, NOTHING, 0),
+            sample(1, 0, IN_KERNEL, 20_000),
+            sample(1, 1, TRUNCATED),
+        ]
+        images = recording.images()
+        assert [(i.name, i.kind, i.boot, i.build_id, i.ranges) for i in images] == [
+            ("vmlinux", FrameKind.KERNEL, 0, "c0ffee", kernel.ranges),
+            ("bad\\udcffname", FrameKind.MODULE, 1, None, ()),
+        ]
+        assert [symbol.name for symbol in images[0].symbols or ()] == ["start", "caf\udce9"]
+        assert images[1].symbols is None
+        assert recording.events() == [Event(5, "kernel-found", "found Linux \\udcff")]
+        assert list(recording.captures()) == [RawCapture(1, 0, b"\1\2\3", ((KERNEL_PC, b"stack"), (0, b"")))]
+
+
+def test_equal_frames_and_callchains_are_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for index in range(100):
+            writer.add_halt(Halt(index, index, 1, 0))
+            writer.add_sample(sample(index, 0, TRUNCATED if index % 2 else IN_KERNEL))
+    with sqlite3.connect(path) as database:
+        counts = database.execute(
+            "SELECT (SELECT count(*) FROM frames), (SELECT count(*) FROM callchains), (SELECT count(*) FROM samples)"
+        ).fetchone()
+        hexadecimal = database.execute("SELECT printf('%x', pc) FROM frames WHERE id = 0").fetchone()[0]
+    assert counts == (3, 2, 100)
+    assert hexadecimal == "ffffffff81000010"
+
+
+def test_totals_and_time_lines_obey_the_selection(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for index in range(4):
+            writer.add_halt(Halt(index * 11, index * 10, 1, 0))
+            writer.add_sample(sample(index, 0, IN_KERNEL, 10))
+            writer.add_sample(sample(index, 1, TRUNCATED if index == 2 else NOTHING, 10))
+    with Recording.open(path) as recording:
+        assert list(recording.stack_totals(Selection())) == [
+            StackTotal(0, 0, 0, 4, 40),
+            StackTotal(1, 0, 1, 3, 30),
+            StackTotal(2, 0, 1, 1, 10),
+        ]
+        assert list(recording.stack_totals(Selection(frozenset({1}), 10, 30))) == [
+            StackTotal(1, 0, 1, 1, 10),
+            StackTotal(2, 0, 1, 1, 10),
+        ]
+        assert list(recording.timeline(Selection(since_ns=20))) == [
+            (0, 20, 10, 0, 0),
+            (0, 30, 10, 0, 0),
+            (1, 20, 10, 2, 0),
+            (1, 30, 10, 1, 0),
+        ]
+        assert list(recording.timeline(Selection(frozenset()))) == []
+        assert list(recording.halts(Selection(since_ns=10, until_ns=20))) == [Halt(11, 10, 1, 0)]
+
+
+def test_commits_are_due_every_half_second(tmp_path: Path) -> None:
+    path, clock = tmp_path / "a.guestprof", Clock()
+    with RecordingWriter(path, clock=clock) as writer:
+        seen = []
+        for step, elapsed_s in enumerate((0.0, 0.4, 0.5, 0.9, 1.0)):
+            clock.now_s = 100.0 + elapsed_s
+            writer.add_halt(Halt(step, step, 1, 0))
+            writer.commit_if_due()
+            with Recording.open(path) as recording:
+                seen.append(len(list(recording.halts())))
+    assert seen == [0, 0, 3, 3, 5]
+
+
+def test_a_reader_sees_one_state_while_the_writer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        writer.add_halt(HALTS[0])
+        writer.commit()
+        with Recording.open(path) as recording:
+            writer.add_halt(HALTS[1])
+            writer.commit()
+            assert list(recording.halts()) == HALTS[:1]
+            writer.close()
+    with Recording.open(path) as recording:
+        assert list(recording.halts()) == HALTS
+
+
+def test_an_existing_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    path.write_bytes(b"precious")
+    with pytest.raises(GuestprofError, match=r"a\.guestprof exists; use --force to replace it$"):
+        RecordingWriter(path, clock=Clock())
+    assert path.read_bytes() == b"precious"
+    (tmp_path / "a.guestprof-wal").write_bytes(b"log of another recording")
+    with RecordingWriter(path, clock=Clock(), overwrite=True) as writer:
+        writer.add_halt(HALTS[0])
+    with Recording.open(path) as recording:
+        assert list(recording.halts()) == HALTS[:1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_places_that_cannot_be_written(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(GuestprofError, match="exists; choose a file to write to"):
+        RecordingWriter(tmp_path, clock=Clock(), overwrite=overwrite)
+    with pytest.raises(GuestprofError, match=r"cannot write .*No such file or directory; choose another file with -o"):
+        RecordingWriter(tmp_path / "missing" / "a", clock=Clock(), overwrite=overwrite)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from recording.model import *
+from recording.store import RecordingWriter
+
+now = 0.0
+writer = RecordingWriter(Path(sys.argv[1]), clock=lambda: now)
+callchain = Callchain((Frame(64, 63),), StackEnd.TASK_ROOT)
+for index in range(1000):
+    now = index / 100
+    writer.add_halt(Halt(index, index, 1, 0))
+    writer.add_sample(Sample(index, 0, 0, 1, callchain))
+    writer.commit_if_due()
+    if index == 730:
+        print("now", flush=True)
+        sys.stdin.read()
+"""
+
+
+def kill_writer(path: Path) -> None:
+    """A recording at 100 Hz whose profiler is killed 7.3 seconds after its start."""
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"now\n"
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_kill_9_loses_half_a_second_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    kill_writer(path)
+    assert (tmp_path / "a.guestprof-wal").stat().st_size > 0
+    with Recording.open(path) as recording:
+        # Committed every 0.5 s of 100 Hz: the last time at 7.00 s, with the sample of that moment.
+        assert [s.halt for s in recording.samples()] == list(range(701))
+        assert len(list(recording.halts())) == 701
+
+
+def _halts_seen_by_nobody(path: Path) -> int:
+    """How many halts a process without root's rights reads, which fails where that needs to write beside the file."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            with Recording.open(path) as recording:
+                os.write(writing, str(len(list(recording.halts()))).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        return int(answer.read() or "-1")
+
+
+@pytest.fixture
+def public_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that any user may enter and nobody but its owner may write to."""
+    directory = tmp_path_factory.mktemp("public")
+    for parent in directory.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [("closed", 1), ("running, file copied alone", 1), ("killed", 701), ("killed, without shared memory", 701)],
+)
+def test_reading_needs_no_write_permission(public_directory: Path, tmp_path: Path, left: str, expected: int) -> None:
+    path = public_directory / "a.guestprof"
+    if left.startswith("killed"):
+        kill_writer(path)
+        if left != "killed":
+            (public_directory / "a.guestprof-shm").unlink()
+    else:
+        writer = RecordingWriter(tmp_path / "a", clock=Clock())
+        writer.add_halt(HALTS[0])
+        writer.commit()
+        if left == "closed":
+            writer.close()
+        else:
+            sqlite3.connect(tmp_path / "a").execute("PRAGMA wal_checkpoint(FULL)")
+        shutil.copyfile(tmp_path / "a", path)
+        writer.close()
+    for file in public_directory.iterdir():
+        file.chmod(0o444)
+    public_directory.chmod(0o555)
+    try:
+        assert _halts_seen_by_nobody(path) == expected
+    finally:
+        public_directory.chmod(0o755)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from recording.errors import GuestprofError
+from recording.model import *
+from recording.store import RecordingWriter
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+writer = RecordingWriter(Path(sys.argv[1]), clock=lambda: 0.0)
+try:
+    with writer:
+        for index in range(1_000_000):
+            writer.add_halt(Halt(index, index, 1, 0))
+            if index % 1000 == 999:
+                writer.commit()
+                print(index + 1, flush=True)
+except GuestprofError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_what_was_committed(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    *committed, message = done.stdout.splitlines()
+    assert message.startswith(f"cannot write {path}: ")
+    assert message.endswith("; what was recorded before is kept, make room or choose another file with -o")
+    with Recording.open(path) as recording:
+        assert len(list(recording.halts())) == int(committed[-1])
+
+
+def test_closing_twice_and_writing_after_an_error_do_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    writer = RecordingWriter(path, clock=Clock())
+    writer.add_halt(HALTS[0])
+    writer.close()
+    writer.close()
+    with RecordingWriter(path, clock=Clock(), overwrite=True) as twice:
+        twice.add_halt(HALTS[0])
+        twice.add_sample(sample(0, 0, NOTHING))
+        twice.commit()
+        twice.add_capture(0, 0, b"", [])
+        twice.add_capture(0, 0, b"", [])
+        with pytest.raises(GuestprofError, match="UNIQUE constraint failed"):
+            twice.commit()
+    with Recording.open(path) as recording:
+        assert list(recording.samples()) == [sample(0, 0, NOTHING)]
+
+
+def test_a_later_sample_of_a_halt_replaces_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        writer.add_halt(HALTS[0])
+        writer.add_sample(sample(0, 0, NOTHING))
+        writer.commit()
+        writer.add_sample(sample(0, 0, IN_KERNEL))
+    with Recording.open(path) as recording:
+        assert list(recording.samples()) == [sample(0, 0, IN_KERNEL)]
+
+
+def test_a_recording_without_anything_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    RecordingWriter(path, clock=Clock()).close()
+    with Recording.open(path) as recording:
+        assert (recording.meta, list(recording.samples()), recording.images(), list(recording.captures())) == ({}, [], [], [])
+
+
+def test_a_missing_recording(tmp_path: Path) -> None:
+    with pytest.raises(BadRecordingError, match=r"nothing\.guestprof does not exist; name a file that 'guestprof record' wrote"):
+        Recording.open(tmp_path / "nothing.guestprof")
