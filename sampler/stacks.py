@@ -17,22 +17,23 @@ from unwind.arch import Architecture
 from unwind.capture import Capture
 
 _PAGE = 4096
+_ADDRESS_END = 1 << 64
 _COPY_LIMIT = 8192
 """Bytes of one stack that are copied at most. Measured on stock Debian kernels: p99 3.2 K, maximum 4.7 K."""
 
 
 class StackPlanner:
-    """Plans the reads of each halt. ``kernel`` is set once the guest's kernel is known."""
+    """Plans the reads of each halt."""
 
     def __init__(self, architecture: Architecture) -> None:
-        self.kernel: Kernel | None = None
+        self._kernel: Kernel | None = None
         self._architecture = architecture
         self._links: dict[int, Read] = {}
         self._second_stage = False
 
-    def forget_kernel(self) -> None:
-        """The guest was reset: nothing known of its stacks holds any more."""
-        self.kernel = None
+    def set_kernel(self, kernel: Kernel | None) -> None:
+        """Use what is known of the kernel's stacks from now on; None when it is gone."""
+        self._kernel = kernel
         self._links.clear()
 
     def probes(self) -> Sequence[Read]:
@@ -87,28 +88,33 @@ class StackPlanner:
 
     def _learn_cpu(self, vcpu: int, registers: Mapping[str, int]) -> None:
         """Which guest CPU a vCPU is, and so which interrupt stack it has: its per-CPU base says so."""
-        if self.kernel is None or vcpu in self._links:
+        if self._kernel is None or vcpu in self._links:
             return
         for name in self._architecture.cpu_base:
             base = registers.get(name)
-            if base in self.kernel.cpu_offsets:
-                cpu = self.kernel.cpu_offsets.index(base)
-                if cpu < len(self.kernel.irq_stacks):
+            if base in self._kernel.cpu_offsets:
+                cpu = self._kernel.cpu_offsets.index(base)
+                top = self._kernel.irq_stacks[cpu][1] if cpu < len(self._kernel.irq_stacks) else 0
+                if top:
                     size = self._architecture.pointer_size
-                    self._links[vcpu] = Read(vcpu, self.kernel.irq_stacks[cpu][1] - size, size)
+                    self._links[vcpu] = Read(vcpu, top - size, size)
                 return
 
     def _stack_end(self, sp: int) -> tuple[int, bool]:
         """The top of the stack that an address is on, and whether it is known to be the whole way to the task's stack."""
         size = self._architecture.stack_size
-        if self.kernel is None or not self.kernel.irq_stacks:
+        low, high = self._architecture.entry_stacks
+        in_entry_area = low <= sp < high
+        if not in_entry_area and (self._kernel is None or not self._kernel.irq_stacks):
             return sp + _COPY_LIMIT, False
-        for low, high in self.kernel.irq_stacks:
+        for low, high in self._kernel.irq_stacks if self._kernel else ():
             if low <= sp < high:
                 return high, any(link.address == high - self._architecture.pointer_size for link in self._links.values())
-        for low, high in chain.from_iterable(self.kernel.exception_stacks):
+        for low, high in chain.from_iterable(self._kernel.exception_stacks if self._kernel else ()):
             if low <= sp < high:
                 return high, False
+        if in_entry_area:
+            return (sp // _PAGE + 1) * _PAGE, True
         return sp // size * size + size, True
 
     def _follow(self, state: HaltedState, link: Read) -> int | None:
@@ -128,7 +134,7 @@ class StackPlanner:
 
 def _pieces(vcpu: int, start: int, end: int) -> Iterator[Read]:
     """Reads from start to end, none of which crosses a page: one unmapped page would fail the whole read."""
-    end = min(end, start + _COPY_LIMIT)
+    end = min(end, start + _COPY_LIMIT, _ADDRESS_END)
     while start < end:
         stop = min(end, (start // _PAGE + 1) * _PAGE)
         yield Read(vcpu, start, stop - start)
@@ -142,6 +148,5 @@ def captures(state: HaltedState) -> list[Capture]:
         if data is not None:
             by_vcpu[read.vcpu].append((read.address, data))
     return [
-        Capture(vcpu, registers, tuple(sorted(by_vcpu[vcpu])))
-        for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
+        Capture(vcpu, registers, tuple(sorted(by_vcpu[vcpu]))) for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
     ]

@@ -186,10 +186,11 @@ class KernelUnwinder:
         sp = self._architecture.sp
         if not interrupted or place.is_entry or row.register != sp:
             return self._apply_call(row, registers, read_word)
-        skipped = self._own_calls(place, registers[sp], read_word)
-        if skipped:
-            return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
         step = self._apply_call(row, registers, read_word)
+        if step is StackEnd.BAD_RETURN_ADDRESS or (isinstance(step, _Caller) and self._is_own_call(place, step.registers)):
+            skipped = self._own_calls(place, registers[sp], read_word)
+            if skipped:
+                return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
         if step is StackEnd.BAD_RETURN_ADDRESS:
             pc = registers[self._architecture.pc]
             around = self._text.read(pc - 1, 2)
@@ -200,18 +201,24 @@ class KernelUnwinder:
         return step
 
     def _own_calls(self, place: _Place, sp: int, read_word: ReadWord) -> int:
-        """How many return addresses a function has pushed by calls to its own next instructions, which no row counts.
+        """How many return addresses a function has pushed by calls to its own next instructions, which its row does not count.
 
-        ``FILL_RETURN_BUFFER`` does so (arch/x86/include/asm/nospec-branch.h), patched in where the row was made for NOPs.
+        ``FILL_RETURN_BUFFER`` does so (arch/x86/include/asm/nospec-branch.h), patched in where the row was made for NOPs. From
+        5.12 on objtool makes rows that count them.
         """
         for count in range(_MAX_SKIPPED_WORDS):
             word = read_word(sp + count * self._word)
-            if word is None or not self._is_kernel_text(word) or self._place(word).start != place.start:
-                return count
-            before = self._text.read(word - _CALL_BYTES, _CALL_BYTES)
-            if before is None or not self._code.follows_own_call(before):
+            if word is None or not self._is_own_call(place, {self._architecture.pc: word}):
                 return count
         return 0
+
+    def _is_own_call(self, place: _Place, registers: Mapping[str, int]) -> bool:
+        """Whether a return address belongs to a call of a function to its own next instructions."""
+        pc = registers[self._architecture.pc]
+        if not self._is_kernel_text(pc) or self._place(pc).start != place.start:
+            return False
+        before = self._text.read(pc - _CALL_BYTES, _CALL_BYTES)
+        return before is not None and self._code.follows_own_call(before)
 
     def _apply_call(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         arch = self._architecture
@@ -257,21 +264,21 @@ class KernelUnwinder:
         cfa = find_cfa(row, registers, read_word)
         if isinstance(cfa, Missing):
             return StackEnd.NO_UNWIND_INFO if cfa.address is None else StackEnd.UNREADABLE_MEMORY
-        layouts = [(trap.full, trap.size)]
+        layouts = [(trap.full, cfa, trap.size)]
         if row.kind is RowKind.TRAP_PARTIAL:
-            # Between `call error_entry` and the switch to the stack that it returns, the row says "partial" but everything is
-            # saved already (asm_exc_*, arch/x86/entry/entry_64.S): the selectors tell which it is.
-            layouts.insert(0, (trap.partial, self._word * len(trap.partial)))
+            # Between `call error_entry` and the switch to the stack that it returns, the row says "partial" but everything was
+            # pushed already (asm_exc_*, arch/x86/entry/entry_64.S): the selectors tell which it is.
+            layouts = [(trap.partial, cfa, self._word * len(trap.partial)), (trap.full, registers[arch.sp], trap.size)]
         unreadable = False
-        for layout, size in layouts:
-            saved = read_trap(layout, cfa, read_word)
+        for layout, address, size in layouts:
+            saved = read_trap(layout, address, read_word)
             if isinstance(saved, Missing):
                 unreadable = True
                 continue
             if not self._code.is_trap(saved):
                 continue
             if arch.is_user(saved):
-                if not self._code.is_trap_place(cfa + size):
+                if not self._code.is_trap_place(address + size):
                     continue
             elif not self._is_code(saved[arch.pc]):
                 continue
@@ -292,7 +299,7 @@ class KernelUnwinder:
     def _is_return_address(self, address: int) -> bool:
         """Whether a word can be a return address: code, after a call instruction where its bytes are known.
 
-        (They are not for modules and for boot code that was freed.)
+        (They are not for modules and for boot code that was freed. An idle task's root enters C by a far return.)
         """
         known = self._calls.get(address)
         if known is not None:
@@ -301,7 +308,8 @@ class KernelUnwinder:
             answer = False
         else:
             before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
-            answer = before is None or self._code.follows_call(before) or self._is_root_start(address)
+            is_root = self._is_root_start(address) or self._place(address - 1).name in self._code.idle_roots
+            answer = is_root or before is None or self._code.follows_call(before)
         self._calls[address] = answer
         return answer
 

@@ -171,9 +171,9 @@ def test_thunk_without_a_return_address_ends_with_a_reason() -> None:
 
 
 def test_exception_entry_whose_row_says_partial_but_all_registers_are_saved() -> None:
-    """Between ``call error_entry`` and ``mov %rax,%rsp``."""
+    """Between ``call error_entry`` and ``mov %rax,%rsp``: the row counts an error code, everything lies at the stack pointer."""
     kernel = TinyKernel()
-    entry = kernel.function("asm_exc_page_fault", PARTIAL)
+    entry = kernel.function("asm_exc_page_fault", Row(RowKind.TRAP_PARTIAL, "rsp", 8))
     unwound = kernel.unwinder().unwind(capture(entry + 9, user_regs()))
     assert unwound.callchain.end is StackEnd.USER_ENTRY
     assert unwound.user_registers is not None
@@ -227,7 +227,9 @@ def test_idle_root() -> None:
     kernel = TinyKernel()
     idle = kernel.function("do_idle", AT_CALL)
     root = kernel.function("secondary_startup_64_no_verify", END)
-    assert kernel.unwinder().unwind(capture(idle, words(kernel.call_in(root)))).callchain.end is StackEnd.IDLE_ROOT
+    behind_the_far_return = root + 0x60
+    chain = kernel.unwinder().unwind(capture(idle, words(behind_the_far_return))).callchain
+    assert chain == Callchain((Frame(idle, idle), Frame(root + 0x60, root + 0x5F)), StackEnd.IDLE_ROOT)
 
 
 def test_return_addresses_of_a_functions_calls_to_itself_are_skipped() -> None:

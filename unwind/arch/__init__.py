@@ -85,6 +85,7 @@ class Architecture:
     interrupt_handler: handler address from the table's first 16 bytes.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
+    entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
     """
 
@@ -108,5 +109,6 @@ class Architecture:
     interrupt_handler: Callable[[bytes], int]
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
+    entry_stacks: tuple[int, int]
     cpu_base: tuple[str, ...]
     kernel_code: KernelCode

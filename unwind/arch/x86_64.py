@@ -50,7 +50,7 @@ _PAGE_MASK = 0xFFF
 _FRED_PADDING = 16
 """Bytes that kernels with CONFIG_X86_FRED leave free at the top of a task's stack (TOP_OF_KERNEL_STACK_PADDING)."""
 _OWN_CALL_REACH = 32
-_CPU_ENTRY_AREA = range(0xFFFF_FE00_0000_0000, 0xFFFF_FE80_0000_0000)
+_CPU_ENTRY_AREA = (0xFFFF_FE00_0000_0000, 0xFFFF_FE80_0000_0000)
 
 
 def _is_trap(registers: Registers) -> bool:
@@ -62,7 +62,7 @@ def _is_trap(registers: Registers) -> bool:
 
 def _is_trap_place(end: int) -> bool:
     """Registers of user mode are saved at the very top of a stack: of the task's, or of one in the CPU entry area."""
-    return end & _PAGE_MASK in (0, _PAGE_MASK + 1 - _FRED_PADDING) or end in _CPU_ENTRY_AREA
+    return end & _PAGE_MASK in (0, _PAGE_MASK + 1 - _FRED_PADDING) or _CPU_ENTRY_AREA[0] < end <= _CPU_ENTRY_AREA[1]
 
 
 def _follows_call(before: bytes) -> bool:
@@ -127,6 +127,7 @@ X86_64 = Architecture(
     interrupt_handler=_gate_offset,
     image_physical=_image_physical,
     stack_size=0x4000,
+    entry_stacks=_CPU_ENTRY_AREA,
     cpu_base=("gs_base", "k_gs_base"),
     kernel_code=KernelCode(
         trap=TrapFrame(
