@@ -116,7 +116,7 @@ def matrix_guest(request: pytest.FixtureRequest, guest_kernel: Callable[[str], P
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bless", action="store_true", help="write the golden files of tests/golden anew instead of comparing with them")
+    parser.addoption("--bless", action="store_true", help="write the golden files of tests/golden anew instead of comparing")
 
 
 @pytest.fixture
