@@ -54,6 +54,11 @@ class GuestStoppedError(StubError):
         """Whether somebody paused the guest and will want to resume it."""
         return self.signal == 2
 
+    @property
+    def is_breakpoint(self) -> bool:
+        """Whether the guest reached a breakpoint."""
+        return self.signal == 5
+
 
 class Stub:
     """One conversation with a stub. ``stops`` holds the stop replies that have come since it was last cleared."""
@@ -104,7 +109,9 @@ class Stub:
                 " time), or it is no gdb stub; close the other debugger or check the address"
             ) from error
         except TransportError as error:
-            raise StubError(f"{self.address} closed the connection at once: it is no gdb stub, or QEMU is ending; check the address") from error
+            raise StubError(
+                f"{self.address} closed the connection at once: it is no gdb stub, or QEMU is ending; check the address"
+            ) from error
         if not reply:
             raise StubError(f"{self.address} speaks gdb's protocol but is not QEMU's gdb stub; check the address")
         return reply
@@ -174,7 +181,7 @@ class Stub:
         receive = self._connection.receive
         deadline = self._clock() + int(self._timeout_s * 1e9)
         data = b""
-        chunks = []
+        chunks: list[bytes] = []
         missing = count
         while True:
             try:
@@ -273,7 +280,9 @@ class Stub:
             if reply[:1] == b"l":
                 return bytes(content)
             if reply[:1] != b"m" or len(reply) == 1 or len(content) > _MAX_FILE:
-                raise StubError(f"{self.address} does not give its target description {name!r} (it answers {reply[:20]!r}); check QEMU")
+                raise StubError(
+                    f"{self.address} does not give its target description {name!r} (it answers {reply[:20]!r}); check QEMU"
+                )
 
     def threads(self) -> tuple[bytes, ...]:
         """Thread ids in the stub's own words, one a vCPU, in order."""
@@ -340,9 +349,14 @@ def decode_hex(digits: bytes, request: str) -> bytes:
     try:
         return binascii.unhexlify(digits)
     except binascii.Error as error:
-        raise StubError(f"the stub answered {request} with {digits[:40]!r}, which is not hexadecimal; it is no sound gdb stub") from error
+        raise StubError(
+            f"the stub answered {request} with {digits[:40]!r}, which is not hexadecimal; it is no sound gdb stub"
+        ) from error
 
 
 def split_reads(requests: Iterable[tuple[int, int]], limit: int) -> list[list[tuple[int, int]]]:
     """Each (address, size) in pieces of at most ``limit`` bytes."""
-    return [[(start, min(limit, address + size - start)) for start in range(address, address + size, limit)] for address, size in requests]
+    return [
+        [(start, min(limit, address + size - start)) for start in range(address, address + size, limit)]
+        for address, size in requests
+    ]

@@ -81,7 +81,7 @@ class _Run(Enum):
 
 
 class _Batch:
-    """Packets for one write, and what their replies mean: None for a thread change, a vCPU for registers, a Read for its next piece."""
+    """Packets for one write, and what their replies mean: None is a thread change, a vCPU registers, a Read its next piece."""
 
     __slots__ = ("packets", "slots")
 
@@ -114,6 +114,7 @@ class Target:
         self._halted_since = clock()
         self._state = _Run.HALTED
         self._selected: int | None = None
+        self._breakpoint: int | None = None
         self.extra_halted_ns = 0
         self.resume_at_exit = resume_at_exit
         self._stub = Stub(connection, timeout_s, clock)
@@ -293,7 +294,9 @@ class Target:
         limit = self._max_read
         for read in dict.fromkeys(ordered):
             if not 0 < read.size <= _MAX_READ or not 0 <= read.address < 1 << 64:
-                raise GuestMemoryError(f"{read.size} bytes at {read.address:#x} were asked for; a read takes 1 to {_MAX_READ} bytes")
+                raise GuestMemoryError(
+                    f"{read.size} bytes at {read.address:#x} were asked for; a read takes 1 to {_MAX_READ} bytes"
+                )
             selected = self._add_select(batch, selected, read.vcpu)
             if read.size <= limit:
                 batch.add(encode_read(read.address, read.size), read, read.size)
@@ -343,6 +346,26 @@ class Target:
         self._halted_since = self._clock()
         if error.is_paused:
             self.resume_at_exit = False
+        elif error.is_breakpoint:
+            self._remove_breakpoint()
+
+    def set_breakpoint(self, address: int) -> None:
+        """Stop the guest at a virtual address, by the processor's or QEMU's own means: guest memory is not touched.
+
+        There is one at a time. ``capture`` and ``halt`` then raise GuestStoppedError (``is_breakpoint``); it is gone afterwards.
+        Raises StubError if the accelerator has none.
+        """
+        with self.halted():
+            self._remove_breakpoint()
+            reply = self._stub.request(b"Z1,%x,1" % address)
+            if reply != b"OK":
+                raise StubError(f"{self.address} sets no breakpoint at {address:#x} (it answers {reply[:20]!r}); the accelerator has none")
+            self._breakpoint = address
+
+    def _remove_breakpoint(self) -> None:
+        if self._breakpoint is not None:
+            self._stub.request(b"z1,%x,1" % self._breakpoint)
+            self._breakpoint = None
 
     def _recover(self) -> None:
         """After a broken conversation: in step again, the guest running."""
@@ -408,7 +431,9 @@ class Target:
         The guest is halted meanwhile. Raises StubError if the stub has no physical mode.
         """
         if not self._stub.has_physical_mode:
-            raise StubError(f"{self.address} cannot read physical memory (QEMU before 4.1); give --qmp or --pid of a QEMU on this machine")
+            raise StubError(
+                f"{self.address} cannot read physical memory (QEMU before 4.1); give --qmp or --pid of a QEMU on this machine"
+            )
         pieces = split_reads(requests, self._max_read)
         flat = [piece for piece_list in pieces for piece in piece_list]
         found: list[bytes | None] = []
@@ -433,14 +458,18 @@ class Target:
             return self._stub.monitor(command)
 
     def detach(self) -> bool:
-        """End the conversation with the guest running (or paused, if it was paused before us); whether that is certain. Never raises."""
+        """End the conversation, the guest running (or paused, if it was before us); whether that is certain. Never raises."""
         certain = self._state is _Run.GONE
         try:
             if self._state is not _Run.GONE:
                 if self.resume_at_exit:
                     if self._state is not _Run.HALTED:
                         self._stub.interrupt()
+                    # It also takes our breakpoint away.
                     self._stub.detach()
+                else:
+                    with self.halted():
+                        self._remove_breakpoint()
                 certain = True
         except GuestprofError:
             certain = False

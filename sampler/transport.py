@@ -94,7 +94,7 @@ class Connection:
     def set_timeout(self, seconds: float) -> None:
         """How long ``send`` and ``receive`` wait.
 
-        The kernel counts the time (socket(7), SO_RCVTIMEO): Python's own timeouts cost a ``poll`` before every ``recv``, in the halt.
+        The kernel counts (socket(7), SO_RCVTIMEO): Python's own timeouts cost a ``poll`` before every ``recv``, in the halt.
         """
         interval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
         self._socket.settimeout(None)
@@ -127,7 +127,7 @@ def _explain(error: OSError, address: str) -> str:
     if isinstance(error, socket.gaierror):
         return f"{address}: the host name is not known ({error.strerror}); check its spelling"
     if error.errno == errno.ECONNREFUSED:
-        return f"nothing listens at {address}; start QEMU with -s (port 1234) or -gdb, or give --qmp so that guestprof opens a gdb stub itself"
+        return f"nothing listens at {address}; start QEMU with -s (port 1234) or -gdb, or give --qmp to open a stub"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no socket {address}; check the path, or that QEMU with that -gdb or -chardev option still runs"
     if error.errno in (errno.EACCES, errno.EPERM):

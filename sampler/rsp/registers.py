@@ -93,7 +93,7 @@ class RegisterLayout:
     def from_json(cls, value: object) -> Self:
         """The layout that ``to_json`` gave; raises BadRecordingError for anything else."""
         try:
-            fields = cast(dict[str, Any], value)
+            fields = cast("dict[str, Any]", value)
             byteorder = fields["byteorder"]
             registers = tuple(Register(str(name), int(offset), int(size)) for name, offset, size in fields["registers"])
         except (TypeError, KeyError, ValueError) as error:
@@ -170,7 +170,7 @@ def parse_target_description(read_file: Callable[[str], bytes]) -> TargetDescrip
         if files > _MAX_FILES:
             raise StubError(f"the stub's target description includes more than {_MAX_FILES} files; it is no sound gdb stub")
         # Document order over the whole tree: registers take the number after the one before unless they state theirs.
-        return cast(Iterator[Element], _parse_xml(name, read_file(name)).iter())
+        return _parse_xml(name, read_file(name)).iter()
 
     pending.append(open_file("target.xml"))
     while pending:
@@ -195,7 +195,7 @@ def _parse_xml(name: str, text: bytes) -> Element:
     if b"<xi:include" in text and b"xmlns:xi" not in text:
         text = _ROOT.sub(b'<target xmlns:xi="http://www.w3.org/2001/XInclude"', text, count=1)
     try:
-        return cast(Element, fromstring(text))
+        return fromstring(text)
     except (ParseError, DefusedXmlException, ValueError) as error:
         raise StubError(f"the stub's target description {name!r} is damaged: {error}") from error
 
