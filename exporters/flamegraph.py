@@ -12,7 +12,7 @@ from importlib.resources import files
 from xml.sax.saxutils import escape, quoteattr
 from zlib import crc32
 
-from exporters.text import duration, halted_line, machine, percent, printable, rate_line, share, shortened, stacks_line
+from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, share, shortened, stacks_line
 from recording.idle import is_idle_function
 from recording.profile import Profile
 from recording.views import TreeNode, call_tree
@@ -63,7 +63,7 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
         f"<style><![CDATA[\n{_asset('flamegraph.css')}]]></style>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         _text(26, "title", machine(profile.meta) if title is None else printable(title)),
-        _text(46, "sub", f"{quality.samples:,} samples, {rate_line(quality)}; guest halted {halted_line(quality)}"),
+        _text(46, "sub", f"{counted(quality.samples, 'sample')}, {rate_line(quality)}; guest halted {halted_line(quality)}"),
         _text(63, "sub", f"{duration(profile.weight_ns)} of vCPU time; {stacks_line(quality)}"),
         f'<text id="details" x="{_PAD}" y="83"></text>',
         _legend(drawn),
@@ -114,7 +114,7 @@ def _frame(box: _Box, root: TreeNode, y: int) -> str:
     name = shortened(printable(function.name), _LONGEST_NAME)
     module = f" {shortened(printable(function.module), _LONGEST_NAME)}" if function.module else ""
     part, own = share(_value(node, root), _value(root, root)), share(node.self_ns, root.total_ns)
-    took = f"{percent(part)}, {duration(node.total_ns)}, {node.samples:,} samples, {percent(own)} in itself"
+    took = f"{percent(part)}, {duration(node.total_ns)}, {counted(node.samples, 'sample')}, {percent(own)} in itself"
     css = "all" if box.level == 0 else f"{_kind(box)}{crc32(name.encode()) % _TINTS}"
     x = _PAD + box.start
     letters = int((box.width - 6) / _LETTER)
@@ -146,4 +146,4 @@ def _footnote(dropped: int, samples: int) -> str:
     if not samples:
         return "No samples are selected."
     told = "Widths are guest running time. In a browser: click a frame to zoom, Ctrl-F to search, Escape to go back."
-    return f"{told} {dropped:,} frames narrower than {_LEAST_WIDTH} pixel are not drawn." if dropped else told
+    return f"{told} Not drawn: {counted(dropped, 'frame')} narrower than {_LEAST_WIDTH} pixel." if dropped else told

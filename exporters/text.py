@@ -61,6 +61,11 @@ def hertz(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.1f} Hz"
 
 
+def counted(number: int, word: str) -> str:
+    """``1 sample``, ``2,000 samples``."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
 def machine(meta: dict[str, Any]) -> str:
     """What was profiled, in one line: ``Linux 6.1.0-18-amd64 on x86_64, TCG, 2 vCPUs``."""
     release, architecture, accelerator, vcpus = (meta.get(k) for k in ("kernel_release", "architecture", "accelerator", "vcpus"))
@@ -70,7 +75,7 @@ def machine(meta: dict[str, Any]) -> str:
     if accelerator:
         parts.append(str(accelerator).upper())
     if vcpus:
-        parts.append(f"{vcpus} vCPU" if vcpus == 1 else f"{vcpus} vCPUs")
+        parts.append(counted(vcpus, "vCPU") if isinstance(vcpus, int) else f"{vcpus} vCPUs")
     return printable(", ".join(parts))
 
 

@@ -1,0 +1,184 @@
+"""Folded stacks and the three reports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporters.folded import export_folded, folded_name
+from exporters.registry import EXPORT_FORMATS, REPORT_FORMATS, ExportOptions
+from exporters.report import GroupBy, SortBy
+from exporters.report_csv import export_report_csv
+from exporters.report_json import export_report_json
+from exporters.report_text import export_report_text
+from exporters.text import duration, encodable, machine, percent, printable, shortened
+from recording.model import FrameKind
+from recording.names import Function
+from recording.reader import Selection
+from tests.builders.profiles import HOSTILE_NAMES, hostile_recording, opened, small_recording
+
+FLAMEGRAPH_PL = re.compile(r"^(.*)\s+?(\d+(?:\.\d*)?)$")
+
+
+def test_folded_golden_file(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
+    with opened(small_recording(tmp_path / "a")) as profile:
+        golden("small.folded", export_folded(profile))
+
+
+def test_folded_counts_add_up_to_the_samples(tmp_path: Path) -> None:
+    for annotate in (True, False):
+        with opened(small_recording(tmp_path / str(annotate))) as profile:
+            lines = export_folded(profile, annotate=annotate).decode().splitlines()
+        assert sum(int(line.rpartition(" ")[2]) for line in lines) == 16
+        assert lines == sorted(lines)
+        assert any("_[k]" in line for line in lines) is annotate
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vfs_read", "vfs_read"),
+        ("a;b", "a:b"),
+        ("weird 12", "weird_12"),
+        ("weird 1.", "weird_1."),
+        ("weird\t12.5", "weird?12.5"),
+        ("12", "12"),
+        ("a 1 2", "a 1_2"),
+        (" c ", " c "),
+        ("a\nb\rc\x00\x1b\u2028\udcff", "a?b?c????"),
+        ("", "?"),
+    ],
+)
+def test_folded_names(name: str, expected: str) -> None:
+    user = Function(name, "[user]", FrameKind.USER)
+    assert folded_name(user, annotate=True) == expected
+    assert folded_name(Function(name, "[kernel]", FrameKind.KERNEL), annotate=True) == expected + "_[k]"
+
+
+def test_folded_lines_of_hostile_names_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    with opened(hostile_recording(tmp_path / "a")) as profile:
+        text = export_folded(profile, annotate=False).decode()
+    lines = text.removesuffix("\n").split("\n")
+    assert len(lines) == len(HOSTILE_NAMES)
+    for line in lines:
+        match = FLAMEGRAPH_PL.match(line)
+        assert match is not None
+        assert match[2] == "1"
+        assert match[1].count(";") == 1
+        assert FLAMEGRAPH_PL.match(match[1]) is None  # else flamegraph.pl sees two columns
+
+
+@pytest.mark.parametrize("by", list(GroupBy))
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_report_golden_files(tmp_path: Path, golden: Callable[[str, bytes], None], form: str, by: GroupBy) -> None:
+    with opened(small_recording(tmp_path / "a")) as profile:
+        golden(f"report_{by}.{'txt' if form == 'text' else form}", REPORT_FORMATS[form].export(profile, by, SortBy.SELF, None))
+
+
+def test_report_json_has_the_shape_that_scripts_rely_on(tmp_path: Path) -> None:
+    with opened(small_recording(tmp_path / "a")) as profile:
+        report = json.loads(export_report_json(profile, sort=SortBy.TOTAL, limit=1))
+    assert set(report) == {"meta", "quality", "functions"}
+    assert report["meta"]["kernel_release"] == "6.1.0-18-amd64"
+    assert list(report["quality"]) == [
+        "samples",
+        "requested_hz",
+        "achieved_hz",
+        "late",
+        "halted_share",
+        "complete_share",
+        "entry_share",
+        "user_complete_share",
+        "ends",
+    ]
+    assert report["functions"] == [
+        {
+            "name": "default_idle",
+            "module": "[kernel]",
+            "kind": "kernel",
+            "self_ns": 40_000_000,
+            "total_ns": 50_000_000,
+            "self_share": 0.25,
+            "total_share": 0.3125,
+            "samples": 5,
+        }
+    ]
+
+
+def test_reports_sort_and_cut(tmp_path: Path) -> None:
+    with opened(small_recording(tmp_path / "a")) as profile:
+        rows = list(csv.DictReader(io.StringIO(export_report_csv(profile, limit=3).decode())))
+        assert [row["name"] for row in rows] == ["default_idle", "copy_to_user", "[firmware]"]
+        rows = list(csv.DictReader(io.StringIO(export_report_csv(profile, sort=SortBy.TOTAL, limit=3).decode())))
+        assert [row["name"] for row in rows] == ["default_idle", "cpu_startup_entry", "default_idle_call"]
+
+
+def test_reports_of_hostile_names(tmp_path: Path) -> None:
+    with opened(hostile_recording(tmp_path / "a")) as profile:
+        text = export_report_text(profile).decode()
+        table = export_report_csv(profile).decode()
+        report = json.loads(export_report_json(profile))
+    assert all(line.isprintable() for line in text.splitlines())
+    assert max(map(len, text.splitlines())) < 160
+    assert len(text.splitlines()) == 8 + len(HOSTILE_NAMES)
+    assert {row["name"] for row in csv.DictReader(io.StringIO(table))} == {printable(name) for name in HOSTILE_NAMES}
+    assert len(table.splitlines()) == 1 + len(HOSTILE_NAMES)
+    assert {row["name"] for row in report["functions"]} == {encodable(name) for name in HOSTILE_NAMES}
+
+
+def test_hostile_meta(tmp_path: Path) -> None:
+    with opened(small_recording(tmp_path / "a")) as profile:
+        profile.meta.update({"kernel_release": "6.1\n\x1b[0m\udcff", "big": [1 << 70, {"k\udcff": None}], "requested_hz": [1]})
+        report = json.loads(export_report_json(profile))
+        assert report["meta"]["kernel_release"] == "6.1\n\x1b[0m\\udcff"
+        assert report["meta"]["big"] == [str(1 << 70), {"k\\udcff": None}]
+        assert export_report_text(profile).decode().splitlines()[0] == "Linux 6.1\\n\\x1b[0m\\udcff on x86_64, TCG, 2 vCPUs"
+
+
+def test_nothing_selected(tmp_path: Path) -> None:
+    with opened(small_recording(tmp_path / "a"), Selection(since_ns=10**12)) as profile:
+        assert export_folded(profile) == b""
+        assert export_report_text(profile).decode().splitlines()[-1] == "no samples are selected"
+        report = json.loads(export_report_json(profile))
+        assert (report["functions"], report["quality"]["samples"], report["quality"]["halted_share"]) == ([], 0, None)
+
+
+def test_the_same_recording_gives_the_same_bytes(tmp_path: Path) -> None:
+    options = ExportOptions("1")
+    for known in EXPORT_FORMATS.values():
+        outputs = set()
+        for attempt in range(2):
+            with opened(small_recording(tmp_path / f"{known.name}{attempt}")) as profile:
+                outputs.add(known.export(profile, options))
+        assert len(outputs) == 1
+
+
+def test_suffixes() -> None:
+    assert {name: known.suffix for name, known in EXPORT_FORMATS.items()} == {
+        "speedscope": ".speedscope.json",
+        "folded": ".folded",
+        "flamegraph": ".svg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "unknown"), (0.0, "0.0 %"), (0.0001, "< 0.1 %"), (0.5, "50.0 %"), (0.99999, "99.9 %"), (1.0, "100.0 %")],
+)
+def test_percent_says_all_and_none_only_where_it_is_so(value: float | None, text: str) -> None:
+    assert percent(value) == text
+
+
+def test_text_helpers() -> None:
+    assert [duration(ns) for ns in (0, 1500, 2_500_000, 3_210_000_000)] == ["0.00 µs", "1.50 µs", "2.50 ms", "3.21 s"]
+    assert shortened("abcdef", 6) == "abcdef"
+    assert shortened("abcdefg", 6) == "abcde…"
+    assert printable("tab\t\u202eevil\x1b[0m\ufffe\udcff é") == "tab\\t\\u202eevil\\x1b[0m\\ufffe\\udcff é"
+    assert machine({}) == "QEMU guest"
+    assert machine({"vcpus": 1, "architecture": "x86_64"}) == "QEMU guest on x86_64, 1 vCPU"
