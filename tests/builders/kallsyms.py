@@ -54,18 +54,23 @@ def compress(text: str, tokens: list[bytes]) -> bytes:
     return bytes(out)
 
 
-def build_kallsyms(symbols: Sequence[tuple[int, str, str]], generation: Generation, address: int) -> tuple[bytes, dict[str, int]]:
-    """(bytes to put at an address, run-time address of each part). Symbols are in the order of the table."""
-    tokens = build_tokens(symbols)
+def build_names(symbols: Sequence[tuple[int, str, str]], tokens: list[bytes], *, is_wide: bool) -> tuple[bytes, list[int]]:
+    """(names, offset of every 256th)."""
     names = bytearray()
     marks = []
     for index, (_address, kind, name) in enumerate(symbols):
         if index % 256 == 0:
             marks.append(len(names))
         code = compress(kind + name, tokens)
-        wide = generation.is_wide and len(code) > 127
-        names += bytes([len(code) & 0x7F | 0x80, len(code) >> 7]) if wide else bytes([len(code)])
+        names += bytes([len(code) & 0x7F | 0x80, len(code) >> 7]) if is_wide and len(code) > 127 else bytes([len(code)])
         names += code
+    return bytes(names), marks
+
+
+def build_kallsyms(symbols: Sequence[tuple[int, str, str]], generation: Generation, address: int) -> tuple[bytes, dict[str, int]]:
+    """(bytes to put at an address, run-time address of each part). Symbols are in the order of the table."""
+    tokens = build_tokens(symbols)
+    names, marks = build_names(symbols, tokens, is_wide=generation.is_wide)
     base = min(value for value, _kind, _name in symbols if value >> 63)
     out = bytearray()
     parts: dict[str, int] = {}
@@ -94,7 +99,7 @@ def build_kallsyms(symbols: Sequence[tuple[int, str, str]], generation: Generati
     if not generation.is_new:
         put_values()
     put("kallsyms_num_syms", struct.pack("<I", len(symbols)))
-    put("kallsyms_names", bytes(names))
+    put("kallsyms_names", names)
     put("kallsyms_markers", b"".join(mark.to_bytes(generation.marker_width, "little") for mark in marks))
     if generation.has_early_seqs:
         put("kallsyms_seqs_of_names", b"".join(index.to_bytes(3, "big") for index in range(len(symbols))))
