@@ -52,11 +52,10 @@ copy() {{
 pipe() {{ while :; do seq 1 2000 | cat | sort -n | md5sum >/dev/null; done; }}
 fork() {{ while :; do for i in 1 2 3 4 5 6 7 8; do (true); /bin/true; done; done; }}
 network() {{
-    while :; do
-        nc -l -p 5000 >/dev/null &
-        dd if=/dev/zero bs=4k count=64 2>/dev/null | nc -w 1 127.0.0.1 5000 2>/dev/null
-        wait $!
-    done
+    mkdir /tmp/www
+    dd if=/dev/zero of=/tmp/www/page bs=64k count=16 2>/dev/null
+    httpd -p 127.0.0.1:5000 -h /tmp/www
+    while :; do wget -q -O - http://127.0.0.1:5000/page >/dev/null || sleep 1; done
 }}
 
 case "$(switch workload)" in
