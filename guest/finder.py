@@ -9,7 +9,7 @@ scanning per 512 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from guest.kallsyms import KallsymsPlace, place_from_symbols
@@ -51,9 +51,7 @@ def spaces_of(memory: PhysicalMemory, architecture: Architecture, registers: Ite
     return [AddressSpace(memory, paging, root, levels) for root, levels in roots]
 
 
-def find_kernel(
-    memory: PhysicalMemory, architecture: Architecture, registers: Sequence[Mapping[str, int]]
-) -> Steps[KernelLocation | None]:
+def find_kernel(memory: PhysicalMemory, architecture: Architecture, registers: Sequence[Registers]) -> Steps[KernelLocation | None]:
     """Find the kernel that the vCPUs run, from the registers of one halt; None while there is none.
 
     Raises UnsupportedTargetError for a 32-bit kernel.

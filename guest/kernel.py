@@ -18,7 +18,7 @@ from guest.symbol_rows import SymbolRows
 from guest.text import TextImage, read_text
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture
+from unwind.arch import Architecture, Registers
 from unwind.orc import OrcTable
 
 _FREEING_INIT = 2
@@ -108,7 +108,7 @@ def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: Ke
     return (yield from _refreshed(kernel, space, has_new_text=True))
 
 
-def refresh_kernel(kernel: Kernel, registers: Sequence[Mapping[str, int]], *, has_new_text: bool = False) -> Steps[Kernel]:
+def refresh_kernel(kernel: Kernel, registers: Sequence[Registers], *, has_new_text: bool = False) -> Steps[Kernel]:
     """The kernel with what changes while it runs read anew: page tables, per-CPU facts, and its code where asked for.
 
     The code is also read again when the kernel settles: it has patched itself by then. Returns the kernel as it was where no vCPU
@@ -120,12 +120,12 @@ def refresh_kernel(kernel: Kernel, registers: Sequence[Mapping[str, int]], *, ha
     return (yield from _refreshed(kernel, space, has_new_text=has_new_text))
 
 
-def is_still_there(kernel: Kernel, registers: Sequence[Mapping[str, int]]) -> bool:
-    """Whether a vCPU still has this kernel mapped, by a few reads: after a reboot or kexec another one is there, or none."""
-    return _current_space(kernel, registers) is not None
+def is_still_there(kernel: Kernel, registers: Registers) -> bool:
+    """Whether a vCPU has this kernel mapped, by a few reads: after a reboot or kexec another one is there, or none."""
+    return _current_space(kernel, (registers,)) is not None
 
 
-def _current_space(kernel: Kernel, registers: Sequence[Mapping[str, int]]) -> AddressSpace | None:
+def _current_space(kernel: Kernel, registers: Sequence[Registers]) -> AddressSpace | None:
     address, expected = _signature(kernel)
     for space in spaces_of(kernel.space.memory, kernel.architecture, registers):
         if space.read_many([(address, len(expected))])[0] == expected:

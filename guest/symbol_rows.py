@@ -103,10 +103,10 @@ def is_boundary(name: str) -> bool:
     return _BOUNDARY.match(name) is not None
 
 
-def _rank(kind: int, name: str) -> tuple[bool, int]:
-    """Lower is better: functions before boundaries, global before weak before local."""
+def _rank(kind: int, name: str) -> tuple[bool, bool, int]:
+    """Lower is better: functions before boundaries, own names before position-independent aliases, global before weak before local."""
     letter = chr(kind)
-    return is_boundary(name), 1 if letter in "wWvV" else 0 if letter.isupper() else 2
+    return is_boundary(name), name.startswith("__pi_"), 1 if letter in "wWvV" else 0 if letter.isupper() else 2
 
 
 def arrange(rows: SymbolRows) -> Steps[SymbolRows]:

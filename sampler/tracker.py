@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from guest.cache import KernelCache
-from guest.finder import find_kernel, spaces_of
+from guest.finder import find_kernel
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.memory import PhysicalMemory, Steps
 from recording.errors import BadImageError, GuestMemoryError
@@ -78,8 +78,8 @@ class KernelTracker:
                 self.lose("another kernel runs now: the one that was found is no longer mapped")
         elif self._work is None and now_ns >= self._next_refresh_ns and (self._refresh_wanted or not self.kernel.is_settled):
             self._next_refresh_ns = now_ns + _REFRESH_NS
+            self._work = self._refresh(self.kernel, has_new_text=self._refresh_wanted)
             self._refresh_wanted = False
-            self._work = self._refresh(self.kernel)
 
     def want_refresh(self) -> None:
         """A stack did not fit the kernel's code as it was read: it may have been patched since."""
@@ -137,11 +137,8 @@ class KernelTracker:
         self._adopt(kernel)
         self._events.found(kernel)
 
-    def _refresh(self, kernel: Kernel) -> Steps[None]:
-        spaces = spaces_of(self._memory, self._architecture, self._registers)
-        if not spaces:
-            return
-        fresh = yield from refresh_kernel(self._memory, kernel, spaces[0])
+    def _refresh(self, kernel: Kernel, *, has_new_text: bool) -> Steps[None]:
+        fresh = yield from refresh_kernel(kernel, self._registers, has_new_text=has_new_text)
         self._adopt(fresh)
         self._events.refreshed(fresh)
 

@@ -103,11 +103,11 @@ def test_a_kernel_is_there_as_long_as_a_vcpu_maps_its_banner() -> None:
     machine = Machine()
     kernel = load(machine)
     running = machine.registers()
-    assert is_still_there(kernel, (running,))
-    assert is_still_there(kernel, (machine.registers(cr0=0), running))
-    assert not is_still_there(kernel, (machine.registers(cr0=0),))
+    assert is_still_there(kernel, running)
+    assert is_still_there(kernel, machine.registers(cr3=TABLES | 0x1000))
+    assert not is_still_there(kernel, machine.registers(cr0=0))
     machine.write(machine.at("banner"), BANNER.replace("#1", "#2").encode())
-    assert not is_still_there(kernel, (running,))
+    assert not is_still_there(kernel, running)
     assert run_steps(refresh_kernel(kernel, (running,))) is kernel
 
 
