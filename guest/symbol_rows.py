@@ -104,7 +104,7 @@ def is_boundary(name: str) -> bool:
 
 
 def _rank(kind: int, name: str) -> tuple[bool, bool, int]:
-    """Lower is better: functions before boundaries, own names before position-independent aliases, global before weak before local."""
+    """Lower is better: functions before boundaries, own names before those of early copies, global before weak before local."""
     letter = chr(kind)
     return is_boundary(name), name.startswith("__pi_"), 1 if letter in "wWvV" else 0 if letter.isupper() else 2
 
