@@ -26,6 +26,7 @@ from sampler.transport import Connection
 
 _PATIENCE_S = 10.0
 _RETRY_S = 0.05
+_GONE_S = 1.0
 _GOODBYE = b"."
 
 
@@ -68,20 +69,16 @@ class Guard:
             return
         with contextlib.suppress(OSError):
             pipe.write(_GOODBYE)
-            pipe.flush()
-        self._close()
+            pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE_S)
 
     def call(self) -> None:
-        """The guest may stand still and we cannot help it: let the guard act, as if we had died. Never raises."""
-        self._close()
-
-    def _close(self) -> None:
+        """The guest may stand still and we cannot help it: let the guard act, as if we had died. Does not wait; never raises."""
         pipe = self._process.stdin
         if pipe is not None and not pipe.closed:
             with contextlib.suppress(OSError):
                 pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE_S + 5)
 
 
 def resume_through_stub(
@@ -91,14 +88,18 @@ def resume_through_stub(
 
     A dead client's socket can still be open for an instant; QEMU then serves this connection as soon as it notices.
     """
-    deadline = clock() + patience_s
+    began = clock()
+    deadline = began + patience_s
     while True:
         remaining = deadline - clock()
         if remaining <= 0:
             return False
         try:
             connection = Connection.open(address, remaining)
-        except TransportError:
+        except TransportError as error:
+            if isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError)) and clock() > began + _GONE_S:
+                # A busy stub keeps listening; nothing listens any more where QEMU has ended.
+                return False
             sleep(_RETRY_S)
             continue
         try:

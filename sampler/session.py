@@ -157,7 +157,8 @@ class Session:
 
     def _detach(self) -> None:
         resume = self.target.resume_at_exit
-        self._certain = self.target.detach()
+        # Where QEMU has ended there is nothing to resume.
+        self._certain = self.target.detach() or (self.pid is not None and find_process(self.pid) is None)
         if self._qmp is not None and resume:
             self._certain = False
             if self._qmp.status() == "paused":

@@ -191,8 +191,8 @@ class Target:
 
     @property
     def is_halted(self) -> bool:
-        """Whether the guest stands still because of us."""
-        return self._state is _Run.HALTED
+        """Whether the guest stands still because of us (or may, where a conversation broke off)."""
+        return self._state in (_Run.HALTED, _Run.OUT_OF_STEP)
 
     @property
     def has_physical_reads(self) -> bool:
@@ -359,7 +359,9 @@ class Target:
             self._remove_breakpoint()
             reply = self._stub.request(b"Z1,%x,1" % address)
             if reply != b"OK":
-                raise StubError(f"{self.address} sets no breakpoint at {address:#x} (it answers {reply[:20]!r}); the accelerator has none")
+                raise StubError(
+                    f"{self.address} sets no breakpoint at {address:#x} (it answers {reply[:20]!r}); the accelerator has none"
+                )
             self._breakpoint = address
 
     def _remove_breakpoint(self) -> None:

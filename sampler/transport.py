@@ -130,6 +130,8 @@ def _explain(error: OSError, address: str) -> str:
         return f"nothing listens at {address}; start QEMU with -s (port 1234) or -gdb, or give --qmp to open a stub"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no socket {address}; check the path, or that QEMU with that -gdb or -chardev option still runs"
+    if error.errno == errno.EAGAIN:
+        return f"{address} is busy: another debugger holds the stub (QEMU serves one at a time) and more wait; close them"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"no permission to connect to {address}; run guestprof as the user who runs QEMU, or as root"
     if error.errno == errno.EPROTOTYPE:

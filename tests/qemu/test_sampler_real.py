@@ -20,7 +20,7 @@ from recording.errors import StubError, TransportError, UnsupportedTargetError
 from sampler.discovery import resolve_target
 from sampler.guard import Guard, resume_through_stub
 from sampler.memory import ProcessMemory, StubMemory, open_memory
-from sampler.qmp import Qmp
+from sampler.qmp import Qmp, QmpEvent
 from sampler.session import Session
 from sampler.stub import GuestStoppedError
 from sampler.target import HaltedState, Read, Target
@@ -32,7 +32,9 @@ RESET_VECTOR = 0xFFFF_FFF0
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"{QEMU} is not installed: the sampler is NOT tested against a real QEMU"),
+    pytest.mark.skipif(
+        shutil.which(QEMU) is None, reason=f"{QEMU} is not installed: the sampler is NOT tested against a real QEMU"
+    ),
 ]
 
 
@@ -336,7 +338,7 @@ def test_memory_of_the_process_and_of_the_stub_agree(start: Start) -> None:
         opened = open_memory(target, machine.process.pid)
         assert isinstance(opened.memory, ProcessMemory), opened.fallback_reason
         stub = StubMemory.open(target)
-        assert list(opened.memory.ram())[-1] == (0x10_0000, 0x200_0000)
+        assert list(opened.memory.ram())[-1][1] == 0x200_0000
         assert opened.memory.ram() == stub.ram()
         assert opened.memory.read(0xF_0000, 0x8_0000) == stub.read(0xF_0000, 0x8_0000)
         requests = [(RESET_VECTOR, 16), (0x200_0000, 1), (0x1FF_FFFF, 2), (0x10_0000, 300_000), (5, 0)]
@@ -361,7 +363,6 @@ def test_qmp_tells_what_the_machine_is_and_its_events(start: Start) -> None:
         assert (qmp.architecture(), qmp.is_kvm(), qmp.vcpu_count(), qmp.status()) == ("x86_64", False, 2, "running")
         assert qmp.version()[0].isdigit()
         assert qmp.pid == machine.process.pid
-        assert qmp.find_gdbstub() == machine.gdb
         qmp.execute("system_reset")
         assert [event.name for event in _events(qmp)] == ["RESET"]
         with pytest.raises(StubError, match="refuses nonesuch"):
@@ -372,10 +373,26 @@ def test_qmp_tells_what_the_machine_is_and_its_events(start: Start) -> None:
         Qmp.open(f"{machine.directory}/nonesuch")
 
 
-def _events(qmp: Qmp) -> list[object]:
+def test_a_stub_is_opened_and_closed_through_qmp(start: Start) -> None:
+    machine = start(stub=False)
+    with Qmp.open(machine.qmp) as qmp:
+        assert qmp.find_gdbstub() is None
+        with pytest.raises(StubError, match="cannot open a gdb stub"):
+            qmp.open_gdbstub(f"{machine.directory}/nonesuch/gdb")
+        qmp.open_gdbstub(f"{machine.directory}/gdb")
+        assert qmp.find_gdbstub() == machine.gdb
+        with Target.open(machine.gdb) as target:
+            target.resume()
+        assert qmp.status() == "running"
+        qmp.close_gdbstub()
+        assert qmp.find_gdbstub() is None
+        assert not Path(machine.gdb.removeprefix("unix:")).exists()
+
+
+def _events(qmp: Qmp) -> list[QmpEvent]:
     for _ in range(10_000):
         if events := qmp.poll_events():
-            return list(events)
+            return events
     return []
 
 
@@ -397,13 +414,12 @@ def test_a_session_opens_a_stub_where_there_is_none_and_takes_it_away(start: Sta
 
 def test_a_session_without_qmp_asks_the_stub(start: Start) -> None:
     machine = start()
-    with Qmp.open(machine.qmp):
-        # Somebody else holds QMP, as libvirt does.
-        with Session(resolve_target(connect=machine.gdb)) as session:
-            session.target.resume()
-            assert (session.accelerator, session.pid, session.was_running) == ("tcg", machine.process.pid, None)
-            assert session.qemu_version[0].isdigit()
-            assert session.memory_reason == ""
+    # Somebody else holds QMP, as libvirt does.
+    with Qmp.open(machine.qmp), Session(resolve_target(connect=machine.gdb)) as session:
+        session.target.resume()
+        assert (session.accelerator, session.pid, session.was_running) == ("tcg", machine.process.pid, None)
+        assert session.qemu_version[0].isdigit()
+        assert session.memory_reason == ""
     assert machine.status() == "running"
 
 
@@ -424,6 +440,18 @@ def test_a_session_leaves_a_paused_guest_paused_unless_told(start: Start) -> Non
     with Session(resolve_target(pid=machine.process.pid), resume_at_exit=True):
         pass
     assert machine.status() == "running"
+
+
+def test_a_session_whose_guest_powers_off_closes_without_waiting_for_it(start: Start) -> None:
+    machine = start()
+    with Session(resolve_target(pid=machine.process.pid)) as session:
+        session.target.resume()
+        guard = psutil.Process().children()[0]
+        kill(machine.process.pid)
+        with pytest.raises(TransportError, match="powered off or QEMU ended"):
+            session.target.capture(FixedPlanner())
+    # Dismissed, not called: there is nothing left to resume.
+    assert not guard.is_running()
 
 
 SESSION_CHILD = """
