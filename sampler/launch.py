@@ -8,8 +8,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from recording.errors import GuestprofError, MissingDependencyError, TransportError
 
@@ -128,7 +130,7 @@ class LaunchedQemu:
                 self._process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def __enter__(self) -> LaunchedQemu:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -137,7 +139,7 @@ class LaunchedQemu:
 
 def _serial_file(arguments: Sequence[str]) -> Path | None:
     """Where the first serial console goes, if that is a file."""
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option in ("-serial", "--serial"):
             match = re.fullmatch(r"file:(.+)", value)
             return Path(match.group(1)) if match else None

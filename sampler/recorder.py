@@ -11,7 +11,7 @@ from random import Random
 from guest.cache import KernelCache
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
-from recording.errors import GuestprofError, StubError, TransportError
+from recording.errors import BadImageError, GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
 from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, Sample, StackEnd
 from recording.store import RecordingWriter
 from sampler.rsp.registers import RegisterFile
@@ -24,6 +24,7 @@ from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder, classify_outside_kernel
 
 _MAX_SLEEP_NS = 20_000_000
+_FINISH_NS = 10_000_000_000
 _MAX_QUEUE = 20_000
 _MAX_WAITING_BYTES = 256 << 20
 """Captures from before the kernel was found are kept for unwinding up to this; later ones keep their address alone."""
@@ -57,11 +58,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a recording ended. ``error`` is what ended it early, None where it came to its planned end; all is recorded anyway."""
+    """How a recording ended; whatever happened, all is recorded up to there.
+
+    error: what went wrong, None where it came to its end: the planned one, or the guest's.
+    found_kernel: whether a kernel was found at any time.
+    """
 
     progress: Progress
     reason: str
     error: GuestprofError | None
+    found_kernel: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,7 @@ class Recorder:
         self._schedule = Schedule(options.frequency_hz, self._start_ns, rng)
         self._until: tuple[int, int] | None = None
         self._reached = False
+        self._found_kernel = False
 
     @property
     def tracker(self) -> KernelTracker:
@@ -149,17 +156,27 @@ class Recorder:
         try:
             while not reason:
                 reason = self._turn(watch)
+            self._finish_search()
         except GuestStoppedError as stopped:
-            if self._until is not None and stopped.is_breakpoint:
+            reason = str(stopped)
+            if stopped.is_breakpoint and self._until is not None:
                 reason = f"{self._options.until_symbol} was reached"
-            else:
-                error, reason = stopped, str(stopped)
-        except (TransportError, StubError) as broken:
+            elif not stopped.is_shutdown:
+                error = stopped
+        except TransportError as gone:
+            reason = str(gone)
+        except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
         self._drain()
         self.add_event("end", reason)
         self._writer.commit()
-        return Outcome(self.progress(), reason, error)
+        return Outcome(self.progress(), reason, error, self._found_kernel)
+
+    def _finish_search(self) -> None:
+        """A recording that ends while its kernel is being read still gets its names."""
+        give_up_ns = self._clock() + _FINISH_NS
+        while self._tracker.has_work and self._tracker.kernel is None and self._clock() < give_up_ns:
+            self._tracker.step()
 
     def _turn(self, watch: Callable[[Progress], str | None]) -> str:
         """One turn of the loop: the most urgent thing there is to do. Returns why to stop, or nothing."""
@@ -232,9 +249,8 @@ class Recorder:
             self._unwind(self._queue.popleft())
 
     def _kernel_found(self, kernel: Kernel) -> None:
-        ranges = (*kernel.text.ranges, *([] if kernel.text.contains(kernel.init_text[0]) else [kernel.init_text]))
-        boot = self._tracker.boot
-        self._writer.add_image(Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, kernel.symbols.text_only()))
+        self._found_kernel = True
+        self._writer.add_image(kernel_image(kernel, self._tracker.boot))
         for key, value in (
             ("kernel_release", kernel.release),
             ("kernel_banner", kernel.banner),
@@ -273,3 +289,10 @@ class Recorder:
             raise StubError(f"Linux {kernel.release} has no function {name}; check the name given to --until-symbol")
         self._until = (symbol.address, symbol.address + symbol.size)
         self._target.set_breakpoint(symbol.address)
+
+
+def kernel_image(kernel: Kernel, boot: int) -> Image:
+    """A kernel as an image with names; its boot code belongs to it also when that was freed."""
+    is_there = kernel.text.contains(kernel.init_text[0])
+    ranges = kernel.text.ranges if is_there else (*kernel.text.ranges, kernel.init_text)
+    return Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, kernel.symbols.text_only())

@@ -55,6 +55,11 @@ class GuestStoppedError(StubError):
         return self.signal == 2
 
     @property
+    def is_shutdown(self) -> bool:
+        """Whether the guest has shut down and QEMU waits (-no-shutdown)."""
+        return self.signal == 3
+
+    @property
     def is_breakpoint(self) -> bool:
         """Whether the guest reached a breakpoint."""
         return self.signal == 5

@@ -1,0 +1,55 @@
+"""A QEMU command line becomes a recording that begins with the guest's first instruction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import click
+
+from guestprof.recording_run import RunOptions, record_session
+from sampler.discovery import resolve_target
+from sampler.launch import LaunchedQemu
+from sampler.recorder import Outcome
+from sampler.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """``vcpus``: sample only these; ``until_console``: stop at a line that it finds; ``keep_running``: leave the guest be."""
+
+    vcpus: tuple[int, ...] | None = None
+    until_console: re.Pattern[str] | None = None
+    keep_running: bool = False
+
+
+def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -> Outcome:
+    """Start QEMU, record, end QEMU or leave it running. Raises GuestprofError for what goes wrong."""
+    with LaunchedQemu(command) as qemu:
+        address = resolve_target(connect=f"unix:{qemu.gdb_path}", qmp=str(qemu.qmp_path), pid=qemu.pid)
+        with Session(address, vcpus=options.vcpus, resume_at_exit=True) as session:
+            outcome = record_session(session, replace(run, watch=_ConsoleWatch(qemu, options.until_console)))
+            if options.keep_running and not qemu.has_ended:
+                qemu.keep_running()
+                click.echo(
+                    f"QEMU {qemu.pid} runs on; its gdb stub is unix:{qemu.gdb_path}, its QMP socket {qemu.qmp_path}", err=True
+                )
+    return outcome
+
+
+class _ConsoleWatch:
+    """Looks at each console line once it is whole, and at the one being written for what it holds so far (a prompt)."""
+
+    def __init__(self, qemu: LaunchedQemu, pattern: re.Pattern[str] | None) -> None:
+        self._qemu = qemu
+        self._pattern = pattern
+
+    def __call__(self) -> str | None:
+        """Why to stop, or None."""
+        if self._pattern is None:
+            return None
+        for line in self._qemu.read_console():
+            if self._pattern.search(line):
+                return f"the console says {line.strip()!r}"
+        return None

@@ -1,0 +1,70 @@
+"""The command line: the group of commands, and how errors and signals become exit statuses.
+
+0: done (Ctrl-C with data too); 1: error; 2: wrong usage; 130: Ctrl-C without data; 143: SIGTERM, after cleaning up.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from guestprof.commands.boot import boot
+from guestprof.commands.demo import demo
+from guestprof.commands.dump import dump
+from guestprof.commands.export import export
+from guestprof.commands.record import record
+from guestprof.commands.report import report
+from guestprof.signals import Terminated
+from guestprof.version import version
+from recording.errors import GuestprofError
+
+_ERROR = 1
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version(), prog_name="guestprof")
+def cli() -> None:
+    r"""Sampling profiler for QEMU guests, from outside: true kernel call stacks of any x86-64 Linux guest, through QEMU's gdb stub.
+
+    Nothing is installed in the guest, and no symbol file is needed.
+
+    \b
+    guestprof demo                         boot a stock kernel and look at its flame graph
+    guestprof record -d 10                 profile the QEMU that runs on this machine
+    guestprof boot -d 20 -- qemu-system-x86_64 ...
+    guestprof report FILE
+    guestprof export FILE -f speedscope
+    """
+
+
+for command in (record, boot, report, export, dump, demo):
+    cli.add_command(command)
+
+
+def run() -> None:
+    """Run a command and exit. No traceback reaches a user for anything that is not our own mistake."""
+    try:
+        status = cli.main(prog_name="guestprof", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GuestprofError as error:
+        click.echo(f"guestprof: {error}", err=True)
+        sys.exit(_ERROR)
+    except Terminated:
+        click.echo("guestprof: terminated", err=True)
+        sys.exit(_TERMINATED)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("guestprof: interrupted", err=True)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); Python would complain once more when it flushes at exit.
+        sys.stderr.close()
+        sys.exit(_ERROR)
+    sys.exit(status if isinstance(status, int) else 0)

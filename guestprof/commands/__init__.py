@@ -1,0 +1,1 @@
+"""One file for each command: options in, a sentence on stderr or data on stdout out."""

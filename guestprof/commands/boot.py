@@ -1,0 +1,56 @@
+"""``guestprof boot``: start a guest and profile it from its first instruction on."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from guestprof.boot_run import BootOptions, record_boot
+from guestprof.options import default_output, sampling_options
+from guestprof.recording_run import RunOptions
+from guestprof.signals import raise_on_sigterm
+from sampler.recorder import RecorderOptions
+
+
+def _regex(_context: click.Context, _parameter: click.Parameter, value: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if value is None else re.compile(value)
+    except re.error as error:
+        raise click.BadParameter(f"{value!r} is no regular expression: {error}") from error
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@sampling_options
+@click.option("--until-console", metavar="REGEX", callback=_regex, help="Stop when a line of the console matches.")
+@click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
+@click.option("--keep-running", is_flag=True, help="Leave the guest running afterwards, with its gdb stub and QMP socket.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- QEMU ARGS...")
+def boot(
+    *,
+    frequency: float,
+    duration: float | None,
+    output: Path | None,
+    vcpus: tuple[int, ...] | None,
+    raw: bool,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    until_console: re.Pattern[str] | None,
+    until_symbol: str | None,
+    keep_running: bool,
+    command: tuple[str, ...],
+) -> None:
+    r"""Start QEMU halted, with a gdb stub and a QMP socket of our own, and profile the guest from its first instruction.
+
+    The console that --until-console watches is QEMU's standard output (-nographic, -serial stdio) or the file of -serial file:PATH.
+
+    \b
+    guestprof boot -d 20 -- qemu-system-x86_64 -m 1G -nographic -kernel vmlinuz -initrd initrd -append console=ttyS0
+    """
+    raise_on_sigterm()
+    path = output or default_output(datetime.now())  # noqa: DTZ005  (a file name in local time)
+    run = RunOptions(RecorderOptions(frequency, duration, raw, until_symbol), path, force, quiet, verbose)
+    record_boot(command, run, BootOptions(vcpus, until_console, keep_running))

@@ -1,0 +1,49 @@
+"""``guestprof export``: a recording in a format that other tools open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from exporters.registry import EXPORT_FORMATS, ExportOptions
+from guestprof.output import write_output
+from guestprof.selection import selection_of, selection_options
+from guestprof.version import version
+from recording.profile import Profile
+from recording.reader import Recording
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-f", "--format", "format_name", type=click.Choice(list(EXPORT_FORMATS)), required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Default: beside FILE; - for standard output.",
+)
+@selection_options
+@click.option("--annotate/--no-annotate", default=True, help="Mark kernel frames with _[k] (folded).  [default: annotate]")
+@click.option("--title", help="Title over the picture.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def export(
+    *,
+    file: Path,
+    format_name: str,
+    output: Path | None,
+    idle: bool,
+    since: float | None,
+    until: float | None,
+    vcpus: tuple[int, ...] | None,
+    annotate: bool,
+    title: str | None,
+    force: bool,
+) -> None:
+    """Write a recording for speedscope (https://www.speedscope.app), as folded stacks, or as an SVG flame graph."""
+    chosen = EXPORT_FORMATS[format_name]
+    options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True))
+    with Recording.open(file) as recording:
+        data = chosen.export(Profile(recording, selection_of(idle, since, until, vcpus)), options)
+    path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
+    write_output(path, data, force=force)

@@ -1,0 +1,181 @@
+"""A session and options become a recording, with one line that says what happens, a progress line and a summary."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from guest.cache import KernelCache
+from guestprof.signals import StopSignals, Terminated
+from guestprof.version import version
+from recording.errors import GuestprofError
+from recording.profile import Profile
+from recording.reader import Recording
+from recording.store import RecordingWriter
+from sampler.recorder import Outcome, Progress, Recorder, RecorderOptions
+from sampler.session import Session
+
+_PROGRESS_PERIOD_S = 0.5
+_EVENT_PERIOD_S = 0.25
+_RESET = "RESET"
+_WATCHED = ("SHUTDOWN", "POWERDOWN", "GUEST_PANICKED")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to record, and what to say meanwhile. ``watch`` is asked between samples and returns why to stop, or None."""
+
+    recorder: RecorderOptions
+    output: Path
+    force: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    watch: Callable[[], str | None] | None = None
+
+
+def record_session(session: Session, options: RunOptions) -> Outcome:
+    """Record until the end, write everything, say what came of it. Raises what ended it early, when all is written.
+
+    SIGINT and SIGTERM end it as a duration does; SIGTERM is then raised as Terminated.
+    """
+    say = _Speaker(options)
+    with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
+        _describe_run(writer, session, options)
+        recorder = Recorder(
+            session.target, session.memory, writer, options.recorder, cache=KernelCache.of_user(), rng=random.Random()
+        )
+        say.start(session)
+        outcome = recorder.run(_Watch(session, recorder, options, signals, say))
+        writer.set_meta("ended", outcome.reason)
+        writer.set_meta("missed", outcome.progress.missed)
+        writer.set_meta("problem", recorder.tracker.problem)
+    say.end(outcome)
+    if outcome.error is not None:
+        raise outcome.error
+    if signals.requested is signal.SIGTERM:
+        raise Terminated
+    if signals.requested is signal.SIGINT and not outcome.progress.samples:
+        raise KeyboardInterrupt
+    return outcome
+
+
+class _Watch:
+    """What has to be looked at between samples."""
+
+    def __init__(self, session: Session, recorder: Recorder, options: RunOptions, signals: StopSignals, say: _Speaker) -> None:
+        self._session = session
+        self._recorder = recorder
+        self._options = options
+        self._signals = signals
+        self._say = say
+        self._next_events = 0.0
+
+    def __call__(self, progress: Progress) -> str | None:
+        """Why to stop, or None."""
+        if self._signals.requested is not None:
+            return f"{self._signals.requested.name} came"
+        now = time.monotonic()
+        if now >= self._next_events:
+            self._next_events = now + _EVENT_PERIOD_S
+            for event in self._session.poll_events():
+                if event.name == _RESET:
+                    self._recorder.note_reset()
+                elif event.name in _WATCHED:
+                    self._recorder.add_event(event.name.lower().replace("_", "-"), f"QEMU says {event.name}")
+        self._say.progress(progress)
+        return self._options.watch() if self._options.watch is not None else None
+
+
+class _Speaker:
+    """Writes to standard error: a line at the start, a progress line on a terminal, a summary."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._on_terminal = sys.stderr.isatty() and not options.quiet
+        self._next = 0.0
+        self._kernel: str | None = None
+
+    def _line(self, text: str) -> None:
+        if not self._options.quiet:
+            click.echo(("\r\x1b[K" if self._on_terminal else "") + text, err=True)
+
+    def start(self, session: Session) -> None:
+        recorder = self._options.recorder
+        how_long = "until Ctrl-C" if recorder.duration_s is None else f"for {recorder.duration_s:g} s; Ctrl-C ends it earlier"
+        count = len(session.vcpus)
+        who = f"{count} vCPU{'s' if count > 1 else ''} of QEMU {session.pid or session.target.address} ({session.accelerator})"
+        self._line(f"Sampling {who} {recorder.frequency_hz:g} times a second {how_long}.")
+        if self._options.verbose:
+            how = f"through the stub ({session.memory_reason})" if session.memory_reason else "from QEMU's process"
+            self._line(f"QEMU {session.qemu_version}; guest memory is read {how}.")
+
+    def progress(self, progress: Progress) -> None:
+        if progress.kernel != self._kernel:
+            self._kernel = progress.kernel
+            if self._options.verbose:
+                self._line(f"Found Linux {progress.kernel}." if progress.kernel else "The kernel is gone; looking for the next.")
+        now = time.monotonic()
+        if self._on_terminal and now >= self._next:
+            self._next = now + _PROGRESS_PERIOD_S
+            share = progress.halted_ns / max(1, progress.host_time_ns)
+            click.echo(
+                f"\r\x1b[K{progress.host_time_ns / 1e9:6.1f} s  {progress.samples} samples  halted {share:.1%}  "
+                f"late {progress.late}  {progress.kernel or 'no kernel yet'}",
+                nl=False,
+                err=True,
+            )
+
+    def end(self, outcome: Outcome) -> None:
+        self._line(f"Stopped: {outcome.reason}.")
+        with Recording.open(self._options.output) as recording:
+            quality = Profile(recording).quality()
+        parts = [f"{quality.samples} samples in {outcome.progress.host_time_ns / 1e9:.1f} s"]
+        if quality.achieved_hz is not None:
+            parts.append(f"{quality.achieved_hz:.1f} halts a second")
+        if quality.halted_share is not None:
+            parts.append(f"guest halted {quality.halted_share:.1%} of the time")
+        if quality.complete_share is not None:
+            parts.append(f"{quality.complete_share:.1%} of kernel stacks whole")
+        self._line(f"Wrote {self._options.output}: {', '.join(parts)}.")
+        self._line(f"Next: guestprof report {shlex.quote(str(self._options.output))}")
+
+
+def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions) -> None:
+    """Everything about the run that a later reader may ask for."""
+    for key, value in {
+        "guestprof_version": version(),
+        "command_line": shlex.join(["guestprof", *sys.argv[1:]]),
+        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "host": os.uname().nodename,
+        "requested_hz": options.recorder.frequency_hz,
+        "duration_s": options.recorder.duration_s,
+        "architecture": session.architecture.name,
+        "accelerator": session.accelerator,
+        "qemu_version": session.qemu_version,
+        "qemu_pid": session.pid,
+        "stub": session.target.address,
+        "memory": session.memory_reason or "process",
+        "vcpus": len(session.vcpus),
+        "registers": session.target.layout.to_json(),
+    }.items():
+        writer.set_meta(key, value)
+    writer.commit()
+
+
+def require_kernel(outcome: Outcome, output: Path) -> None:
+    """Raises GuestprofError where samples were taken but no kernel was found to explain them."""
+    if outcome.progress.samples and not outcome.found_kernel:
+        raise GuestprofError(
+            f"no x86-64 Linux kernel was found in the guest's memory, so the samples in {output} are addresses without stacks; "
+            "profile a guest that runs Linux, or record for longer if it is still booting"
+        )

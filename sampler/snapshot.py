@@ -1,0 +1,50 @@
+"""A session becomes the stack of every vCPU at one moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from guest.cache import KernelCache
+from guest.kernel import Kernel
+from recording.model import Callchain, Frame, StackEnd
+from sampler.session import Session
+from sampler.stacks import StackPlanner, captures
+from sampler.tracker import KernelTracker, TrackerEvents
+from unwind.kernel import classify_outside_kernel
+
+_SEARCH_NS = 30_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One halt: (vCPU, whether it was in user mode, callchain), and the kernel if one was found."""
+
+    vcpus: tuple[tuple[int, bool, Callchain], ...]
+    kernel: Kernel | None
+
+
+def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:
+    """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise."""
+    architecture = session.architecture
+    planner = StackPlanner(architecture)
+    events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
+    tracker = KernelTracker(session.memory, architecture, cache, events)
+    state = session.target.capture(planner)
+    tracker.see(state.vcpus, state.registers, clock())
+    give_up_ns = clock() + _SEARCH_NS
+    while tracker.has_work and clock() < give_up_ns:
+        tracker.step()
+    vcpus = []
+    for capture in captures(session.target.capture(planner)):
+        outside = classify_outside_kernel(architecture, capture.registers)
+        if outside is not None:
+            chain = outside.callchain
+        elif tracker.unwinder is not None:
+            chain = tracker.unwinder.unwind(capture).callchain
+        else:
+            pc = capture.registers[architecture.pc]
+            chain = Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
+        vcpus.append((capture.vcpu, architecture.is_user(capture.registers), chain))
+    return Snapshot(tuple(vcpus), tracker.kernel)
