@@ -157,13 +157,15 @@ class Session:
 
     def _detach(self) -> None:
         resume = self.target.resume_at_exit
-        # Where QEMU has ended there is nothing to resume.
-        self._certain = self.target.detach() or (self.pid is not None and find_process(self.pid) is None)
+        self._certain = False
+        certain = self.target.detach()
         if self._qmp is not None and resume:
-            self._certain = False
-            if self._qmp.status() == "paused":
-                self._qmp.resume()
-            self._certain = True
+            with contextlib.suppress(GuestprofError):
+                if self._qmp.status() == "paused":
+                    self._qmp.resume()
+                certain = True
+        # Where QEMU has ended there is nothing to resume.
+        self._certain = certain or (self.pid is not None and find_process(self.pid) is None)
 
     def close(self) -> None:
         """Detach, take away the stub that we opened, dismiss the guard. Never raises; a second call does nothing."""

@@ -206,6 +206,12 @@ class Stub:
         self._unverified.append(data)
         if b"}" in data or b"*" in data or b"%" in data:
             return self.verify(count)
+        replies = self._split(data)
+        if len(replies) != count:
+            raise StubError(f"{self.address} sent {len(replies)} replies to {count} requests; it is no sound gdb stub")
+        return replies
+
+    def _split(self, data: bytes) -> list[bytes]:
         replies = []
         for part in data.split(b"$")[1:]:
             payload = part[: part.find(b"#")]
@@ -213,8 +219,6 @@ class Stub:
                 self._set_aside(payload)
             else:
                 replies.append(payload)
-        if len(replies) != count:
-            raise StubError(f"{self.address} sent {len(replies)} replies to {count} requests; it is no sound gdb stub")
         return replies
 
     def verify(self, count: int | None = None) -> list[bytes]:

@@ -115,6 +115,7 @@ class Target:
         self._state = _Run.HALTED
         self._selected: int | None = None
         self._breakpoint: int | None = None
+        self._detached: bool | None = None
         self.extra_halted_ns = 0
         self.resume_at_exit = resume_at_exit
         self._stub = Stub(connection, timeout_s, clock)
@@ -461,7 +462,9 @@ class Target:
 
     def detach(self) -> bool:
         """End the conversation, the guest running (or paused, if it was before us); whether that is certain. Never raises."""
-        certain = self._state is _Run.GONE
+        if self._detached is not None:
+            return self._detached
+        certain = False
         try:
             if self._state is not _Run.GONE:
                 if self.resume_at_exit:
@@ -481,5 +484,6 @@ class Target:
                     self._stub.send(DETACH_PROCESS)
         finally:
             self._state = _Run.GONE
+            self._detached = certain
             self._stub.close()
         return certain

@@ -121,21 +121,25 @@ def peer_pid(connected: socket.socket) -> int | None:
     return None
 
 
+_NOBODY = "nothing listens at {}; start QEMU with -s (port 1234) or -gdb, or give --qmp to open a stub"
+_NO_SOCKET = "there is no socket {}; check the path, or that QEMU with that -gdb or -chardev option still runs"
+_BUSY = "{} is busy: another debugger holds the stub (QEMU serves one at a time) and more wait; close them"
+_FORBIDDEN = "no permission to connect to {}; run guestprof as the user who runs QEMU, or as root"
+_REMEDIES = {
+    errno.ECONNREFUSED: _NOBODY,
+    errno.ENOENT: _NO_SOCKET,
+    errno.ENOTDIR: _NO_SOCKET,
+    errno.EAGAIN: _BUSY,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EPROTOTYPE: "{} is no stream socket; give the socket of -gdb, not of another device",
+}
+
+
 def _explain(error: OSError, address: str) -> str:
     if isinstance(error, TimeoutError):
         return f"{address} does not answer; check the host name and the firewall"
     if isinstance(error, socket.gaierror):
         return f"{address}: the host name is not known ({error.strerror}); check its spelling"
-    if error.errno == errno.ECONNREFUSED:
-        return f"nothing listens at {address}; start QEMU with -s (port 1234) or -gdb, or give --qmp to open a stub"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return f"there is no socket {address}; check the path, or that QEMU with that -gdb or -chardev option still runs"
-    if error.errno == errno.EAGAIN:
-        return f"{address} is busy: another debugger holds the stub (QEMU serves one at a time) and more wait; close them"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to connect to {address}; run guestprof as the user who runs QEMU, or as root"
-    if error.errno == errno.EPROTOTYPE:
-        return f"{address} is no stream socket; give the socket of -gdb, not of another device"
-    if error.errno is None:
-        return f"cannot connect to {address}: {error}; check the address"
-    return f"cannot connect to {address}: {error.strerror}; check the address"
+    remedy = _REMEDIES.get(error.errno) if error.errno is not None else None
+    return remedy.format(address) if remedy else f"cannot connect to {address}: {error.strerror or error}; check the address"
