@@ -6,7 +6,6 @@ style stand in ``flamegraph.js`` and ``flamegraph.css`` and are put into the fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from xml.sax.saxutils import escape, quoteattr
@@ -52,8 +51,7 @@ class _Box:
 def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
     """One SVG file. Frames narrower than 0.1 pixel are not drawn; the picture says how many."""
     root = call_tree(profile)
-    boxes = list(_boxes(root))
-    drawn = [box for box in boxes if box.width >= _LEAST_WIDTH or box.level == 0]
+    drawn, dropped = _boxes(root)
     levels = max(box.level for box in drawn) + 1
     height = _TOP + levels * _ROW + _BOTTOM
     quality = profile.quality()
@@ -68,7 +66,7 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
         f'<text id="details" x="{_PAD}" y="83"></text>',
         _legend(drawn),
         *[_frame(box, root, _TOP + (levels - 1 - box.level) * _ROW) for box in drawn],
-        _text(height - 10, "small", _footnote(len(boxes) - len(drawn), quality.samples)),
+        _text(height - 10, "small", _footnote(dropped, quality.samples)),
         f"<script><![CDATA[\n{_asset('flamegraph.js')}]]></script>",
         "</svg>\n",
     ]
@@ -84,22 +82,37 @@ def _value(node: TreeNode, root: TreeNode) -> int:
     return node.total_ns if root.total_ns else node.samples
 
 
-def _boxes(root: TreeNode) -> Iterator[_Box]:
-    """Callers before callees, callees by name. No recursion: a damaged recording may hold stacks of any depth."""
+def _boxes(root: TreeNode) -> tuple[list[_Box], int]:
+    """Frames wide enough to be seen, callers before callees and callees by name; and how many are not.
+
+    No recursion: a damaged recording may hold stacks of any depth.
+    """
     scale = _PLOT / (_value(root, root) or 1)
+    drawn, narrow = [], []
     waiting = [_Box(root, 0, 0.0, float(_PLOT))]
     while waiting:
         box = waiting.pop()
-        yield box
+        drawn.append(box)
         start = box.start
         children = []
-        for child in sorted(
-            box.node.children.values(), key=lambda node: (node.function.name, node.function.module, node.function.kind)
-        ):
+        for child in sorted(box.node.children.values(), key=_by_name):
             width = _value(child, root) * scale
-            children.append(_Box(child, box.level + 1, start, width))
+            if width >= _LEAST_WIDTH:
+                children.append(_Box(child, box.level + 1, start, width))
+            else:
+                narrow.append(child)
             start += width
         waiting.extend(reversed(children))
+    dropped = 0
+    while narrow:
+        dropped += 1
+        narrow.extend(narrow.pop().children.values())
+    return drawn, dropped
+
+
+def _by_name(node: TreeNode) -> tuple[str, str, str]:
+    function = node.function
+    return function.name, function.module, function.kind
 
 
 def _kind(box: _Box) -> str:

@@ -131,16 +131,27 @@ class RecordingWriter:
         connection = self._connection
         if connection is None or self._failed:
             return
+        before = connection.total_changes
         try:
             connection.execute("BEGIN")
             for table, statement in INSERTS.items():
-                if rows := self._rows[table]:
-                    connection.executemany(statement, rows)
-                    rows.clear()
+                connection.executemany(statement, self._rows[table])
             connection.execute("COMMIT")
+            self._forget_rows()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
+        except BaseException:
+            # Ctrl-C may come between any two lines: either all rows are in the file and forgotten here, or the other way round.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            elif connection.total_changes != before:
+                self._forget_rows()
+            raise
         self._committed_at = self._clock()
+
+    def _forget_rows(self) -> None:
+        for rows in self._rows.values():
+            rows.clear()
 
     def close(self) -> None:
         """Write what is left and make one single file of it. Closing again does nothing."""

@@ -128,6 +128,13 @@ def test_a_search_highlights_and_counts_what_it_covers_once(page: Any) -> None:
     assert page.get_log("browser") == []
 
 
+def test_the_search_field_takes_a_click(page: Any) -> None:
+    field = page.find_element("id", "search").rect
+    actions = webdriver.ActionChains(page).move_by_offset(int(field["x"]) + 20, int(field["y"]) + 10).click()
+    actions.send_keys("e1000").perform()
+    assert page.find_element("id", "matched").text == "matched: 6.3 %"
+
+
 def test_pointing_at_a_frame_tells_about_it(page: Any) -> None:
     webdriver.ActionChains(page).move_to_element(frame(page, "e1000_clean")).perform()
     assert page.find_element("id", "details").text == "e1000_clean [e1000]: 6.2 %, 10.00 ms, 1 sample, 6.2 % in itself"

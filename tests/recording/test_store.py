@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, overwrite: bool) -> None:
 
 KILLED = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from recording.model import *
 from recording.store import RecordingWriter
@@ -317,6 +319,53 @@ def test_closing_twice_and_writing_after_an_error_do_nothing(tmp_path: Path) -> 
             twice.commit()
     with Recording.open(path) as recording:
         assert list(recording.samples()) == [sample(0, 0, NOTHING)]
+
+
+class Interrupted:
+    """A connection on which Ctrl-C arrives before or after one of its statements."""
+
+    def __init__(self, connection: sqlite3.Connection, statement: int, *, after: bool) -> None:
+        self._connection = connection
+        self._left = statement
+        self._after = after
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str) -> None:
+        self._run(lambda: self._connection.execute(statement))
+
+    def executemany(self, statement: str, rows: list[tuple[object, ...]]) -> None:
+        self._run(lambda: self._connection.executemany(statement, rows))
+
+    def _run(self, job: Callable[[], object]) -> None:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise KeyboardInterrupt
+        job()
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("statement", range(1, 12))
+def test_ctrl_c_in_the_middle_of_a_commit_loses_nothing(tmp_path: Path, statement: int, after: bool) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for index, halt in enumerate(HALTS):
+            writer.add_halt(halt)
+            writer.add_sample(sample(index, 0, IN_KERNEL))
+        true_connection = writer._connection
+        assert true_connection is not None
+        writer._connection = Interrupted(true_connection, statement, after=after)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            writer.commit()
+        writer._connection = true_connection
+        writer.add_event(Event(7, "end", "interrupted"))
+    with Recording.open(path) as recording:
+        assert list(recording.samples()) == [sample(0, 0, IN_KERNEL), sample(1, 0, IN_KERNEL)]
+        assert list(recording.halts()) == HALTS
+        assert recording.events() == [Event(7, "end", "interrupted")]
 
 
 def test_a_later_sample_of_a_halt_replaces_the_earlier_one(tmp_path: Path) -> None:
