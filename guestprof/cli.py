@@ -27,7 +27,7 @@ _TERMINATED = 143
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version(), prog_name="guestprof")
 def cli() -> None:
-    r"""Sampling profiler for QEMU guests, from outside: true kernel call stacks of any x86-64 Linux guest, through QEMU's gdb stub.
+    """Sampling profiler for QEMU guests, from outside: true kernel call stacks of any x86-64 Linux guest, through QEMU's gdb stub.
 
     Nothing is installed in the guest, and no symbol file is needed.
 
@@ -37,7 +37,7 @@ def cli() -> None:
     guestprof boot -d 20 -- qemu-system-x86_64 ...
     guestprof report FILE
     guestprof export FILE -f speedscope
-    """
+    """  # noqa: D301  (click reads \b)
 
 
 for command in (record, boot, report, export, dump, demo):

@@ -75,10 +75,12 @@ class StackPlanner:
             sp = registers[arch.sp]
             if arch.is_user(registers) or not arch.is_kernel_address(sp) or self._stack_end(sp)[1]:
                 continue
-            copied = [read for read, data in state.reads.items() if read.vcpu == vcpu and data is not None and read.address >= sp]
-            if not copied:
+            copied = {read.address: read.size for read, data in state.reads.items() if read.vcpu == vcpu and data is not None}
+            top = sp
+            while top in copied:
+                top += copied[top]
+            if top == sp:
                 continue
-            top = max(read.address + read.size for read in copied)
             for offset in (arch.pointer_size, 2 * arch.pointer_size):
                 target = self._word(state, vcpu, top - offset)
                 if target is not None and arch.is_kernel_address(target) and not sp <= target < top:

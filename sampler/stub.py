@@ -74,6 +74,7 @@ class Stub:
         self._timeout_s = timeout_s
         self._clock = clock
         self._unverified: list[bytes] = []
+        self._first_of_halt = b""
         self.stops: list[StopReply] = []
         self.received_ns = 0
         self.packet_size = _DEFAULT_PACKET_SIZE
@@ -207,6 +208,8 @@ class Stub:
         if b"}" in data or b"*" in data or b"%" in data:
             return self.verify(count)
         replies = self._split(data)
+        if self.stops:
+            self._first_of_halt = data
         if len(replies) != count:
             raise StubError(f"{self.address} sent {len(replies)} replies to {count} requests; it is no sound gdb stub")
         return replies
@@ -219,6 +222,14 @@ class Stub:
                 self._set_aside(payload)
             else:
                 replies.append(payload)
+        return replies
+
+    def rehearse(self) -> list[bytes]:
+        """The replies of the last halt's first exchange again, to no end but warm caches."""
+        stops = self.stops
+        self.stops = []
+        replies = self._split(self._first_of_halt)
+        self.stops = stops
         return replies
 
     def verify(self, count: int | None = None) -> list[bytes]:

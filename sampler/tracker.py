@@ -145,4 +145,6 @@ class KernelTracker:
     def _adopt(self, kernel: Kernel) -> None:
         self.kernel = kernel
         rows = FramePointerRows(kernel.symbols, kernel.text) if kernel.orc is None else kernel.orc
-        self.unwinder = KernelUnwinder(self._architecture, kernel.symbols, kernel.text, rows, kernel.init_text)
+        self.unwinder = KernelUnwinder(
+            self._architecture, kernel.symbols, kernel.text, rows, kernel.init_text, is_settled=kernel.is_settled
+        )

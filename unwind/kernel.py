@@ -83,14 +83,21 @@ class KernelUnwinder:
         text: TextSource,
         rows: RowSource,
         init_text: tuple[int, int] = (0, 0),
+        *,
+        is_settled: bool = True,
     ) -> None:
-        """``init_text``: addresses [low, high) of boot code, whose bytes are gone once it has run."""
+        """``init_text``: addresses [low, high) of boot code, whose bytes are gone once it has run.
+
+        is_settled: the code is as it was read. Early in boot the kernel patches calls away (ftrace, paravirt), so that what stood
+        before a return address cannot be told; then it is enough that the table has a row there.
+        """
         self._architecture = architecture
         self._code = architecture.kernel_code
         self._symbols = symbols
         self._text = text
         self._rows = rows
         self._init_text = init_text
+        self._is_settled = is_settled
         self._word = architecture.pointer_size
         self._places: dict[int, _Place] = {}
         self._calls: dict[int, bool] = {}
@@ -308,8 +315,12 @@ class KernelUnwinder:
             answer = False
         else:
             before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
-            is_root = self._is_root_start(address) or self._place(address - 1).name in self._code.idle_roots
+            place = self._place(address - 1)
+            is_root = self._is_root_start(address) or place.name in self._code.idle_roots
             answer = is_root or before is None or self._code.follows_call(before)
+            if not answer and not self._is_settled:
+                has_row = place.row is not None and place.row.kind not in (RowKind.END, RowKind.UNDEFINED)
+                answer = has_row and self._place(address).start != address
         self._calls[address] = answer
         return answer
 

@@ -43,13 +43,13 @@ def boot(
     keep_running: bool,
     command: tuple[str, ...],
 ) -> None:
-    r"""Start QEMU halted, with a gdb stub and a QMP socket of our own, and profile the guest from its first instruction.
+    """Start QEMU halted, with a gdb stub and a QMP socket of our own, and profile the guest from its first instruction.
 
     The console that --until-console watches is QEMU's standard output (-nographic, -serial stdio) or the file of -serial file:PATH.
 
     \b
     guestprof boot -d 20 -- qemu-system-x86_64 -m 1G -nographic -kernel vmlinuz -initrd initrd -append console=ttyS0
-    """
+    """  # noqa: D301  (click reads \b)
     raise_on_sigterm()
     path = output or default_output(datetime.now())  # noqa: DTZ005  (a file name in local time)
     run = RunOptions(RecorderOptions(frequency, duration, raw, until_symbol), path, force, quiet, verbose)

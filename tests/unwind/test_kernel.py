@@ -240,9 +240,7 @@ def test_return_addresses_of_a_functions_calls_to_itself_are_skipped() -> None:
     inside, in_root = kernel.call_in(switch), kernel.call_in(root)
     kernel.code[inside - 4 - TEXT : inside - TEXT] = b"\x01\x00\x00\x00"
     unwound = kernel.unwinder().unwind(capture(switch + 0x40, words(inside, inside, inside, 0, in_root)))
-    assert unwound.callchain == Callchain(
-        (Frame(switch + 0x40, switch + 0x40), Frame(in_root, in_root - 1)), StackEnd.TASK_ROOT
-    )
+    assert unwound.callchain == Callchain((Frame(switch + 0x40, switch + 0x40), Frame(in_root, in_root - 1)), StackEnd.TASK_ROOT)
 
 
 def test_pushf_pop_pair_that_paravirt_patched_in() -> None:
@@ -265,6 +263,21 @@ def test_return_address_that_follows_no_call() -> None:
     other = kernel.function("other", AT_CALL)
     assert kernel.unwinder().unwind(capture(leaf, words(other + 0x33, 0))).callchain == Callchain(
         (Frame(leaf, leaf),), StackEnd.BAD_RETURN_ADDRESS
+    )
+
+
+def test_call_that_the_kernel_has_patched_away_since() -> None:
+    """Early in boot ``call __fentry__`` still ran; the code that was read later has a NOP there."""
+    kernel = TinyKernel()
+    leaf = kernel.function("__fentry__", AT_CALL)
+    caller = kernel.function("caller", AT_CALL)
+    kernel.function("ret_from_fork", END)
+    stack = words(caller + 9, TEXT + 0x200)
+    settled = kernel.unwinder().unwind(capture(leaf, stack)).callchain
+    assert settled == Callchain((Frame(leaf, leaf),), StackEnd.BAD_RETURN_ADDRESS)
+    unwinder = KernelUnwinder(X86_64, kernel.symbols(), kernel, kernel, is_settled=False)
+    assert unwinder.unwind(capture(leaf, stack)).callchain == Callchain(
+        (Frame(leaf, leaf), Frame(caller + 9, caller + 8), Frame(TEXT + 0x200, TEXT + 0x200)), StackEnd.TASK_ROOT
     )
 
 
