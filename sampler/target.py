@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, Self
+from typing import Self
 
 from recording.errors import GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
+from sampler.halt import Batch, HaltedState, Planner, Read
 from sampler.rsp.codec import encode_packet
 from sampler.rsp.registers import RegisterFile, choose_architecture, layout_of, parse_target_description
 from sampler.stub import (
@@ -30,46 +30,11 @@ from sampler.stub import (
 )
 from sampler.transport import Connection
 
+__all__ = ["HaltedState", "Planner", "Read", "Target"]
+
 _REGISTERS = encode_packet(b"g")
 _PIPELINE_DEPTH = 64
 _MAX_READ = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """``size`` bytes at a guest virtual address, translated by one vCPU. It must not leave its page if the next may be unmapped."""
-
-    vcpu: int
-    address: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class HaltedState:
-    """What one halt gave.
-
-    vcpus: numbers of the sampled vCPUs; registers: theirs, in the same order. reads: bytes, or None where a page is not mapped.
-    asked_at_ns: monotonic time before the halt was asked for. halted_ns: from then until the last byte came: an upper bound.
-    """
-
-    vcpus: tuple[int, ...]
-    registers: tuple[RegisterFile, ...]
-    reads: dict[Read, bytes | None]
-    asked_at_ns: int
-    halted_ns: int
-    trips: int
-
-
-class Planner(Protocol):
-    """Decides what is copied in a halt."""
-
-    def probes(self) -> Sequence[Read]:
-        """Reads whose addresses are known before the halt."""
-        ...
-
-    def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
-        """What to read now; True if nothing more will follow, so that the guest resumes behind these reads."""
-        ...
 
 
 class _Run(Enum):
@@ -78,20 +43,6 @@ class _Run(Enum):
     OUT_OF_STEP = auto()
     """A conversation broke off: replies are under way that nobody waits for."""
     GONE = auto()
-
-
-class _Batch:
-    """Packets for one write, and what their replies mean: None is a thread change, a vCPU registers, a Read its next piece."""
-
-    __slots__ = ("packets", "slots")
-
-    def __init__(self, head: bytes = b"") -> None:
-        self.packets = [head] if head else []
-        self.slots: list[tuple[int | Read | None, int]] = []
-
-    def add(self, packet: bytes, meaning: int | Read | None, size: int = 0) -> None:
-        self.packets.append(packet)
-        self.slots.append((meaning, size))
 
 
 class Target:
@@ -211,10 +162,10 @@ class Target:
         Whatever goes wrong, the guest runs again before the error is raised, except GuestStoppedError: the guest stands still
         because of somebody else and stays so.
         """
-        batch = _Batch()
+        batch = Batch()
         was_running = self._require_conversation()
         if was_running:
-            batch = _Batch(INTERRUPT)
+            batch = Batch(INTERRUPT)
             self._check_still_running()
         selected = self._selected
         for vcpu in self.vcpus:
@@ -238,7 +189,7 @@ class Target:
         return state
 
     def _capture(
-        self, planner: Planner, batch: _Batch, selected: int | None, asked_at_ns: int, was_running: bool, resume: bool
+        self, planner: Planner, batch: Batch, selected: int | None, asked_at_ns: int, was_running: bool, resume: bool
     ) -> HaltedState:
         stub = self._stub
         registers: dict[int, RegisterFile] = {}
@@ -251,7 +202,7 @@ class Target:
         while True:
             state = HaltedState(self.vcpus, files, reads, asked_at_ns, stub.received_ns - asked_at_ns, trips)
             wanted, last = planner.plan(state)
-            batch = _Batch()
+            batch = Batch()
             selected = self._add_reads(batch, selected, wanted)
             if last and resume:
                 batch.packets.append(CONTINUE)
@@ -266,15 +217,15 @@ class Target:
         stub.verify()
         return HaltedState(self.vcpus, files, reads, asked_at_ns, end_ns - asked_at_ns, trips)
 
-    def _exchange(self, batch: _Batch, registers: dict[int, RegisterFile], reads: dict[Read, bytes | None]) -> int:
+    def _exchange(self, batch: Batch, registers: dict[int, RegisterFile], reads: dict[Read, bytes | None]) -> int:
         """Send a batch, sort its replies into the dictionaries; the number of round trips."""
         if not batch.packets:
             return 0
         replies = self._stub.exchange(b"".join(batch.packets), len(batch.slots))
-        self._sort(batch, replies, registers, reads)
+        batch.sort(replies, self._make_registers, registers, reads)
         return 1 if replies else 0
 
-    def _rehearse(self, batch: _Batch, selected: int | None) -> None:
+    def _rehearse(self, batch: Batch, selected: int | None) -> None:
         """Do what the halt will do with the replies of the last one.
 
         After milliseconds of sleep, code and data have left the processor's caches; the first run of some hundred bytecodes costs
@@ -282,32 +233,22 @@ class Target:
         """
         replies = self._stub.rehearse()
         if len(replies) == len(batch.slots):
-            self._sort(batch, replies, {}, {})
-        self._add_reads(_Batch(), selected, self._wanted)
+            # The last halt may have asked for something else.
+            with contextlib.suppress(StubError):
+                batch.sort(replies, self._make_registers, {}, {})
+        self._add_reads(Batch(), selected, self._wanted)
 
-    def _sort(
-        self, batch: _Batch, replies: list[bytes], registers: dict[int, RegisterFile], reads: dict[Read, bytes | None]
-    ) -> None:
-        """Put replies where they belong."""
-        for (meaning, size), reply in zip(batch.slots, replies, strict=True):
-            if meaning is None:
-                if reply != b"OK":
-                    raise StubError(f"{self.address} no longer knows a vCPU (it answers {reply[:20]!r}); was it unplugged?")
-            elif isinstance(meaning, Read):
-                piece = decode_read(reply, size)
-                before = reads.get(meaning, b"")
-                reads[meaning] = None if piece is None or before is None else before + piece
-            else:
-                registers[meaning] = RegisterFile(self.layout, reply, self._index)
+    def _make_registers(self, reply: bytes) -> RegisterFile:
+        return RegisterFile(self.layout, reply, self._index)
 
-    def _add_select(self, batch: _Batch, selected: int | None, vcpu: int) -> int:
+    def _add_select(self, batch: Batch, selected: int | None, vcpu: int) -> int:
         if vcpu != selected:
             if not 0 <= vcpu < self.vcpu_count:
                 raise GuestMemoryError(f"memory of vCPU {vcpu} was asked for, but the guest has {self.vcpu_count}")
             batch.add(self._select[vcpu], None)
         return vcpu
 
-    def _add_reads(self, batch: _Batch, selected: int | None, reads: Sequence[Read]) -> int | None:
+    def _add_reads(self, batch: Batch, selected: int | None, reads: Sequence[Read]) -> int | None:
         """One thread change for each vCPU: QEMU translates a read by the vCPU that Hg chose."""
         if not reads:
             return selected
