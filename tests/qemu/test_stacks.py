@@ -1,0 +1,124 @@
+"""Kernel stacks of stock kernels, with nothing from the host but the running QEMU: nearly all whole, the others with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recording.model import StackEnd
+from recording.reader import Recording
+from tests.conftest import StartGuest
+from tests.qemu.command import guestprof, report_of
+from tests.qemu.guests import Guest
+from tests.qemu.relay import Relay
+
+pytestmark = pytest.mark.qemu
+
+MIN_COMPLETE = 0.997
+MAX_ENTRY = 0.01
+MAX_ENTRY_KPTI = 0.07
+SECONDS = "10"
+HERTZ = "200"
+
+
+def record(guest: Guest, path: Path) -> None:
+    guestprof("record", "--connect", guest.target, "-F", HERTZ, "-d", SECONDS, "-o", path, "-q")
+
+
+def explain(path: Path) -> str:
+    """The stacks that are not whole, for the message of a failed test."""
+    lines = []
+    with Recording.open(path) as recording:
+        for sample in recording.samples():
+            end = sample.callchain.end
+            if end.is_kernel and not end.is_proper and end is not StackEnd.ENTRY_WINDOW:
+                lines.append(f"{end.value}: {[hex(frame.pc) for frame in sample.callchain.frames]}")
+    return "\n".join(lines[:20])
+
+
+def test_mixed_workload(matrix_guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    record(matrix_guest, path)
+    report = report_of(path)
+    quality = report["quality"]
+    assert quality["complete_share"] >= MIN_COMPLETE, explain(path)
+    assert quality["entry_share"] <= MAX_ENTRY
+    assert sum(quality["ends"].values()) == quality["samples"]
+    assert quality["ends"].get("no-kernel", 0) == 0
+    assert quality["samples"] >= 500 * matrix_guest.options.vcpus
+    names = {row["name"]: row for row in report["functions"]}
+    assert names["do_syscall_64"]["total_share"] > 0.1
+    assert names["entry_SYSCALL_64_after_hwframe"]["total_ns"] >= names["do_syscall_64"]["total_ns"]
+    assert report["meta"]["kernel_release"] in matrix_guest.console_text()
+    assert matrix_guest.status() == "running"
+    folded = guestprof("export", path, "-f", "folded", "-o", "-").stdout
+    assert sum(int(line.rsplit(" ", 1)[1]) for line in folded.splitlines()) == quality["samples"]
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_page_table_isolation(start_guest: StartGuest, tmp_path: Path, suite: str) -> None:
+    """With KPTI a vCPU in user mode has the kernel unmapped, and more halts fall on entry code (``mov %cr3`` ends a block)."""
+    guest = start_guest(suite, append="pti=on")
+    path = tmp_path / "a.guestprof"
+    record(guest, path)
+    quality = report_of(path)["quality"]
+    assert quality["complete_share"] >= MIN_COMPLETE, explain(path)
+    assert quality["entry_share"] <= MAX_ENTRY_KPTI
+    assert quality["ends"]["user-entry"] > 300
+
+
+def test_one_instruction_per_block(start_guest: StartGuest, tmp_path: Path) -> None:
+    """Plain TCG halts at block starts only; so halts fall on every instruction, prologues and thunks too."""
+    guest = start_guest("bookworm", extra=("-singlestep",))
+    path = tmp_path / "a.guestprof"
+    record(guest, path)
+    quality = report_of(path)["quality"]
+    assert quality["complete_share"] >= MIN_COMPLETE, explain(path)
+
+
+def test_dump(start_guest: StartGuest) -> None:
+    guest = start_guest("trixie", 2)
+    vcpus = json.loads(guestprof("dump", "--connect", guest.target, "--json").stdout)
+    assert [vcpu["vcpu"] for vcpu in vcpus] == [0, 1]
+    for vcpu in vcpus:
+        assert vcpu["mode"] in ("user", "kernel")
+        assert vcpu["task"] is None
+        assert vcpu["frames"]
+        assert StackEnd(vcpu["end"])
+    text = guestprof("dump", "--connect", guest.target).stdout
+    assert text.startswith("Linux 6.12")
+    assert "vCPU 1: " in text
+    assert guest.status() == "running"
+
+
+def test_second_attach_uses_the_cache(start_guest: StartGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    guest = start_guest("bookworm")
+    first = json.loads(guestprof("dump", "--connect", guest.target, "--json").stdout)
+    entries = list(cache.rglob("*.kernel"))
+    assert len(entries) == 1
+    before = entries[0].read_bytes()
+    second = json.loads(guestprof("dump", "--connect", guest.target, "--json").stdout)
+    assert entries[0].read_bytes() == before
+    assert first[0]["frames"]
+    assert second[0]["frames"]
+
+
+def test_memory_through_the_stub_alone(start_guest: StartGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest on another machine has no QEMU process to read from: everything comes through the stub, while sampling goes on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    guest = start_guest("bookworm", 2)
+    path = tmp_path / "a.guestprof"
+    with Relay(guest.gdb) as relay:
+        said = guestprof("record", "--connect", relay.address, "-F", "100", "-d", "15", "-o", path, "-v").stderr
+    assert "guest memory is read through the stub" in said
+    report = report_of(path)
+    ends = report["quality"]["ends"]
+    assert report["meta"]["kernel_release"] in guest.console_text()
+    kernel_stacks = report["quality"]["samples"] - ends.get("user-mode", 0)
+    assert ends.get("no-kernel", 0) < 0.02 * kernel_stacks
+    assert report["quality"]["complete_share"] >= 0.98, explain(path)
+    assert guest.status() == "running"
