@@ -11,7 +11,7 @@ from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
 from guest.kallsyms import KallsymsTables, decode_kallsyms, read_kallsyms
 from guest.kallsyms_scan import MAX_IMAGE_SIZE
-from guest.memory import PhysicalMemory, Steps
+from guest.memory import Steps
 from guest.orc_tables import OrcBytes, read_orc
 from guest.paging import AddressSpace
 from guest.symbol_rows import SymbolRows
@@ -56,12 +56,14 @@ class Kernel:
     cpu_offsets: tuple[int, ...]
 
 
-def load_kernel(memory: PhysicalMemory, architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:
-    """Read a found kernel.
+def load_kernel(architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:
+    """Read a found kernel, through the page tables that found it.
 
     Raises BadImageError where its symbols are in no known format, GuestMemoryError where they cannot be read.
     """
-    space = AddressSpace(memory, architecture.paging, location.space.root, location.space.levels)
+    # The vCPU's top-level table may be a process's that ends while this goes on. What the search has read of it stays true for the
+    # kernel's half, so nothing is read anew before the kernel's own table is known.
+    space = location.space
     tables = yield from _read_tables(space, location)
     anchors = _anchors(location)
     sections = cache.load(tables.fingerprint()) or {}
@@ -122,7 +124,20 @@ def refresh_kernel(kernel: Kernel, registers: Sequence[Registers], *, has_new_te
 
 def is_still_there(kernel: Kernel, registers: Registers) -> bool:
     """Whether a vCPU has this kernel mapped, by a few reads: after a reboot or kexec another one is there, or none."""
-    return _current_space(kernel, (registers,)) is not None
+    if _current_space(kernel, (registers,)) is not None:
+        return True
+    memory, paging = kernel.space.memory, kernel.architecture.paging
+    images = (
+        extent
+        for space in spaces_of(memory, kernel.architecture, (registers,))
+        for extent in space.mapped(*kernel.architecture.kernel_image)
+    )
+    if not paging.enabled(registers) or any(images):
+        return False
+    # No image at all: the guest ran on since the halt, and the table was a process's that has ended. The kernel's own must do.
+    address, expected = _signature(kernel)
+    own = AddressSpace(memory, paging, kernel.space.root, kernel.space.levels)
+    return own.read_many([(address, len(expected))])[0] == expected
 
 
 def _current_space(kernel: Kernel, registers: Sequence[Registers]) -> AddressSpace | None:

@@ -132,7 +132,7 @@ class KernelTracker:
         location = yield from find_kernel(self._memory, self._architecture, self._registers)
         if location is None:
             return
-        kernel = yield from load_kernel(self._memory, self._architecture, location, self._cache)
+        kernel = yield from load_kernel(self._architecture, location, self._cache)
         self.problem = kernel.orc_problem
         self._adopt(kernel)
         self._events.found(kernel)

@@ -21,7 +21,7 @@ from unwind.rules import RowKind
 def load(machine: Machine, cache: KernelCache | None = None) -> Kernel:
     location = run_steps(find_kernel(machine.memory, X86_64, (machine.registers(),)))
     assert location is not None
-    return run_steps(load_kernel(machine.memory, X86_64, location, cache or KernelCache(None)))
+    return run_steps(load_kernel(X86_64, location, cache or KernelCache(None)))
 
 
 def test_a_running_kernel_is_read_whole() -> None:
@@ -71,7 +71,7 @@ def test_the_vcpus_page_table_is_used_while_the_kernels_own_is_empty() -> None:
     machine.memory.write(TABLES, bytes(0x1000))
     location = run_steps(find_kernel(machine.memory, X86_64, (machine.registers(cr3=early),)))
     assert location is not None
-    kernel = run_steps(load_kernel(machine.memory, X86_64, location, KernelCache(None)))
+    kernel = run_steps(load_kernel(X86_64, location, KernelCache(None)))
     assert (kernel.space.root, kernel.is_settled) == (early, False)
 
 
@@ -109,6 +109,19 @@ def test_a_kernel_is_there_as_long_as_a_vcpu_maps_its_banner() -> None:
     machine.write(machine.at("banner"), BANNER.replace("#1", "#2").encode())
     assert not is_still_there(kernel, running)
     assert run_steps(refresh_kernel(kernel, (running,))) is kernel
+
+
+def test_a_process_that_ends_meanwhile_takes_nothing_away() -> None:
+    machine = Machine()
+    process = 0x10_0000
+    machine.memory.write(process, bytes(machine.tables.memory[:0x1000]))
+    registers = machine.registers(cr3=process)
+    location = run_steps(find_kernel(machine.memory, X86_64, (registers,)))
+    assert location is not None
+    machine.memory.write(process, bytes(0x1000))
+    kernel = run_steps(load_kernel(X86_64, location, KernelCache(None)))
+    assert kernel.space.root == TABLES
+    assert is_still_there(kernel, registers)
 
 
 def test_the_second_load_comes_from_the_cache_wherever_the_kernel_lies(tmp_path: Path) -> None:
