@@ -25,6 +25,9 @@ _FREEING_INIT = 2
 """``system_state`` from which on boot code is, or may be, freed: SYSTEM_FREEING_INITMEM (5.13), before it SYSTEM_RUNNING."""
 _SIGNATURE_SIZE = 64
 
+_BEHIND_INIT_TEXT = 1 << 20
+"""Bytes behind ``.init.text`` in which its small companions may lie."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -89,7 +92,6 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     except BadImageError as error:
         problem = str(error)
     yield
-    start, end = symbols.find("_sinittext"), symbols.find("_einittext")
     kernel = Kernel(
         release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
         build_id=build_id,
@@ -98,7 +100,7 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         architecture=architecture,
         symbols=symbols,
         text=TextImage(()),
-        init_text=_checked(start.address, end.address) if start and end else (0, 0),
+        init_text=_init_text(symbols, orc),
         orc=orc,
         orc_problem=problem,
         space=space,
@@ -108,6 +110,15 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         cpu_offsets=(),
     )
     return (yield from _refreshed(kernel, space, has_new_text=True))
+
+
+def _init_text(symbols: SymbolTable, orc: OrcTable | None) -> Range:
+    """[start, end) of boot code: ``.init.text``, and what the unwind table knows right behind it (``.altinstr_aux``, ``.exit.text``)."""
+    start, end = symbols.find("_sinittext"), symbols.find("_einittext")
+    if not start or not end:
+        return 0, 0
+    known = orc.end if orc else 0
+    return _checked(start.address, known if end.address < known < end.address + _BEHIND_INIT_TEXT else end.address)
 
 
 def refresh_kernel(kernel: Kernel, registers: Sequence[Registers], *, has_new_text: bool = False) -> Steps[Kernel]:

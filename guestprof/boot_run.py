@@ -27,15 +27,18 @@ class BootOptions:
 def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -> Outcome:
     """Start QEMU, record, end QEMU or leave it running. Raises GuestprofError for what goes wrong."""
     with LaunchedQemu(command) as qemu:
+        if options.keep_running:
+            qemu.keep_running()
         address = resolve_target(connect=f"unix:{qemu.gdb_path}", qmp=str(qemu.qmp_path), pid=qemu.pid)
         with Session(address, vcpus=options.vcpus, resume_at_exit=True) as session:
-            outcome = record_session(session, replace(run, watch=_ConsoleWatch(qemu, options.until_console)))
-            if options.keep_running and not qemu.has_ended:
-                qemu.keep_running()
-                click.echo(
-                    f"QEMU {qemu.pid} runs on; its gdb stub is unix:{qemu.gdb_path}, its QMP socket {qemu.qmp_path}", err=True
-                )
-    return outcome
+            qemu.dismiss_guard()
+            try:
+                return record_session(session, replace(run, watch=_ConsoleWatch(qemu, options.until_console)))
+            finally:
+                if options.keep_running and not qemu.has_ended:
+                    click.echo(
+                        f"QEMU {qemu.pid} runs on; its gdb stub is unix:{qemu.gdb_path}, its QMP socket {qemu.qmp_path}", err=True
+                    )
 
 
 class _ConsoleWatch:

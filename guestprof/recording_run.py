@@ -51,9 +51,8 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
     say = _Speaker(options)
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
-        recorder = Recorder(
-            session.target, session.memory, writer, options.recorder, cache=KernelCache.of_user(), rng=random.Random()
-        )
+        jitter = random.Random()  # noqa: S311  (nothing to keep secret)
+        recorder = Recorder(session.target, session.memory, writer, options.recorder, cache=KernelCache.of_user(), rng=jitter)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, options, signals, say))
         writer.set_meta("ended", outcome.reason)
@@ -170,6 +169,15 @@ def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions
     }.items():
         writer.set_meta(key, value)
     writer.commit()
+
+
+def require_running(session: Session) -> None:
+    """Raises GuestprofError where the guest was paused when we came: whoever paused it may have a reason."""
+    if session.was_running is False:
+        raise GuestprofError(
+            f"the guest of QEMU {session.pid or session.target.address} is paused, so there is nothing to record; "
+            "resume it (QMP cont, virsh resume) and record again"
+        )
 
 
 def require_kernel(outcome: Outcome, output: Path) -> None:

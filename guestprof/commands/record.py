@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from guestprof.options import default_output, find_target, sampling_options, target_options
-from guestprof.recording_run import RunOptions, record_session, require_kernel
+from guestprof.recording_run import RunOptions, record_session, require_kernel, require_running
 from guestprof.signals import raise_on_sigterm
 from sampler.recorder import RecorderOptions
 from sampler.session import Session
@@ -40,5 +40,6 @@ def record(
     path = output or default_output(datetime.now())  # noqa: DTZ005  (a file name in local time)
     options = RunOptions(RecorderOptions(frequency, duration, raw), path, force, quiet, verbose)
     with Session(find_target(connect, pid, qmp), vcpus=vcpus) as session:
+        require_running(session)
         outcome = record_session(session, options)
     require_kernel(outcome, path)

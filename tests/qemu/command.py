@@ -20,9 +20,7 @@ def start_guestprof(*arguments: str | Path) -> subprocess.Popen[str]:
 def guestprof(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run it to its end, which must have that exit status."""
     command = [sys.executable, "-m", "guestprof", *map(str, arguments)]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     assert result.returncode == status, f"exit status {result.returncode}: {result.stderr}"
     assert "Traceback" not in result.stderr
     return result

@@ -16,11 +16,16 @@ from typing import Self
 QEMU = "qemu-system-x86_64"
 BOOT_TIMEOUT_S = 180.0
 _POLL_S = 0.05
+_PANIC = "Kernel panic - not syncing"
 _QMP_TIMEOUT_S = 20.0
 
 
 class GuestFailedError(AssertionError):
     """The guest ended, or did not print in time what the test waits for; the message ends with its console."""
+
+
+class GuestCrashedError(GuestFailedError):
+    """The guest's kernel panicked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Guest:
         while self.console_text().count(mark) < count:
             if self.process.poll() is not None:
                 self._fail(f"QEMU ended with status {self.process.returncode} before it printed {mark!r}")
+            if _PANIC in self.console_text():
+                raise GuestCrashedError(f"the guest's kernel panicked before it printed {mark!r}\n{self.console_text()[-3000:]}")
             if time.monotonic() > deadline:
                 self._fail(f"the guest did not print {mark!r} within {timeout_s:.0f} s")
             time.sleep(_POLL_S)
