@@ -25,8 +25,8 @@ _FREEING_INIT = 2
 """``system_state`` from which on boot code is, or may be, freed: SYSTEM_FREEING_INITMEM (5.13), before it SYSTEM_RUNNING."""
 _SIGNATURE_SIZE = 64
 
-_BEHIND_INIT_TEXT = 1 << 20
-"""Bytes behind ``.init.text`` in which its small companions may lie."""
+_BEHIND_INIT_TEXT = 1 << 16
+"""Bytes that ``.altinstr_aux`` has at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         architecture=architecture,
         symbols=symbols,
         text=TextImage(()),
-        init_text=_init_text(symbols, orc),
+        init_text=_init_text(symbols),
         orc=orc,
         orc_problem=problem,
         space=space,
@@ -112,13 +112,10 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     return (yield from _refreshed(kernel, space, has_new_text=True))
 
 
-def _init_text(symbols: SymbolTable, orc: OrcTable | None) -> Range:
-    """[start, end) of boot code: ``.init.text``, and what the unwind table knows right behind it (``.altinstr_aux``, ``.exit.text``)."""
+def _init_text(symbols: SymbolTable) -> Range:
+    """[start, end) of boot code: ``.init.text``, and up to the next symbol ``.altinstr_aux``, which has none."""
     start, end = symbols.find("_sinittext"), symbols.find("_einittext")
-    if not start or not end:
-        return 0, 0
-    known = orc.end if orc else 0
-    return _checked(start.address, known if end.address < known < end.address + _BEHIND_INIT_TEXT else end.address)
+    return _checked(start.address, end.address + min(end.size, _BEHIND_INIT_TEXT)) if start and end else (0, 0)
 
 
 def refresh_kernel(kernel: Kernel, registers: Sequence[Registers], *, has_new_text: bool = False) -> Steps[Kernel]:

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+from pathlib import Path
 
 import click
 
@@ -66,5 +69,12 @@ def run() -> None:
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); Python would complain once more when it flushes at exit.
         sys.stderr.close()
+        sys.exit(_ERROR)
+    except Exception as error:  # the last resort: a mistake of ours is one sentence too
+        if "GUESTPROF_TRACEBACK" in os.environ:
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}: {error}"
+        click.echo(f"guestprof: internal error: {what}; please report it, with what GUESTPROF_TRACEBACK=1 prints", err=True)
         sys.exit(_ERROR)
     sys.exit(status if isinstance(status, int) else 0)

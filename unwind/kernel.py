@@ -320,7 +320,7 @@ class KernelUnwinder:
             answer = is_root or before is None or self._code.follows_call(before)
             if not answer and not self._is_settled:
                 has_row = place.row is not None and place.row.kind not in (RowKind.END, RowKind.UNDEFINED)
-                answer = has_row and self._place(address).start != address
+                answer = (has_row or place.name in self._code.task_roots) and self._place(address).start != address
         self._calls[address] = answer
         return answer
 

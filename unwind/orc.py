@@ -196,11 +196,6 @@ class OrcTable:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    @property
-    def end(self) -> int:
-        """The address of the last entry, which ends the code that the table knows."""
-        return self._ip(len(self) - 1)
-
     def _ip(self, index: int) -> int:
         return self._address + 4 * index + self._offsets[index]
 
