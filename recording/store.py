@@ -47,11 +47,12 @@ class RecordingWriter:
         self._failed = False
         self._connection: sqlite3.Connection | None = files.create(path, overwrite=overwrite)
         try:
-            self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            # One transaction: a profiler that is killed here leaves an empty file or a recording, nothing in between.
+            self._connection.executescript(
+                f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; {TABLES} COMMIT;"
+            )
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(f"BEGIN; {TABLES} COMMIT;")
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
         self._committed_at = clock()

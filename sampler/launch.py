@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from recording.errors import GuestprofError, MissingDependencyError, TransportError
+from sampler.guard import Guard
 
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
@@ -47,6 +48,8 @@ class LaunchedQemu:
         self._console_offset = 0
         self._console_rest = b""
         self._keep = False
+        # Should we be killed before a session has a guard of its own, QEMU would wait before its first instruction for ever.
+        self._guard = Guard(f"unix:{self.gdb_path}", qmp=str(self.qmp_path))
         with (self.directory / "stdout").open("wb") as out, self._error_path.open("wb") as err:
             self._process = subprocess.Popen(
                 [
@@ -117,9 +120,15 @@ class LaunchedQemu:
         """Leave QEMU and its sockets alone when this object is closed."""
         self._keep = True
 
+    def dismiss_guard(self) -> None:
+        """Somebody else sees to it from now on that the guest runs even if we are killed."""
+        self._guard.goodbye()
+
     def close(self) -> None:
         """End QEMU and remove its directory, unless it was asked to be kept."""
-        if self._keep:
+        if self._keep and not self.has_ended:
+            # If nobody dismissed it, the guest may still stand before its first instruction.
+            self._guard.call()
             return
         if not self.has_ended:
             self._process.terminate()
@@ -128,6 +137,7 @@ class LaunchedQemu:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self.dismiss_guard()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:

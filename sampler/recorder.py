@@ -25,7 +25,10 @@ from unwind.kernel import KernelUnwinder, classify_outside_kernel
 
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
-_MAX_QUEUE = 20_000
+_MAX_LAG_NS = 250_000_000
+"""Captures wait for unwinding no longer than this, whatever rate was asked for: a killed profiler loses what waits."""
+_MAX_STARVING_NS = 20_000_000
+"""The search for the kernel gets a turn at least this often."""
 _MAX_WAITING_BYTES = 256 << 20
 """Captures from before the kernel was found are kept for unwinding up to this; later ones keep their address alone."""
 
@@ -77,6 +80,7 @@ class _Pending:
     halt: int
     boot: int
     weight_ns: int
+    taken_ns: int
     capture: Capture
 
 
@@ -105,6 +109,7 @@ class Recorder:
         events = TrackerEvents(self._kernel_found, self._kernel_refreshed, self._kernel_gone)
         self._tracker = KernelTracker(memory, target.architecture, cache, events)
         self._queue: deque[_Pending] = deque()
+        self._again: deque[_Pending] = deque()
         self._waiting: list[_Pending] = []
         self._waiting_bytes = 0
         self._last_running_ns: dict[int, int] = {}
@@ -114,6 +119,7 @@ class Recorder:
         self._host_time_ns = self._running_time_ns = 0
         self._start_ns = clock()
         self._schedule = Schedule(options.frequency_hz, self._start_ns, rng)
+        self._stepped_ns = self._start_ns
         self._until: tuple[int, int] | None = None
         self._reached = False
         self._found_kernel = False
@@ -161,10 +167,11 @@ class Recorder:
             reason = str(stopped)
             if stopped.is_breakpoint and self._until is not None:
                 reason = f"{self._options.until_symbol} was reached"
-            elif not stopped.is_shutdown:
+            elif not stopped.is_shutdown or not self._samples:
                 error = stopped
         except TransportError as gone:
             reason = str(gone)
+            error = None if self._samples else gone
         except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
         self._drain()
@@ -184,18 +191,25 @@ class Recorder:
         duration_s = self._options.duration_s
         if duration_s is not None and now - self._start_ns >= duration_s * 1e9:
             return f"{duration_s:g} s are over"
-        if now >= self._schedule.deadline_ns:
+        if now >= self._schedule.deadline_ns and not self._is_behind(now):
             self._take(now)
             self._writer.commit_if_due()
             return watch(self.progress()) or ""
-        if self._queue:
-            self._unwind(self._queue.popleft())
+        if self._queue or self._again:
+            self._unwind((self._queue or self._again).popleft())
             return f"{self._options.until_symbol} was reached" if self._reached else ""
         if self._tracker.has_work:
+            self._stepped_ns = now
             self._tracker.step()
             return ""
         self._sleep(min(_MAX_SLEEP_NS, max(0, self._schedule.deadline_ns - self._clock())) / 1e9)
         return watch(self.progress()) or ""
+
+    def _is_behind(self, now_ns: int) -> bool:
+        """Whether what was taken must be dealt with before more is taken (the deadlines that pass meanwhile count as missed)."""
+        if self._queue and now_ns - self._queue[0].taken_ns > _MAX_LAG_NS:
+            return True
+        return self._tracker.has_work and now_ns - self._stepped_ns > _MAX_STARVING_NS
 
     def _halted_total_ns(self) -> int:
         return self._halted_ns + self._target.extra_halted_ns - self._extra_halted_ns
@@ -212,12 +226,10 @@ class Recorder:
         for capture in captures(state):
             weight_ns = self._running_time_ns - self._last_running_ns.get(capture.vcpu, 0)
             self._last_running_ns[capture.vcpu] = self._running_time_ns
-            self._queue.append(_Pending(halt, self._tracker.boot, weight_ns, capture))
+            self._queue.append(_Pending(halt, self._tracker.boot, weight_ns, now_ns, capture))
             self._samples += 1
             if self._options.raw and isinstance(capture.registers, RegisterFile):
                 self._writer.add_capture(halt, capture.vcpu, capture.registers.raw, capture.memory)
-        while len(self._queue) > _MAX_QUEUE:
-            self._unwind(self._queue.popleft())
 
     def _unwind(self, pending: _Pending) -> None:
         """Write a sample. Before the kernel is known it is written by its address, and again, unwound, once the kernel is found."""
@@ -245,8 +257,8 @@ class Recorder:
         return chain
 
     def _drain(self) -> None:
-        while self._queue:
-            self._unwind(self._queue.popleft())
+        while self._queue or self._again:
+            self._unwind((self._queue or self._again).popleft())
 
     def _kernel_found(self, kernel: Kernel) -> None:
         self._found_kernel = True
@@ -264,7 +276,7 @@ class Recorder:
                 f"frame pointers are followed instead of ORC: {kernel.orc_problem or 'the kernel has no ORC table'}",
             )
         self._kernel_refreshed(kernel)
-        self._queue.extendleft(reversed(self._waiting))
+        self._again.extend(self._waiting)
         self._waiting.clear()
         self._waiting_bytes = 0
         self._set_until(kernel)

@@ -168,12 +168,22 @@ class Session:
         self._certain = certain or (self.pid is not None and find_process(self.pid) is None)
 
     def close(self) -> None:
-        """Detach, take away the stub that we opened, dismiss the guard. Never raises; a second call does nothing."""
+        """Detach, take away the stub that we opened, dismiss the guard. A second call does nothing.
+
+        Raises nothing but what interrupts it (Ctrl-C, SIGTERM), and that when all is done.
+        """
+        interruption: BaseException | None = None
         while self._closing:
             step = self._closing.pop()
-            # One step that fails must not keep the others from being taken.
-            with contextlib.suppress(GuestprofError):
+            # One step that fails or is interrupted must not keep the others from being taken.
+            try:
                 step()
+            except GuestprofError:
+                continue
+            except BaseException as error:  # noqa: BLE001  (raised below)
+                interruption = error
+        if interruption is not None:
+            raise interruption
 
 
 def _private_directory(pid: int | None) -> Path:

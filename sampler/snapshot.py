@@ -26,18 +26,22 @@ class Snapshot:
 
 
 def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:
-    """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise."""
+    """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise.
+
+    A guest that was paused before us stays so all the time.
+    """
+    resume = session.was_running is not False
     architecture = session.architecture
     planner = StackPlanner(architecture)
     events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
     tracker = KernelTracker(session.memory, architecture, cache, events)
-    state = session.target.capture(planner)
+    state = session.target.capture(planner, resume=resume)
     tracker.see(state.vcpus, state.registers, clock())
     give_up_ns = clock() + _SEARCH_NS
     while tracker.has_work and clock() < give_up_ns:
         tracker.step()
     vcpus = []
-    for capture in captures(session.target.capture(planner)):
+    for capture in captures(session.target.capture(planner, resume=resume)):
         outside = classify_outside_kernel(architecture, capture.registers)
         if outside is not None:
             chain = outside.callchain

@@ -1,0 +1,90 @@
+"""What a profiler leaves behind: a guest that must run, a guard that must end, a directory that must be empty, a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from recording.reader import Recording
+from tests.qemu.guests import Guest
+
+_PATIENCE_S = 30.0
+_POLL_S = 0.02
+
+
+@contextlib.contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory to give to a profiler as $TMPDIR. Not under pytest's tmp_path: a unix socket's path may have 107 bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="gp-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def guards(mark: Path) -> list[psutil.Process]:
+    """The guard processes whose command line names something in ``mark``: a guest's directory, or a profiler's own."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if "sampler.guard" in command and any(str(mark) in word for word in command):
+                found.append(process)
+    return found
+
+
+def await_guards_end(mark: Path) -> int:
+    """Wait until no guard is left; how many there were."""
+    alive = guards(mark)
+    _gone, left = psutil.wait_procs(alive, _PATIENCE_S)
+    assert not left, f"guards did not end: {left}"
+    return len(alive)
+
+
+def await_status(guest: Guest, wanted: str = "running") -> None:
+    """Wait until QMP says so."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (status := guest.status()) != wanted:
+        assert time.monotonic() < deadline, f"the guest is {status}, not {wanted}"
+        time.sleep(_POLL_S)
+
+
+def assert_nothing_left(guest: Guest, temporary: Path) -> None:
+    """The guest runs, no guard waits for anything, nothing lies about."""
+    await_guards_end(guest.directory)
+    assert guest.status() == "running"
+    assert not list(temporary.iterdir())
+
+
+def last_sample_s(path: Path) -> float:
+    """When the last sample of a recording was taken, in seconds since 1970; its beginning where it has none."""
+    with Recording.open(path) as recording:
+        halts = list(recording.halts())
+        taken = [sample.halt for sample in recording.samples()]
+        said = recording.meta.get("started_at")
+    if said is None:
+        # Killed within the milliseconds between the making of the file and its first row.
+        return path.stat().st_mtime
+    began = datetime.fromisoformat(said).timestamp()
+    return began + (halts[max(taken)].host_time_ns / 1e9 if taken else 0.0)
+
+
+def sample_count(path: Path) -> int:
+    """How many samples a recording has."""
+    with Recording.open(path) as recording:
+        return sum(1 for _sample in recording.samples())
+
+
+def await_file(path: Path) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(_POLL_S)
