@@ -29,7 +29,7 @@ class StackPlanner:
         self._kernel: Kernel | None = None
         self._architecture = architecture
         self._links: dict[int, Read] = {}
-        self._second_stage = False
+        self._unfollowed: list[int] = []
 
     def set_kernel(self, kernel: Kernel | None) -> None:
         """Use what is known of the kernel's stacks from now on; None when it is gone."""
@@ -38,53 +38,49 @@ class StackPlanner:
 
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""
-        self._second_stage = False
+        self._unfollowed = []
         return tuple(self._links.values())
 
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """The reads that follow from the registers, and whether they are the last of this halt."""
-        if self._second_stage:
+        if self._unfollowed:
             return self._plan_links(state), True
-        reads: list[Read] = []
-        last = True
-        for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
-            arch = self._architecture
-            if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]):
-                continue
-            self._learn_cpu(vcpu, registers)
-            sp = registers[arch.sp]
-            if not arch.is_kernel_address(sp):
-                continue
-            end, known = self._stack_end(sp)
-            reads.extend(_pieces(vcpu, sp, end))
-            link = self._links.get(vcpu)
-            if link is not None and sp < link.address + arch.pointer_size == end:
-                target = self._follow(state, link)
-                if target is not None:
-                    reads.extend(_pieces(vcpu, target, self._stack_end(target)[0]))
-            elif not known:
-                last = False
-        self._second_stage = not last
-        return reads, last
-
-    def _plan_links(self, state: HaltedState) -> list[Read]:
-        """For stacks that were not known: where the topmost word that was copied leads elsewhere, copy from there too."""
         arch = self._architecture
         reads: list[Read] = []
         for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             sp = registers[arch.sp]
-            if arch.is_user(registers) or not arch.is_kernel_address(sp) or self._stack_end(sp)[1]:
+            if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]) or not arch.is_kernel_address(sp):
                 continue
+            self._learn_cpu(vcpu, registers)
+            end, is_last = self._stack_end(sp)
+            reads.extend(self._stack(vcpu, sp, end))
+            if is_last:
+                continue
+            link = self._links.get(vcpu)
+            probed = state.reads.get(link) if link is not None and link.address + link.size == end else None
+            target = 0 if probed is None else int.from_bytes(probed, arch.byteorder)
+            if arch.is_kernel_address(target):
+                reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
+            else:
+                self._unfollowed.append(vcpu)
+        return reads, not self._unfollowed
+
+    def _plan_links(self, state: HaltedState) -> list[Read]:
+        """For stacks that were not known beforehand: where their topmost words lead elsewhere, copy from there too."""
+        arch = self._architecture
+        reads: list[Read] = []
+        for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
+            if vcpu not in self._unfollowed:
+                continue
+            sp = registers[arch.sp]
             copied = {read.address: read.size for read, data in state.reads.items() if read.vcpu == vcpu and data is not None}
-            top = sp
+            top = bottom = next((start for start, size in copied.items() if start <= sp < start + size), sp)
             while top in copied:
                 top += copied[top]
-            if top == sp:
-                continue
             for offset in (arch.pointer_size, 2 * arch.pointer_size):
                 target = self._word(state, vcpu, top - offset)
-                if target is not None and arch.is_kernel_address(target) and not sp <= target < top:
-                    reads.extend(_pieces(vcpu, target, self._stack_end(target)[0]))
+                if target is not None and arch.is_kernel_address(target) and not bottom <= target < top:
+                    reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
                     break
         return reads
 
@@ -103,28 +99,31 @@ class StackPlanner:
                 return
 
     def _stack_end(self, sp: int) -> tuple[int, bool]:
-        """The top of the stack that an address is on, and whether it is known to be the whole way to the task's stack."""
-        size = self._architecture.stack_size
+        """The top of the stack that an address is on, and whether no other stack can lie behind it."""
+        kernel, size = self._kernel, self._architecture.stack_size
         low, high = self._architecture.entry_stacks
         in_entry_area = low <= sp < high
-        if not in_entry_area and (self._kernel is None or not self._kernel.irq_stacks):
-            return sp + _COPY_LIMIT, False
-        for low, high in self._kernel.irq_stacks if self._kernel else ():
-            if low <= sp < high:
-                return high, any(link.address == high - self._architecture.pointer_size for link in self._links.values())
-        for low, high in chain.from_iterable(self._kernel.exception_stacks if self._kernel else ()):
-            if low <= sp < high:
-                return high, False
+        if kernel is not None:
+            for low, high in (*kernel.irq_stacks, *chain.from_iterable(kernel.exception_stacks)):
+                if low <= sp < high:
+                    return high, False
         if in_entry_area:
             return (sp // _PAGE + 1) * _PAGE, True
+        if kernel is None or not kernel.irq_stacks:
+            return sp + _COPY_LIMIT, False
         return sp // size * size + size, True
 
-    def _follow(self, state: HaltedState, link: Read) -> int | None:
-        data = state.reads.get(link)
-        if data is None:
-            return None
-        target = int.from_bytes(data, self._architecture.byteorder)
-        return target if self._architecture.is_kernel_address(target) else None
+    def _stack(self, vcpu: int, sp: int, end: int) -> Iterator[Read]:
+        """Reads of a stack from a stack pointer to its top, none of which crosses a page: one unmapped page would fail it whole.
+
+        A little below the stack pointer is copied too: exit code pops the registers of a trap frame one by one, and the unwind
+        rows go on counting from the frame's start.
+        """
+        start, end = sp - self._architecture.kernel_code.trap.size, min(end, sp + _COPY_LIMIT, _ADDRESS_END)
+        while start < end:
+            stop = min(end, (start // _PAGE + 1) * _PAGE)
+            yield Read(vcpu, start, stop - start)
+            start = stop
 
     def _word(self, state: HaltedState, vcpu: int, address: int) -> int | None:
         for read, data in state.reads.items():
@@ -132,15 +131,6 @@ class StackPlanner:
             if read.vcpu == vcpu and data is not None and 0 <= offset <= read.size - self._architecture.pointer_size:
                 return int.from_bytes(data[offset : offset + self._architecture.pointer_size], self._architecture.byteorder)
         return None
-
-
-def _pieces(vcpu: int, start: int, end: int) -> Iterator[Read]:
-    """Reads from start to end, none of which crosses a page: one unmapped page would fail the whole read."""
-    end = min(end, start + _COPY_LIMIT, _ADDRESS_END)
-    while start < end:
-        stop = min(end, (start // _PAGE + 1) * _PAGE)
-        yield Read(vcpu, start, stop - start)
-        start = stop
 
 
 def captures(state: HaltedState) -> list[Capture]:

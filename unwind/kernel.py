@@ -22,6 +22,7 @@ _DEPTH_LIMIT = 256
 _MAX_SKIPPED_WORDS = 80
 """``FILL_RETURN_BUFFER`` pushes up to 32 return addresses at a time; more than twice that is no patched alternative."""
 _CALL_BYTES = 7
+_MAX_NOPS = 128
 
 
 class TextSource(Protocol):
@@ -191,8 +192,12 @@ class KernelUnwinder:
 
     def _leave_call(self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord) -> _Step:
         sp = self._architecture.sp
-        if not interrupted or place.is_entry or row.register != sp:
+        if not interrupted or row.register != sp:
             return self._apply_call(row, registers, read_word)
+        if place.is_entry:
+            # error_entry keeps its return address in a register while it pushes the others: there is no stack to walk yet.
+            step = self._apply_call(row, registers, read_word)
+            return StackEnd.ENTRY_WINDOW if step is StackEnd.BAD_RETURN_ADDRESS else step
         step = self._apply_call(row, registers, read_word)
         if step is StackEnd.BAD_RETURN_ADDRESS or (isinstance(step, _Caller) and self._is_own_call(place, step.registers)):
             skipped = self._own_calls(place, registers[sp], read_word)
@@ -200,12 +205,28 @@ class KernelUnwinder:
                 return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
         if step is StackEnd.BAD_RETURN_ADDRESS:
             pc = registers[self._architecture.pc]
+            unpatched = self._row_before_nops(place, pc)
+            if unpatched is not None:
+                return self._apply_call(unpatched, registers, read_word)
             around = self._text.read(pc - 1, 2)
             pushed = 0 if around is None else self._code.pushed_words(around[:1], around[1:])
             moved = self._apply_call(row, {**registers, sp: registers[sp] + pushed * self._word}, read_word) if pushed else step
             if isinstance(moved, _Caller):
                 return _Caller(moved.registers, guess=True)
         return step
+
+    def _row_before_nops(self, place: _Place, pc: int) -> Row | None:
+        """The row where a run of NOPs before ``pc`` begins: what rows say inside one may hold for an alternative that is not there.
+
+        objtool makes rows for the calls of ``FILL_RETURN_BUFFER`` also on processors that need none. NOPs change no stack.
+        """
+        start = max(place.start, pc - _MAX_NOPS)
+        code = self._text.read(start, pc - start)
+        if not code:
+            return None
+        first = next((at for at in range(len(code)) if self._code.nops.fullmatch(code, at)), None)
+        row = None if first is None else self._place(start + first).row
+        return row if row is not None and row.kind is RowKind.CALL else None
 
     def _own_calls(self, place: _Place, sp: int, read_word: ReadWord) -> int:
         """How many return addresses a function has pushed by calls to its own next instructions, which its row does not count.

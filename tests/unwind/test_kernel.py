@@ -243,6 +243,29 @@ def test_return_addresses_of_a_functions_calls_to_itself_are_skipped() -> None:
     assert unwound.callchain == Callchain((Frame(switch + 0x40, switch + 0x40), Frame(in_root, in_root - 1)), StackEnd.TASK_ROOT)
 
 
+def test_rows_of_an_alternative_that_is_not_there() -> None:
+    """Rows inside a run of NOPs count the calls of the ``FILL_RETURN_BUFFER`` that another processor would get."""
+    kernel = TinyKernel()
+    switch = kernel.function("__switch_to_asm", pushed(1))
+    root = kernel.function("ret_from_fork", END)
+    in_root = kernel.call_in(root)
+    kernel.code[0x10:0x40] = b"\xf4" * 16 + b"\x0f\x1f\x44\x00\x00" + b"\x66\x90" + b"\x90" * 25
+    kernel.rows[switch + 0x30] = pushed(3)
+    chain = kernel.unwinder().unwind(capture(switch + 0x30, words(0, in_root, 1, 2, 3))).callchain
+    assert chain == Callchain((Frame(switch + 0x30, switch + 0x30), Frame(in_root, in_root - 1)), StackEnd.TASK_ROOT)
+    kernel.code[0x2F] = 0xF4
+    chain = kernel.unwinder().unwind(capture(switch + 0x30, words(0, in_root, 1, 2, 3))).callchain
+    assert chain == Callchain((Frame(switch + 0x30, switch + 0x30),), StackEnd.BAD_RETURN_ADDRESS)
+
+
+def test_entry_code_that_keeps_its_return_address_in_a_register() -> None:
+    kernel = TinyKernel()
+    entry = kernel.function("error_entry", AT_CALL)
+    kernel.markers = [(entry - 1, "T", "__entry_text_start"), (entry + 0x100, "T", "__entry_text_end")]
+    chain = kernel.unwinder().unwind(capture(entry + 0x1B, words(0x1234, 0))).callchain
+    assert chain == Callchain((Frame(entry + 0x1B, entry + 0x1B),), StackEnd.ENTRY_WINDOW)
+
+
 def test_pushf_pop_pair_that_paravirt_patched_in() -> None:
     kernel = TinyKernel()
     function = kernel.function("save_flags", AT_CALL)
