@@ -22,7 +22,7 @@ _DEPTH_LIMIT = 256
 _MAX_SKIPPED_WORDS = 80
 """``FILL_RETURN_BUFFER`` pushes up to 32 return addresses at a time; more than twice that is no patched alternative."""
 _CALL_BYTES = 7
-_MAX_NOPS = 128
+_NEAR = 16
 
 
 class TextSource(Protocol):
@@ -205,28 +205,28 @@ class KernelUnwinder:
                 return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
         if step is StackEnd.BAD_RETURN_ADDRESS:
             pc = registers[self._architecture.pc]
-            unpatched = self._row_before_nops(place, pc)
-            if unpatched is not None:
-                return self._apply_call(unpatched, registers, read_word)
             around = self._text.read(pc - 1, 2)
             pushed = 0 if around is None else self._code.pushed_words(around[:1], around[1:])
-            moved = self._apply_call(row, {**registers, sp: registers[sp] + pushed * self._word}, read_word) if pushed else step
-            if isinstance(moved, _Caller):
-                return _Caller(moved.registers, guess=True)
+            other = self._row_around(place, pc) if not pushed else row
+            if other is not None:
+                step = self._apply_call(other, {**registers, sp: registers[sp] + pushed * self._word}, read_word)
+                if isinstance(step, _Caller):
+                    return _Caller(step.registers, guess=True)
+            return StackEnd.BAD_RETURN_ADDRESS
         return step
 
-    def _row_before_nops(self, place: _Place, pc: int) -> Row | None:
-        """The row where a run of NOPs before ``pc`` begins: what rows say inside one may hold for an alternative that is not there.
+    def _row_around(self, place: _Place, pc: int) -> Row | None:
+        """The row before and behind that of ``pc``, where these two agree, close by and in one function.
 
-        objtool makes rows for the calls of ``FILL_RETURN_BUFFER`` also on processors that need none. NOPs change no stack.
+        A row that differs from both may be of an alternative that is not patched in: before 5.12 the rows of
+        ``FILL_RETURN_BUFFER`` in ``__switch_to_asm`` are a mixture of several.
         """
-        start = max(place.start, pc - _MAX_NOPS)
-        code = self._text.read(start, pc - start)
-        if not code:
+        before = next((row for at in range(pc - 1, pc - _NEAR, -1) if (row := self._place(at).row) != place.row), None)
+        behind = next((row for at in range(pc + 1, pc + _NEAR) if (row := self._place(at).row) != place.row), None)
+        if before is None or before != behind or before.kind is not RowKind.CALL:
             return None
-        first = next((at for at in range(len(code)) if self._code.nops.fullmatch(code, at)), None)
-        row = None if first is None else self._place(start + first).row
-        return row if row is not None and row.kind is RowKind.CALL else None
+        in_one = self._place(pc - _NEAR).start == place.start == self._place(pc + _NEAR).start
+        return before if in_one else None
 
     def _own_calls(self, place: _Place, sp: int, read_word: ReadWord) -> int:
         """How many return addresses a function has pushed by calls to its own next instructions, which its row does not count.
@@ -338,7 +338,7 @@ class KernelUnwinder:
             before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
             place = self._place(address - 1)
             is_root = self._is_root_start(address) or place.name in self._code.idle_roots
-            answer = is_root or before is None or self._code.follows_call(before)
+            answer = is_root or (self._code.follows_call(before) if before is not None else not self._text.contains(address))
             if not answer and not self._is_settled:
                 has_row = place.row is not None and place.row.kind not in (RowKind.END, RowKind.UNDEFINED)
                 answer = (has_row or place.name in self._code.task_roots) and self._place(address).start != address

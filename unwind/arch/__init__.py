@@ -11,7 +11,6 @@ To add an architecture:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -50,7 +49,6 @@ class KernelCode:
     is_trap_place: whether a trap frame that came from user mode may end at an address (its stack's top).
     follows_call: whether the 7 bytes before an address end with a call instruction.
     follows_own_call: whether they end with a call to the instructions right behind it.
-    nops: matches code that does nothing.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
     task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
@@ -64,7 +62,6 @@ class KernelCode:
     is_trap_place: Callable[[int], bool]
     follows_call: Callable[[bytes], bool]
     follows_own_call: Callable[[bytes], bool]
-    nops: re.Pattern[bytes]
     pushed_words: Callable[[bytes, bytes], int]
     task_roots: frozenset[str]
     idle_roots: frozenset[str]

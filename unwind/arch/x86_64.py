@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 
@@ -44,11 +43,6 @@ def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
     return None if base is None else address - _START_KERNEL_MAP + base
 
 
-_NOPS = re.compile(
-    rb"(?:\x66*\x90|[\x66\x2e]*\x0f\x1f(?:\x00|\x40.|\x44\x00.|\x80.{4}|\x84\x00.{4}))+",
-    re.DOTALL,
-)
-"""The NOPs of one to eleven bytes with which Linux pads (arch/x86/include/asm/nops.h)."""
 _KERNEL_CS = 0x10
 _USER_CS = frozenset({0x23, 0x33})
 _KERNEL_SS = frozenset({0x00, 0x18})
@@ -148,7 +142,6 @@ X86_64 = Architecture(
         is_trap_place=_is_trap_place,
         follows_call=_follows_call,
         follows_own_call=_follows_own_call,
-        nops=_NOPS,
         pushed_words=_pushed_words,
         task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
         idle_roots=frozenset(
