@@ -1,0 +1,211 @@
+"""One long-lived gdb with a kernel's DWARF, and the small stub that shows it a vCPU of the halted guest: registers → frames.
+
+QEMU serves one gdb client at a time, and that is guestprof's. So gdb is connected to a stub of the benchmark, which answers ``g``
+with the register bytes that QEMU sent and ``m`` with guest memory read at that moment, a page at a time. What guestprof copied of
+the stack in the halt is not used: should it be wrong or too little, gdb does not share the fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from recording.errors import GuestprofError, MissingDependencyError
+from sampler.rsp.codec import PacketReader, encode_packet
+
+PAGE = 4096
+REGISTER_BYTES = 164
+"""gdb's x86-64 registers up to gs (rax to rip 8 bytes each, eflags to gs 4 each): the same in QEMU's ``g`` reply."""
+KEPT_REGISTERS = ("rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
+_ORDER = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags".split()
+_START_TIMEOUT_S = 600.0
+_WALK_TIMEOUT_S = 120.0
+_MAX_READ = 1 << 16
+
+ReadPage = Callable[[int], "bytes | None"]
+"""The page at an address, or None where none is mapped."""
+
+_FIXED_REPLIES = {
+    b"?": b"T05thread:1;",
+    b"qC": b"QC1",
+    b"qAttached": b"1",
+    b"qfThreadInfo": b"m1",
+    b"qsThreadInfo": b"l",
+    b"QStartNoAckMode": b"OK",
+    b"D": b"OK",
+}
+
+
+def encode_registers(values: Mapping[str, int]) -> bytes:
+    """The bytes of a ``g`` reply up to ``REGISTER_BYTES``; what is not given is 0."""
+    packed = struct.pack("<17QI", *(values.get(name, 0) for name in _ORDER))
+    return packed.ljust(REGISTER_BYTES, b"\0")
+
+
+class GdbFailedError(GuestprofError):
+    """gdb ended or did not answer; the message holds what it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class GdbFrame:
+    """One real frame as gdb sees it: its pc, its function's name ("" if none), its values of ``KEPT_REGISTERS``."""
+
+    pc: int
+    name: str
+    registers: tuple[int, ...]
+
+    @property
+    def sp(self) -> int:
+        """The stack pointer."""
+        return self.registers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GdbWalk:
+    """gdb's frames, leaf first, and what gdb gave as the reason for their end."""
+
+    frames: tuple[GdbFrame, ...]
+    stop: str
+
+
+class Gdb:
+    """A gdb process. Ends when the ``with`` block ends."""
+
+    def __init__(self, vmlinux: Path, offset: int) -> None:
+        """``offset``: run-time addresses minus those of the file. Raises MissingDependencyError or GdbFailedError."""
+        self._registers = bytes(REGISTER_BYTES)
+        self._read_page: ReadPage = lambda _page: None
+        self._directory = tempfile.TemporaryDirectory(prefix="gp-gdb-")
+        path = Path(self._directory.name) / "stub"
+        self._log = (Path(self._directory.name) / "log").open("w+b")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            self._control, theirs = socket.socketpair()
+            environment = {
+                **os.environ,
+                "BENCH_SYMBOL_FILE": f"symbol-file -o {offset:#x} {vmlinux}",
+                "BENCH_STUB": str(path),
+                "BENCH_CONTROL": str(theirs.fileno()),
+            }
+            command = ["gdb", "-nx", "-quiet", "-batch", "-x", str(Path(__file__).with_name("_gdb_script.py"))]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                )
+            except FileNotFoundError as error:
+                raise MissingDependencyError("this benchmark compares with gdb, which is not installed; apt install gdb") from error
+            theirs.close()
+            listener.settimeout(_START_TIMEOUT_S)
+            self._connection = self._accept(listener)
+        self._reader = PacketReader()
+        self._acknowledges = True
+        self._answer = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._connection, selectors.EVENT_READ, self._serve)
+        self._selector.register(self._control, selectors.EVENT_READ, self._take_answer)
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        """The connection. gdb connects when it has read the symbols; until then it may also have ended."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(self._control, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _events in selector.select(_START_TIMEOUT_S)]
+        if listener not in ready:
+            raise self._failure("gdb did not connect")
+        return listener.accept()[0]
+
+    def walk(self, registers: bytes, read_page: ReadPage) -> GdbWalk:
+        """What gdb sees of a vCPU: ``registers`` as in a ``g`` reply, at least ``REGISTER_BYTES``. Raises GdbFailedError."""
+        self._registers = registers[:REGISTER_BYTES]
+        self._read_page = read_page
+        self._answer.clear()
+        self._control.sendall(b"walk\n")
+        while not self._answer.endswith(b"\n"):
+            events = self._selector.select(_WALK_TIMEOUT_S)
+            if not events:
+                raise self._failure("gdb did not answer in time")
+            for key, _events in events:
+                key.data()
+        answer = json.loads(self._answer)
+        frames = tuple(GdbFrame(pc, name, tuple(values)) for pc, name, values in answer["frames"])
+        return GdbWalk(frames, answer["stop"])
+
+    def _take_answer(self) -> None:
+        data = self._control.recv(1 << 16)
+        if not data:
+            raise self._failure("gdb ended")
+        self._answer += data
+
+    def _serve(self) -> None:
+        data = self._connection.recv(1 << 16)
+        if not data:
+            raise self._failure("gdb closed its connection")
+        self._reader.feed(data)
+        while (packet := self._reader.next_packet()) is not None:
+            acknowledgement = b"+" if self._acknowledges else b""
+            self._connection.sendall(acknowledgement + encode_packet(self._reply(packet)))
+            self._acknowledges = self._acknowledges and packet != b"QStartNoAckMode"
+
+    def _reply(self, packet: bytes) -> bytes:
+        if packet.startswith(b"qSupported"):
+            return b"PacketSize=4000;QStartNoAckMode+"
+        if packet == b"g":
+            return self._registers.hex().encode()
+        if packet.startswith(b"m"):
+            address, size = (int(part, 16) for part in packet[1:].split(b","))
+            return self._read(address, min(size, _MAX_READ)).hex().encode() or b"E14"
+        if packet.startswith((b"H", b"T")):
+            return b"OK"
+        return _FIXED_REPLIES.get(packet, b"")
+
+    def _read(self, address: int, size: int) -> bytes:
+        """As many of the bytes as are mapped."""
+        data = b""
+        while len(data) < size:
+            at = address + len(data)
+            page = self._read_page(at - at % PAGE)
+            if page is None:
+                break
+            data += page[at % PAGE : at % PAGE + size - len(data)]
+        return data
+
+    def _failure(self, what: str) -> GdbFailedError:
+        self._log.seek(0)
+        text = " ".join(self._log.read().decode("utf-8", "replace").split())
+        return GdbFailedError(f"{what}; it printed: {text[-1000:]!r}")
+
+    def close(self) -> None:
+        """End gdb, by its process id."""
+        self._control.close()
+        self._connection.close()
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._selector.close()
+        self._log.close()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
