@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import orjson
+
 from recording import files
 from recording.errors import GuestprofError
 from recording.model import Callchain, Event, Frame, Halt, Image, Sample
@@ -89,7 +91,7 @@ class RecordingWriter:
     def _add_callchain(self, callchain: Callchain) -> int:
         index = len(self._callchain_ids)
         ids = [self._frame_id(frame) for frame in callchain.frames]
-        self._rows["callchains"].append((index, callchain.end.value, json.dumps(ids, separators=(",", ":"))))
+        self._rows["callchains"].append((index, callchain.end.value, orjson.dumps(ids).decode()))
         return index
 
     def _frame_id(self, frame: Frame) -> int:
