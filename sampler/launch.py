@@ -40,7 +40,7 @@ class LaunchedQemu:
         if binary is None:
             raise MissingDependencyError(f"{arguments[0]} is not installed; install QEMU (Debian: apt-get install qemu-system-x86)")
         self._clock = clock
-        self.directory = Path(tempfile.mkdtemp(prefix="guestprof-"))
+        self.directory = make_private_directory()
         self.gdb_path = self.directory / "gdb"
         self.qmp_path = self.directory / "qmp"
         self.console_path = _serial_file(arguments) or self.directory / "stdout"
@@ -145,6 +145,16 @@ class LaunchedQemu:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def make_private_directory() -> Path:
+    """An empty directory that nobody else can enter. Raises TransportError where none can be made."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="guestprof-"))
+    except OSError as error:
+        raise TransportError(
+            f"cannot make a temporary directory for QEMU's sockets ({error.strerror}); make room, or set TMPDIR"
+        ) from error
 
 
 def _serial_file(arguments: Sequence[str]) -> Path | None:

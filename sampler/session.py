@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -17,6 +16,7 @@ from guest.memory import PhysicalMemory
 from recording.errors import GuestprofError, StubError, TransportError
 from sampler.discovery import QemuProcess, TargetAddress, find_process
 from sampler.guard import Guard
+from sampler.launch import make_private_directory
 from sampler.memory import OpenedMemory, open_memory
 from sampler.qmp import Qmp, QmpEvent
 from sampler.target import Target
@@ -124,8 +124,9 @@ class Session:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
+        # Before, not behind: it may be interrupted when QEMU has already done it.
+        self._closing.append(self._close_stub)
         self._qmp.open_gdbstub(f"{directory}/gdb")
-        self._closing.append(self._qmp.close_gdbstub)
         return gdb
 
     def _start_guard(self, guard: Guard) -> None:
@@ -164,8 +165,22 @@ class Session:
                 if self._qmp.status() == "paused":
                     self._qmp.resume()
                 certain = True
-        # Where QEMU has ended there is nothing to resume.
-        self._certain = certain or (self.pid is not None and find_process(self.pid) is None)
+        self._certain = certain or self._has_ended()
+
+    def _close_stub(self) -> None:
+        """Take away the stub that we opened; if that cannot be done, the guard is to try."""
+        certain = self._certain
+        self._certain = False
+        try:
+            if self._qmp is not None:
+                self._qmp.close_gdbstub()
+        except GuestprofError:
+            certain = self._has_ended()
+        self._certain = certain
+
+    def _has_ended(self) -> bool:
+        """Whether QEMU is known to be gone: then there is nothing to resume."""
+        return self.pid is not None and find_process(self.pid) is None
 
     def close(self) -> None:
         """Detach, take away the stub that we opened, dismiss the guard. A second call does nothing.
@@ -188,7 +203,7 @@ class Session:
 
 def _private_directory(pid: int | None) -> Path:
     """A directory for the stub's socket that only QEMU's user and we can enter."""
-    directory = Path(tempfile.mkdtemp(prefix="guestprof-"))
+    directory = make_private_directory()
     if pid is not None and os.geteuid() == 0:
         with contextlib.suppress(OSError):
             owner = Path(f"/proc/{pid}").stat().st_uid

@@ -48,18 +48,14 @@ def await_guards_end(mark: Path) -> int:
     return len(alive)
 
 
-def await_status(guest: Guest, wanted: str = "running") -> None:
-    """Wait until QMP says so."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while (status := guest.status()) != wanted:
-        assert time.monotonic() < deadline, f"the guest is {status}, not {wanted}"
-        time.sleep(_POLL_S)
-
-
 def assert_nothing_left(guest: Guest, temporary: Path) -> None:
-    """The guest runs, no guard waits for anything, nothing lies about."""
+    """The guest runs, no guard waits for anything, nothing lies about; a stub that was opened is gone again."""
     await_guards_end(guest.directory)
     assert guest.status() == "running"
+    if not guest.options.stub:
+        devices = guest.execute("query-chardev")
+        assert isinstance(devices, list)
+        assert "gdb" not in {device["label"] for device in devices}
     assert not list(temporary.iterdir())
 
 
@@ -82,9 +78,9 @@ def sample_count(path: Path) -> int:
         return sum(1 for _sample in recording.samples())
 
 
-def await_file(path: Path) -> None:
-    """Wait until a file is there."""
+def await_samples(path: Path) -> None:
+    """Wait until the recording holds some (each opening sees the state of that moment)."""
     deadline = time.monotonic() + _PATIENCE_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+    while not (path.exists() and path.stat().st_size and sample_count(path)):
+        assert time.monotonic() < deadline, "no samples came"
         time.sleep(_POLL_S)

@@ -16,8 +16,8 @@ import pytest
 from tests.conftest import StartGuest
 from tests.qemu.aftermath import (
     assert_nothing_left,
-    await_file,
     await_guards_end,
+    await_samples,
     guards,
     last_sample_s,
     sample_count,
@@ -55,14 +55,6 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def start_record(guest: Guest, path: Path, *options: str) -> subprocess.Popen[str]:
     target = ("--connect", guest.target) if guest.options.stub else ("--qmp", str(guest.qmp))
     return start_guestprof("record", *target, "-F", "500", "-o", path, *options)
-
-
-def await_samples(path: Path) -> None:
-    """Wait until the recording holds some (each opening sees the state of that moment)."""
-    await_file(path)
-    deadline = time.monotonic() + 30
-    while not (path.stat().st_size and sample_count(path)):
-        assert time.monotonic() < deadline, "no samples came"
 
 
 def end(process: subprocess.Popen[str], status: int) -> str:
