@@ -30,7 +30,7 @@ lint-only:
 	shellcheck tools/*.sh .ci/run
 
 bench:
-	@tools/setup.sh test
+	@tools/setup.sh bench
 	@set -e; for file in benchmarks/*.py; do \
 	    name=$$(basename "$$file" .py); \
 	    case $$name in _*) continue ;; esac; \

@@ -1,10 +1,10 @@
 #!/bin/sh
 # A fresh machine becomes one that can run "make demo" or "make test": packages by apt, Python packages in .venv.
-# Usage: tools/setup.sh demo|lint|test
+# Usage: tools/setup.sh demo|lint|test|bench
 # Installs only what is missing. Without apt, or without the right to install, it says what is needed and fails.
 set -eu
 
-purpose=${1:?usage: tools/setup.sh demo|lint|test}
+purpose=${1:?usage: tools/setup.sh demo|lint|test|bench}
 cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "guestprof: $*" >&2; }
@@ -54,13 +54,13 @@ look() {
         [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || ! grep -qx 'ID=debian' /etc/os-release ||
             need debian-archive-keyring "Debian's archive keyring"
     fi
+    [ "$purpose" != bench ] || has gdb || need gdb 'gdb'
     [ "$purpose" = demo ] || has shellcheck || need shellcheck 'shellcheck'
     if [ "$purpose" = test ]; then
         has node || need nodejs 'Node.js (node)'
         has npm || need npm 'npm'
         has cpio || need cpio 'cpio'
-        has xz || need xz-utils 'xz'
-        has zstd || need zstd 'zstd'
+        has lz4 || need lz4 'lz4'
         # Not a package everywhere (Ubuntu has it as a snap only): the test of the SVG skips itself, with the reason.
         has chromium || has chromium-browser || has google-chrome || optional="$optional chromium"
         has chromedriver || optional="$optional chromium-driver"
