@@ -5,8 +5,8 @@
 Both figures are ratios within one run, on a stock kernel under TCG with one vCPU and the demo's workload.
 
 1. Halted per sample. *bare*: a loop on a raw socket that sends ^C and ``g``, waits, sends one read of 2 KiB at the stack pointer
-   and ``c``, and waits; no checks, no parsing. *ours*: ``Target.capture`` with the planner of a real recording, the kernel known: the
-   registers, the interrupt stack's link and the live part of the kernel stack. The two take turns in blocks, on one guest.
+   and ``c``, and waits; no checks, no parsing. *ours*: ``Target.capture`` with the planner of a real recording, the kernel known:
+   the registers, the interrupt stack's link and the live part of the kernel stack. The two take turns in blocks, on one guest.
 2. CPU time of ``guestprof record -F 100`` (user and system, all of it: attaching, unwinding, writing) over its running time.
 """
 
