@@ -135,7 +135,9 @@ class _Speaker:
             )
 
     def end(self, outcome: Outcome) -> None:
-        self._line(f"Stopped: {outcome.reason}.")
+        if outcome.error is None:
+            # An error is told once, when all is written.
+            self._line(f"Stopped: {outcome.reason}.")
         with Recording.open(self._options.output) as recording:
             quality = Profile(recording).quality()
         parts = [f"{quality.samples} samples in {outcome.progress.host_time_ns / 1e9:.1f} s"]
@@ -172,11 +174,11 @@ def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions
 
 
 def require_running(session: Session) -> None:
-    """Raises GuestprofError where the guest was paused when we came: whoever paused it may have a reason."""
+    """Raises GuestprofError where the guest stood still when we came: whoever paused it may have a reason."""
     if session.was_running is False:
         raise GuestprofError(
-            f"the guest of QEMU {session.pid or session.target.address} is paused, so there is nothing to record; "
-            "resume it (QMP cont, virsh resume) and record again"
+            f"the guest of QEMU {session.pid or session.target.address} stands still (QEMU says: {session.run_state}), so there is "
+            "nothing to record; resume it (QMP cont, virsh resume; after a shutdown QMP system_reset first) and record again"
         )
 
 

@@ -27,7 +27,7 @@ class Session:
     """A guest that is ready to be profiled; halted at first. Leaving the context lets it run (or leaves it paused, if it was).
 
     resume_at_exit: None keeps a guest paused that was paused before us, True lets it run in any case (``boot`` starts it paused).
-    was_running: False if the guest was paused when we came, None where nobody can tell (no QMP).
+    was_running: False if the guest was paused when we came, None where nobody can tell (no QMP). run_state: QEMU's word for it.
     memory_reason: why memory is read through the stub, "" if it is not.
     """
 
@@ -39,6 +39,7 @@ class Session:
     vcpus: tuple[int, ...]
     pid: int | None
     was_running: bool | None
+    run_state: str | None
     memory_reason: str
 
     def __init__(
@@ -55,6 +56,7 @@ class Session:
         self._certain = True
         self._resume_at_exit = resume_at_exit
         self.was_running = None
+        self.run_state = None
         try:
             self._open(vcpus, timeout_s)
         except BaseException:
@@ -72,7 +74,8 @@ class Session:
         self.pid = self._address.pid
         self._open_qmp(timeout_s)
         if self._qmp is not None:
-            self.was_running = self._qmp.status() == "running"
+            self.run_state = self._qmp.status()
+            self.was_running = self.run_state == "running"
             if self.pid is None:
                 # libvirt opens the socket before it starts QEMU, so the kernel may name libvirt.
                 process = find_process(self._qmp.pid) if self._qmp.pid is not None else None
