@@ -19,6 +19,11 @@ class TextImage:
         self._pieces = tuple(pieces)
         self.ranges = tuple((address, address + len(data)) for address, data in self._pieces)
 
+    @property
+    def pieces(self) -> tuple[tuple[int, bytes], ...]:
+        """What it was made of."""
+        return self._pieces
+
     def contains(self, address: int) -> bool:
         """Whether an address is in the snapshot."""
         return any(start <= address < end for start, end in self.ranges)

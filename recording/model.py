@@ -171,9 +171,43 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RawCapture:
-    """The bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory by address."""
+    """The bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory by address.
+
+    unwinder: index of the ``UnwindData`` that its callchain was made with, None where none was needed or known.
+    """
 
     halt: int
     vcpu: int
     registers: bytes
     memory: tuple[tuple[int, bytes], ...]
+    unwinder: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OrcData:
+    """A kernel's ORC unwind table as it lies in memory (``unwind/orc.py`` reads it).
+
+    version: of its format, 1 to 4.
+    address: run-time address of ``ip_table``, whose entries are relative to their own places.
+    """
+
+    version: int
+    address: int
+    ip_table: bytes
+    entries: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UnwindData:
+    """What unwinding a capture needs of a kernel, beside the symbols of its image, as it was at one time of one boot.
+
+    is_settled, init_text: see ``unwind.kernel.KernelUnwinder``.
+    text: code by address, in address order.
+    orc: None where frame pointers are followed.
+    """
+
+    boot: int
+    is_settled: bool
+    init_text: tuple[int, int]
+    text: tuple[tuple[int, bytes], ...]
+    orc: OrcData | None

@@ -19,12 +19,27 @@ from typing import Any, Self
 
 from recording import files
 from recording.errors import BadRecordingError
-from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, RawCapture, Sample, Space, StackEnd
+from recording.model import (
+    Callchain,
+    Event,
+    Frame,
+    FrameKind,
+    Halt,
+    Image,
+    OrcData,
+    RawCapture,
+    Sample,
+    Space,
+    StackEnd,
+    UnwindData,
+)
 from recording.schema import to_unsigned
-from recording.store import PIECE
+from recording.store import BLOB_SIZE, PIECE
 from recording.symbols import SymbolTable
 
 _MAX_CAPTURE = 1 << 26
+_MAX_PIECES = 1 << 13
+"""Of one unwinder: 1 GiB, several times the largest kernel."""
 _DAMAGE = (
     sqlite3.DatabaseError,
     ValueError,
@@ -50,6 +65,10 @@ _TIMELINE = """
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     ORDER BY vcpu, halt"""
+
+_UNWINDER_PIECES = """
+    SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
+    WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +222,37 @@ class Recording:
 
     def captures(self) -> Iterator[RawCapture]:
         """The raw captures in time order, none unless they were asked for when recording."""
-        for halt, vcpu, registers, memory in self._query("SELECT halt, vcpu, registers, memory FROM captures ORDER BY halt, vcpu"):
+        for halt, vcpu, unwinder, registers, memory in self._query(
+            "SELECT halt, vcpu, unwinder, registers, memory FROM captures ORDER BY halt, vcpu"
+        ):
             with self._damage_told():
-                capture = RawCapture(int(halt), int(vcpu), _inflated(registers), tuple(_pieces(_inflated(memory))))
+                pieces = tuple(_pieces(_inflated(memory, _MAX_CAPTURE)))
+                known = None if unwinder is None else int(unwinder)
+                capture = RawCapture(int(halt), int(vcpu), _inflated(registers, _MAX_CAPTURE), pieces, known)
             yield capture
+
+    def unwind_data(self, unwinder: int) -> UnwindData | None:
+        """What captures that name this unwinder were unwound with; None where the recording was killed before it was written."""
+        found = list(
+            self._query("SELECT boot, is_settled, init_start, init_end, orc_version FROM unwinders WHERE id = ?", (unwinder,))
+        )
+        if not found:
+            return None
+        parts: dict[tuple[str, int], list[tuple[int, bytes]]] = {}
+        for count, (name, part, address, blob) in enumerate(self._query(_UNWINDER_PIECES, (unwinder,))):
+            with self._damage_told():
+                if count >= _MAX_PIECES:
+                    raise ValueError("an unwinder has too many pieces")
+                parts.setdefault((str(name), int(part)), []).append((to_unsigned(address), _inflated(blob, BLOB_SIZE)))
+        with self._damage_told():
+            boot, is_settled, low, high, version = found[0]
+            joined = {key: (pieces[0][0], b"".join(data for _address, data in pieces)) for key, pieces in parts.items()}
+            orc = None
+            if version is not None:
+                address, ip_table = joined["orc_ip", 0]
+                orc = OrcData(int(version), address, ip_table, joined["orc", 0][1])
+            text = tuple(sorted(piece for (name, _part), piece in joined.items() if name == "text"))
+            return UnwindData(int(boot), bool(is_settled), (to_unsigned(low), to_unsigned(high)), text, orc)
 
 
 def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:
@@ -217,10 +263,10 @@ def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:
     return selection.since_ns, selection.until_ns, vcpus
 
 
-def _inflated(blob: bytes) -> bytes:
+def _inflated(blob: bytes, limit: int) -> bytes:
     engine = zlib.decompressobj()
-    data = engine.decompress(blob, _MAX_CAPTURE)
-    if not engine.eof:
+    data = engine.decompress(blob, limit + 1)
+    if not engine.eof or len(data) > limit:
         raise ValueError("a capture is cut short or too large")
     return data
 

@@ -8,6 +8,12 @@ Keys of ``meta`` (values are JSON) which the views read; any other key is kept a
 - ``requested_hz``: number, the sampling rate that was asked for
 - ``architecture``, ``accelerator``, ``qemu_version``, ``kernel_release``: text about the machine
 - ``vcpus``: number of vCPUs
+
+``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
+kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
+A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
+``text`` (``part`` counts the separate ranges), ``orc_ip`` (at its run-time address) and ``orc`` (counted from 0); equal ones share
+a blob.
 """
 
 from __future__ import annotations
@@ -40,8 +46,17 @@ CREATE TABLE image_ranges (
 ) WITHOUT ROWID;
 CREATE TABLE events (id INTEGER PRIMARY KEY, running_time_ns INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
 CREATE TABLE captures (
-    halt INTEGER NOT NULL REFERENCES halts, vcpu INTEGER NOT NULL, registers BLOB NOT NULL, memory BLOB NOT NULL,
-    PRIMARY KEY (halt, vcpu)
+    halt INTEGER NOT NULL REFERENCES halts, vcpu INTEGER NOT NULL, unwinder INTEGER REFERENCES unwinders,
+    registers BLOB NOT NULL, memory BLOB NOT NULL, PRIMARY KEY (halt, vcpu)
+) WITHOUT ROWID;
+CREATE TABLE blobs (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE unwinders (
+    id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, is_settled INTEGER NOT NULL,
+    init_start INTEGER NOT NULL, init_end INTEGER NOT NULL, orc_version INTEGER
+);
+CREATE TABLE unwinder_pieces (
+    unwinder INTEGER NOT NULL REFERENCES unwinders, name TEXT NOT NULL, part INTEGER NOT NULL, position INTEGER NOT NULL,
+    address INTEGER NOT NULL, blob INTEGER NOT NULL REFERENCES blobs, PRIMARY KEY (unwinder, name, part, position)
 ) WITHOUT ROWID;
 """
 
@@ -54,7 +69,10 @@ INSERTS = {
     "images": "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)",
     "image_ranges": "INSERT INTO image_ranges VALUES (?, ?, ?, ?)",
     "events": "INSERT INTO events VALUES (?, ?, ?, ?)",
-    "captures": "INSERT INTO captures VALUES (?, ?, ?, ?)",
+    "captures": "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?, ?)",
+    "blobs": "INSERT INTO blobs VALUES (?, ?)",
+    "unwinders": "INSERT INTO unwinders VALUES (?, ?, ?, ?, ?, ?)",
+    "unwinder_pieces": "INSERT INTO unwinder_pieces VALUES (?, ?, ?, ?, ?, ?)",
 }
 """How a row of each table is written, tables that others refer to first."""
 

@@ -6,11 +6,12 @@ loses no more than that, and sampling never waits for a disk's sync (WAL mode, s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +21,15 @@ import orjson
 
 from recording import files
 from recording.errors import GuestprofError
-from recording.model import Callchain, Event, Frame, Halt, Image, Sample
+from recording.model import Callchain, Event, Frame, Halt, Image, Sample, UnwindData
 from recording.schema import APPLICATION_ID, FORMAT_VERSION, INSERTS, TABLES, storable_text, to_signed
 
 COMMIT_PERIOD_S = 0.5
 PIECE = struct.Struct("<QI")
 """Header of a piece of captured memory: its address and length; its bytes follow."""
+
+BLOB_SIZE = 1 << 17
+"""Bytes of a blob at most. Compressing one takes 2 ms, no longer than unwinding a few samples."""
 
 _frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_")
 """What makes frames equal, as plain values: hashing them costs a third of hashing the frames."""
@@ -45,6 +49,7 @@ class RecordingWriter:
         self._rows: dict[str, list[tuple[object, ...]]] = {table: [] for table in INSERTS}
         self._frame_ids: dict[Frame, int] = {}
         self._callchain_ids: dict[tuple[object, ...], int] = {}
+        self._blob_ids: dict[bytes, int] = {}
         self._halts = self._images = self._events = 0
         self._failed = False
         self._connection: sqlite3.Connection | None = files.create(path, overwrite=overwrite)
@@ -119,10 +124,45 @@ class RecordingWriter:
         self._events += 1
         self._rows["events"].append(row)
 
-    def add_capture(self, halt: int, vcpu: int, registers: bytes, memory: Sequence[tuple[int, bytes]]) -> None:
-        """Keep the raw bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory."""
+    def add_capture(
+        self, halt: int, vcpu: int, registers: bytes, memory: Sequence[tuple[int, bytes]], unwinder: int | None = None
+    ) -> None:
+        """Keep the raw bytes that a sample was made from: the registers as the stub sent them, and pieces of guest memory.
+
+        unwinder: what it was unwound with, an index that was or will be given to ``add_unwinder``. A later capture of the same halt
+        and vCPU replaces the earlier one, as its sample does.
+        """
         packed = b"".join(PIECE.pack(address, len(piece)) + piece for address, piece in memory)
-        self._rows["captures"].append((halt, vcpu, zlib.compress(registers, 1), zlib.compress(packed, 1)))
+        self._rows["captures"].append((halt, vcpu, unwinder, zlib.compress(registers, 1), zlib.compress(packed, 1)))
+
+    def add_unwinder(self, index: int, data: UnwindData) -> Iterator[None]:
+        """Keep what captures are unwound with, some 20 MB: in steps of a few milliseconds, each of which commits.
+
+        The unwinder is in the file when the last step is done.
+        """
+        orc = data.orc
+        parts = [("text", part, address, code) for part, (address, code) in enumerate(data.text)]
+        if orc is not None:
+            parts += [("orc_ip", 0, orc.address, orc.ip_table), ("orc", 0, 0, orc.entries)]
+        pieces: list[tuple[object, ...]] = []
+        for name, part, start, content in parts:
+            for offset in range(0, len(content), BLOB_SIZE):
+                blob = self._blob_id(content[offset : offset + BLOB_SIZE])
+                pieces.append((index, name, part, offset, to_signed(start + offset), blob))
+                self.commit()
+                yield
+        low, high = map(to_signed, data.init_text)
+        self._rows["unwinders"].append((index, data.boot, int(data.is_settled), low, high, orc.version if orc else None))
+        self._rows["unwinder_pieces"].extend(pieces)
+        self.commit()
+
+    def _blob_id(self, content: bytes) -> int:
+        digest = hashlib.blake2b(content, digest_size=32).digest()
+        found = self._blob_ids.get(digest)
+        if found is None:
+            found = self._blob_ids[digest] = len(self._blob_ids)
+            self._rows["blobs"].append((found, zlib.compress(content, 1)))
+        return found
 
     def commit_if_due(self) -> None:
         """Write to the file what was added, when half a second has passed since the last time."""

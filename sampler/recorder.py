@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -12,7 +12,7 @@ from guest.cache import KernelCache
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
 from recording.errors import BadImageError, GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
-from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, Sample, StackEnd
+from recording.model import Event, FrameKind, Halt, Image, Sample, StackEnd, UnwindData
 from recording.store import RecordingWriter
 from sampler.rsp.registers import RegisterFile
 from sampler.schedule import Schedule
@@ -21,7 +21,7 @@ from sampler.stub import GuestStoppedError
 from sampler.target import Target
 from sampler.tracker import KernelTracker, TrackerEvents
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, classify_outside_kernel
+from unwind.kernel import unwind_capture
 
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
@@ -123,6 +123,11 @@ class Recorder:
         self._until: tuple[int, int] | None = None
         self._reached = False
         self._found_kernel = False
+        self._unwind_data: UnwindData | None = None
+        self._unwinder_id = -1
+        self._storing: deque[Iterator[None]] = deque()
+        if options.raw:
+            writer.set_meta("raw", value=True)
 
     @property
     def tracker(self) -> KernelTracker:
@@ -175,6 +180,8 @@ class Recorder:
         except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
         self._drain()
+        while self._store_some():
+            pass
         self.add_event("end", reason)
         self._writer.commit()
         return Outcome(self.progress(), reason, error, self._found_kernel)
@@ -202,6 +209,8 @@ class Recorder:
             self._stepped_ns = now
             self._tracker.step()
             return ""
+        if self._store_some():
+            return ""
         self._sleep(min(_MAX_SLEEP_NS, max(0, self._schedule.deadline_ns - self._clock())) / 1e9)
         return watch(self.progress()) or ""
 
@@ -228,33 +237,22 @@ class Recorder:
             self._last_running_ns[capture.vcpu] = self._running_time_ns
             self._queue.append(_Pending(halt, self._tracker.boot, weight_ns, now_ns, capture))
             self._samples += 1
-            if self._options.raw and isinstance(capture.registers, RegisterFile):
-                self._writer.add_capture(halt, capture.vcpu, capture.registers.raw, capture.memory)
 
     def _unwind(self, pending: _Pending) -> None:
         """Write a sample. Before the kernel is known it is written by its address, and again, unwound, once the kernel is found."""
         capture = pending.capture
-        unwinder = self._tracker.unwinder
-        outside = classify_outside_kernel(self._target.architecture, capture.registers)
-        if outside is not None:
-            chain = outside.callchain
-        elif unwinder is not None:
-            chain = self._walk(unwinder, capture)
-        else:
-            pc = capture.registers[self._target.architecture.pc]
-            chain = Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
-            if self._waiting_bytes < _MAX_WAITING_BYTES:
-                self._waiting.append(pending)
-                self._waiting_bytes += sum(len(data) for _address, data in capture.memory)
-        self._writer.add_sample(Sample(pending.halt, capture.vcpu, pending.boot, pending.weight_ns, chain))
-
-    def _walk(self, unwinder: KernelUnwinder, capture: Capture) -> Callchain:
-        chain = unwinder.unwind(capture).callchain
+        chain = unwind_capture(self._target.architecture, self._tracker.unwinder, capture)
         if chain.end is StackEnd.BAD_RETURN_ADDRESS:
             self._tracker.want_refresh()
+        if chain.end is StackEnd.NO_KERNEL and self._waiting_bytes < _MAX_WAITING_BYTES:
+            self._waiting.append(pending)
+            self._waiting_bytes += sum(len(data) for _address, data in capture.memory)
         if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
             self._reached = True
-        return chain
+        self._writer.add_sample(Sample(pending.halt, capture.vcpu, pending.boot, pending.weight_ns, chain))
+        if self._options.raw and isinstance(capture.registers, RegisterFile):
+            known = self._unwinder_id if self._unwind_data is not None else None
+            self._writer.add_capture(pending.halt, capture.vcpu, capture.registers.raw, capture.memory, known)
 
     def _drain(self) -> None:
         while self._queue or self._again:
@@ -283,9 +281,25 @@ class Recorder:
 
     def _kernel_refreshed(self, kernel: Kernel) -> None:
         self._planner.set_kernel(kernel)
+        if not self._options.raw:
+            return
+        data = unwind_data(kernel, self._tracker.boot)
+        if data != self._unwind_data:
+            self._unwind_data = data
+            self._unwinder_id += 1
+            self._storing.append(self._writer.add_unwinder(self._unwinder_id, data))
+
+    def _store_some(self) -> bool:
+        """Write a few milliseconds' worth of what ``--raw`` keeps of the kernel; whether there was anything to write."""
+        while self._storing:
+            if next(self._storing[0], "done") != "done":
+                return True
+            self._storing.popleft()
+        return False
 
     def _kernel_gone(self, why: str) -> None:
         self._drain()
+        self._unwind_data = None
         self._planner.set_kernel(None)
         self._waiting.clear()
         self._waiting_bytes = 0
@@ -308,3 +322,9 @@ def kernel_image(kernel: Kernel, boot: int) -> Image:
     is_there = kernel.text.contains(kernel.init_text[0])
     ranges = kernel.text.ranges if is_there else (*kernel.text.ranges, kernel.init_text)
     return Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, kernel.symbols.text_only())
+
+
+def unwind_data(kernel: Kernel, boot: int) -> UnwindData:
+    """What a kernel's stacks are unwound with, as values that a recording keeps."""
+    orc = None if kernel.orc is None else kernel.orc.to_data()
+    return UnwindData(boot, kernel.is_settled, kernel.init_text, kernel.text.pieces, orc)

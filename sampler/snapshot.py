@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from guest.cache import KernelCache
 from guest.kernel import Kernel
-from recording.model import Callchain, Frame, StackEnd
+from recording.model import Callchain
 from sampler.session import Session
 from sampler.stacks import StackPlanner, captures
 from sampler.tracker import KernelTracker, TrackerEvents
-from unwind.kernel import classify_outside_kernel
+from unwind.kernel import unwind_capture
 
 _SEARCH_NS = 30_000_000_000
 
@@ -42,13 +42,6 @@ def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], i
         tracker.step()
     vcpus = []
     for capture in captures(session.target.capture(planner, resume=resume)):
-        outside = classify_outside_kernel(architecture, capture.registers)
-        if outside is not None:
-            chain = outside.callchain
-        elif tracker.unwinder is not None:
-            chain = tracker.unwinder.unwind(capture).callchain
-        else:
-            pc = capture.registers[architecture.pc]
-            chain = Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
+        chain = unwind_capture(architecture, tracker.unwinder, capture)
         vcpus.append((capture.vcpu, architecture.is_user(capture.registers), chain))
     return Snapshot(tuple(vcpus), tracker.kernel)

@@ -351,6 +351,17 @@ class KernelUnwinder:
         return caller_sp > sp or not same_stack
 
 
+def unwind_capture(architecture: Architecture, unwinder: KernelUnwinder | None, capture: Capture) -> Callchain:
+    """The callchain of one vCPU, whatever it runs; without an unwinder (no kernel was found) kernel code is its address alone."""
+    outside = classify_outside_kernel(architecture, capture.registers)
+    if outside is not None:
+        return outside.callchain
+    if unwinder is not None:
+        return unwinder.unwind(capture).callchain
+    pc = capture.registers[architecture.pc]
+    return Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
+
+
 def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, int]) -> Unwound | None:
     """The one-frame result for a vCPU that runs user code or code from before the kernel; None if it runs the kernel."""
     pc = registers[architecture.pc]

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from recording.errors import BadImageError
+from recording.model import OrcData
 from unwind.rules import Memory, Row, RowKind, Saved
 
 _ENTRY = struct.Struct("<hhH")
@@ -192,6 +193,14 @@ class OrcTable:
         if probes != sorted(probes):
             raise BadImageError("the kernel's ORC table is not sorted by address")
         return table
+
+    def to_data(self) -> OrcData:
+        """The table's bytes, which ``parse`` reads back."""
+        offsets = self._offsets
+        if sys.byteorder == "big":
+            offsets = array("i", offsets)
+            offsets.byteswap()
+        return OrcData(int(self.version), self._address, offsets.tobytes(), self._entries)
 
     def __len__(self) -> int:
         return len(self._offsets)

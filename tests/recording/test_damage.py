@@ -30,6 +30,7 @@ def read_all(path: Path) -> int:
             list(moments)
         recording.events()
         list(recording.captures())
+        recording.unwind_data(0)
         return len(list(recording.samples()))
 
 
@@ -120,13 +121,19 @@ def test_a_killed_recording_whose_log_is_lost_opens_with_what_the_file_holds(tmp
         "UPDATE meta SET value = '{'",
         "UPDATE meta SET value = CAST(x'ff' AS TEXT)",
         "UPDATE events SET running_time_ns = 'noon'",
-        "INSERT INTO captures VALUES (0, 0, x'00', x'00')",
+        "INSERT INTO captures VALUES (0, 0, NULL, x'00', x'00')",
+        "INSERT INTO unwinders VALUES (0, 0, 1, 'low', 0, NULL)",
+        "INSERT INTO unwinders VALUES (0, 0, 1, 0, 0, 1)",
+        (
+            "INSERT INTO unwinders VALUES (0, 0, 1, 0, 0, NULL);"
+            "INSERT INTO blobs VALUES (0, x'00'); INSERT INTO unwinder_pieces VALUES (0, 'text', 0, 0, 0, 0)"
+        ),
     ],
 )
 def test_content_that_makes_no_sense(tmp_path: Path, statement: str) -> None:
     path = small_recording(tmp_path / "a")
     with sqlite3.connect(path) as database:
-        database.execute(statement)
+        database.executescript(statement)
     with pytest.raises(BadRecordingError, match=re.escape(str(path)) + "(: a symbol table)? is damaged.*; record again$"):
         read_all(path)
 

@@ -9,12 +9,26 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from recording.errors import BadRecordingError, GuestprofError
-from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, RawCapture, Sample, Space, StackEnd
+from recording.model import (
+    Callchain,
+    Event,
+    Frame,
+    FrameKind,
+    Halt,
+    Image,
+    OrcData,
+    RawCapture,
+    Sample,
+    Space,
+    StackEnd,
+    UnwindData,
+)
 from recording.reader import Recording, Selection, StackTotal
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
@@ -28,6 +42,7 @@ USER = Frame(0x7F00_0000_1000, 0x7F00_0000_1000, Space.USER)
 IN_KERNEL = Callchain((LEAF, CALLER, USER), StackEnd.USER_ENTRY)
 TRUNCATED = Callchain((LEAF, CALLER, USER), StackEnd.UNREADABLE_MEMORY)
 NOTHING = Callchain((), StackEnd.NO_KERNEL)
+UNWINDER = UnwindData(1, True, (KERNEL_PC, KERNEL_PC + 16), ((KERNEL_PC, b"code"), (KERNEL_PC + 0x1000, b"more")), None)
 
 
 class Clock:
@@ -313,12 +328,37 @@ def test_closing_twice_and_writing_after_an_error_do_nothing(tmp_path: Path) -> 
         twice.add_halt(HALTS[0])
         twice.add_sample(sample(0, 0, NOTHING))
         twice.commit()
-        twice.add_capture(0, 0, b"", [])
-        twice.add_capture(0, 0, b"", [])
+        list(twice.add_unwinder(0, UNWINDER))
         with pytest.raises(GuestprofError, match="UNIQUE constraint failed"):
-            twice.commit()
+            list(twice.add_unwinder(0, UNWINDER))
     with Recording.open(path) as recording:
         assert list(recording.samples()) == [sample(0, 0, NOTHING)]
+
+
+def test_what_unwinding_needs_comes_back_and_is_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    code = bytes(range(256)) * 3000
+    first = UnwindData(0, False, (1, 2), ((KERNEL_PC, code), (KERNEL_PC + len(code), b"boot")), OrcData(3, 1 << 63, b"ip", b"orc"))
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for halt, vcpu, unwinder in ((0, 0, None), (0, 1, None), (0, 1, 1)):
+            writer.add_capture(halt, vcpu, b"r", [(KERNEL_PC, b"stack")], unwinder)
+        steps = writer.add_unwinder(0, first)
+        next(steps)
+        with Recording.open(path) as early:
+            assert len(list(early.captures())) == 2
+            assert early.unwind_data(0) is None
+        # 768000 bytes of code in pieces of 128 KiB (the first five are equal), and one piece of each of the others.
+        assert len(list(steps)) == 6 + 1 + 1 + 1 - 1
+        list(writer.add_unwinder(1, UNWINDER))
+        list(writer.add_unwinder(2, replace(first, is_settled=True)))
+    with Recording.open(path) as recording:
+        assert recording.unwind_data(0) == first
+        assert recording.unwind_data(1) == UNWINDER
+        assert recording.unwind_data(2) == replace(first, is_settled=True)
+        assert recording.unwind_data(3) is None
+        assert [(capture.vcpu, capture.unwinder) for capture in recording.captures()] == [(0, None), (1, 1)]
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM blobs").fetchone() == (7,)
 
 
 class Interrupted:

@@ -1,0 +1,85 @@
+"""A recording that was made with ``--raw`` is unwound again: its captures, and what was known of the kernel, become callchains.
+
+Nothing but the file is needed. Each capture is unwound with what it was unwound with then (``unwinders`` of
+``recording/schema.py``), so the callchains differ from the recorded ones only where the unwinder itself has changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guest.text import TextImage
+from recording.errors import BadImageError, BadRecordingError
+from recording.model import Callchain, FrameKind, RawCapture, Sample, UnwindData
+from recording.reader import Recording
+from recording.symbols import SymbolTable
+from sampler.rsp.registers import RegisterFile, RegisterLayout
+from unwind.arch import Architecture
+from unwind.arch.registry import find_architecture
+from unwind.capture import Capture
+from unwind.frame_pointer import FramePointerRows
+from unwind.kernel import KernelUnwinder, RowSource, unwind_capture
+from unwind.orc import OrcTable, OrcVersion
+
+
+def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
+    """Each sample, in time order, and its callchain unwound anew.
+
+    Raises BadRecordingError where the recording was not made with --raw, was killed before the kernel's code was in the file,
+    or is damaged.
+    """
+    if recording.meta.get("raw") is not True:
+        raise BadRecordingError(
+            f"{recording.path} was not made with --raw, so its stacks cannot be unwound again; record with --raw"
+        )
+    architecture = find_architecture(str(recording.meta.get("architecture")))
+    if architecture is None:
+        raise BadRecordingError(f"{recording.path} is of an architecture that this guestprof does not know; install a newer one")
+    layout = RegisterLayout.from_json(recording.meta.get("registers"))
+    samples = {(sample.halt, sample.vcpu): sample for sample in recording.samples()}
+    unwinders: dict[int, KernelUnwinder] = {}
+    for raw in recording.captures():
+        sample = samples.get((raw.halt, raw.vcpu))
+        if sample is None:
+            raise BadRecordingError(f"{recording.path} is damaged (a capture belongs to no sample); record again")
+        unwinder = None
+        if raw.unwinder is not None:
+            unwinder = unwinders.get(raw.unwinder)
+            if unwinder is None:
+                unwinder = unwinders[raw.unwinder] = _load_unwinder(recording, architecture, raw.unwinder)
+        yield sample, unwind_capture(architecture, unwinder, to_capture(raw, layout))
+
+
+def to_capture(raw: RawCapture, layout: RegisterLayout) -> Capture:
+    """A raw capture as the unwinder takes it. A register that the stub did not have is 0."""
+    return Capture(raw.vcpu, RegisterFile.from_raw(layout, raw.registers), raw.memory)
+
+
+def kernel_symbols(recording: Recording, boot: int) -> SymbolTable:
+    """The code symbols of a boot's kernel. Raises BadRecordingError where the recording has none."""
+    for image in recording.images():
+        if image.kind is FrameKind.KERNEL and image.boot == boot and image.symbols is not None:
+            return image.symbols
+    raise BadRecordingError(f"{recording.path} is damaged (no kernel symbols of boot {boot}); record again")
+
+
+def find_rows(data: UnwindData, symbols: SymbolTable) -> RowSource:
+    """The unwind rows of a kernel: its ORC table, else what its code says. Raises BadImageError for a table that is damaged."""
+    orc = data.orc
+    if orc is None:
+        return FramePointerRows(symbols, TextImage(data.text))
+    if orc.version not in list(OrcVersion):
+        raise BadImageError(f"ORC version {orc.version} is unknown")
+    return OrcTable.parse(orc.ip_table, orc.address, orc.entries, OrcVersion(orc.version))
+
+
+def _load_unwinder(recording: Recording, architecture: Architecture, index: int) -> KernelUnwinder:
+    data = recording.unwind_data(index)
+    if data is None:
+        raise BadRecordingError(f"{recording.path} ends before the kernel's code was written to it; record for longer")
+    symbols = kernel_symbols(recording, data.boot)
+    try:
+        rows = find_rows(data, symbols)
+    except BadImageError as error:
+        raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error
+    return KernelUnwinder(architecture, symbols, TextImage(data.text), rows, data.init_text, is_settled=data.is_settled)
