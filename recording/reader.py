@@ -34,12 +34,13 @@ from recording.model import (
     UnwindData,
 )
 from recording.schema import to_unsigned
-from recording.store import BLOB_SIZE, PIECE
+from recording.store import PIECE
 from recording.symbols import SymbolTable
 
 _MAX_CAPTURE = 1 << 26
-_MAX_PIECES = 1 << 13
-"""Of one unwinder: 1 GiB, several times the largest kernel."""
+_MAX_BLOB = 1 << 20
+_MAX_PIECES = 1 << 12
+"""Of one unwinder: half a GiB as they are written, several times the largest kernel."""
 _DAMAGE = (
     sqlite3.DatabaseError,
     ValueError,
@@ -243,7 +244,7 @@ class Recording:
             with self._damage_told():
                 if count >= _MAX_PIECES:
                     raise ValueError("an unwinder has too many pieces")
-                parts.setdefault((str(name), int(part)), []).append((to_unsigned(address), _inflated(blob, BLOB_SIZE)))
+                parts.setdefault((str(name), int(part)), []).append((to_unsigned(address), _inflated(blob, _MAX_BLOB)))
         with self._damage_told():
             boot, is_settled, low, high, version = found[0]
             joined = {key: (pieces[0][0], b"".join(data for _address, data in pieces)) for key, pieces in parts.items()}
