@@ -25,7 +25,7 @@ from unwind.kernel import unwind_capture
 
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
-_MAX_LAG_NS = 250_000_000
+_MAX_LAG_NS = 100_000_000
 """Captures wait for unwinding no longer than this, whatever rate was asked for: a killed profiler loses what waits."""
 _MAX_STARVING_NS = 20_000_000
 """The search for the kernel gets a turn at least this often."""

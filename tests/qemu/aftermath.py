@@ -78,9 +78,18 @@ def sample_count(path: Path) -> int:
         return sum(1 for _sample in recording.samples())
 
 
+def await_file(path: Path) -> None:
+    """Wait until a recording is there, its first row or not."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(_POLL_S)
+
+
 def await_samples(path: Path) -> None:
     """Wait until the recording holds some (each opening sees the state of that moment)."""
+    await_file(path)
     deadline = time.monotonic() + _PATIENCE_S
-    while not (path.exists() and path.stat().st_size and sample_count(path)):
+    while not sample_count(path):
         assert time.monotonic() < deadline, "no samples came"
         time.sleep(_POLL_S)
