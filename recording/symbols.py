@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from recording.errors import BadRecordingError
 
@@ -48,7 +49,7 @@ class SymbolTable:
         self._by_name: dict[str, int] | None = None
 
     @classmethod
-    def from_symbols(cls, symbols: Iterable[tuple[int, str, str]]) -> SymbolTable:
+    def from_symbols(cls, symbols: Iterable[tuple[int, str, str]]) -> Self:
         """Build from (address, kind, name) in any order."""
         rows = sorted(symbols, key=lambda row: row[0])
         return cls(
