@@ -78,6 +78,17 @@ def test_one_instruction_per_block(start_guest: StartGuest, tmp_path: Path) -> N
     assert quality["complete_share"] >= MIN_COMPLETE, explain(path)
 
 
+def test_idle_guest(start_guest: StartGuest, tmp_path: Path) -> None:
+    """Both vCPUs wait nearly all the time; without idle samples next to nothing is left."""
+    guest = start_guest("trixie", 2, append="guestprof.workload=idle")
+    path = tmp_path / "a.guestprof"
+    guestprof("record", "--connect", guest.target, "-F", "100", "-d", "5", "-o", path, "-q")
+    everything, busy = report_of(path), report_of(path, "--no-idle")
+    assert everything["quality"]["ends"]["idle-root"] > 0.9 * everything["quality"]["samples"]
+    assert busy["quality"]["samples"] < 0.1 * everything["quality"]["samples"]
+    assert everything["quality"]["complete_share"] >= MIN_COMPLETE, explain(path)
+
+
 def test_dump(start_guest: StartGuest) -> None:
     guest = start_guest("trixie", 2)
     vcpus = json.loads(guestprof("dump", "--connect", guest.target, "--json").stdout)
