@@ -27,7 +27,7 @@ lint-only:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	shellcheck tools/*.sh .ci/run
+	shellcheck tools/*.sh examples/*.sh .ci/run
 
 bench:
 	@tools/setup.sh bench

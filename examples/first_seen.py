@@ -1,0 +1,39 @@
+"""When each kernel function was first seen on a stack, in order of time: which phase a boot had reached when.
+
+    python examples/first_seen.py boot.guestprof | head -50
+
+A sampling profiler sees what takes time: a function that is done within a period may never show up.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from recording.model import FrameKind
+from recording.names import Namer
+from recording.reader import Recording
+
+
+def first_sightings(path: Path) -> dict[str, int]:
+    """Function -> guest running time of its first sighting in nanoseconds, earliest first."""
+    seen: dict[str, int] = {}
+    with Recording.open(path) as recording:
+        namer = Namer(recording.images())
+        times_ns = [halt.running_time_ns for halt in recording.halts()]
+        for sample in recording.samples():
+            for frame in reversed(sample.callchain.frames):
+                named = namer.name(frame, sample.boot)
+                if named.kind is FrameKind.KERNEL:
+                    seen.setdefault(named.name, times_ns[sample.halt])
+    return seen
+
+
+def main() -> None:
+    """Print the functions of the recording named on the command line."""
+    for name, time_ns in first_sightings(Path(sys.argv[1])).items():
+        print(f"{time_ns / 1e9:9.3f} s  {name}")
+
+
+if __name__ == "__main__":
+    main()
