@@ -83,7 +83,7 @@ def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
         guest = stack.enter_context(Guest(GuestOptions(kernel_image, initramfs, vcpus=_VCPUS)))
         guest.wait_for(WORKLOAD_MARK)
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
-        planner = StackPlanner(session.architecture)
+        planner = StackPlanner(session.architecture, session.memory)
         events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
         tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
         kernel = find_kernel(session, planner, tracker)

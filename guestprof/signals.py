@@ -7,8 +7,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
-class Terminated(BaseException):
-    """SIGTERM came. No Exception, so that nothing on the way to the cleaning up takes it for a failure of its own."""
+class Terminated(SystemExit):
+    """SIGTERM came. A SystemExit, because asyncio swallows and logs any other exception that a signal raises within it."""
 
 
 class StopSignals:

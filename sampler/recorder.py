@@ -105,7 +105,7 @@ class Recorder:
         self._clock = clock
         self._sleep = sleep
         self._rng = rng
-        self._planner = StackPlanner(target.architecture)
+        self._planner = StackPlanner(target.architecture, memory)
         events = TrackerEvents(self._kernel_found, self._kernel_refreshed, self._kernel_gone)
         self._tracker = KernelTracker(memory, target.architecture, cache, events)
         self._queue: deque[_Pending] = deque()

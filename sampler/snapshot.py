@@ -32,7 +32,7 @@ def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], i
     """
     resume = session.was_running is not False
     architecture = session.architecture
-    planner = StackPlanner(architecture)
+    planner = StackPlanner(architecture, session.memory)
     events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
     tracker = KernelTracker(session.memory, architecture, cache, events)
     state = session.target.capture(planner, resume=resume)

@@ -2,8 +2,8 @@
 
 The live part of a kernel stack lies between the stack pointer and the stack's top, and tasks' stacks are aligned to their size,
 so the stack pointer alone tells both. On the stack of a hard interrupt the word at its top leads back to the stack that was
-interrupted (arch/x86/include/asm/irq_stack.h); it is asked for together with the halt, so that two round trips do for any number
-of vCPUs. Only a stack of its own for an exception (NMI, double fault ...) needs a third.
+interrupted (arch/x86/include/asm/irq_stack.h); it is read from QEMU's process, or asked for together with the halt, so that two
+round trips do for any number of vCPUs. Only a stack of its own for an exception (NMI, double fault ...) needs a third.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from guest.kernel import Kernel
+from guest.memory import PhysicalMemory
+from sampler.memory import ProcessMemory
 from sampler.target import HaltedState, Read
 from unwind.arch import Architecture
 from unwind.capture import Capture
@@ -25,7 +27,9 @@ _COPY_LIMIT = 8192
 class StackPlanner:
     """Plans the reads of each halt."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, memory: PhysicalMemory) -> None:
+        """``memory``: where it is QEMU's own, a word in a halt costs nothing, and no probes are needed."""
+        self._can_peek = isinstance(memory, ProcessMemory)
         self._kernel: Kernel | None = None
         self._architecture = architecture
         self._links: dict[int, Read] = {}
@@ -39,7 +43,7 @@ class StackPlanner:
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""
         self._unfollowed = []
-        return tuple(self._links.values())
+        return () if self._can_peek else tuple(self._links.values())
 
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """The reads that follow from the registers, and whether they are the last of this halt."""
@@ -56,14 +60,22 @@ class StackPlanner:
             reads.extend(self._stack(vcpu, sp, end))
             if is_last:
                 continue
-            link = self._links.get(vcpu)
-            probed = state.reads.get(link) if link is not None and link.address + link.size == end else None
-            target = 0 if probed is None else int.from_bytes(probed, arch.byteorder)
-            if arch.is_kernel_address(target):
+            target = self._find_link(state, vcpu, end)
+            if target is not None:
                 reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
             else:
                 self._unfollowed.append(vcpu)
         return reads, not self._unfollowed
+
+    def _find_link(self, state: HaltedState, vcpu: int, end: int) -> int | None:
+        """Where the stack that ends at an address leads on, if that is known without another round trip."""
+        if self._can_peek and self._kernel is not None:
+            data = self._kernel.space.read_many([(end - self._architecture.pointer_size, self._architecture.pointer_size)])[0]
+        else:
+            link = self._links.get(vcpu)
+            data = state.reads.get(link) if link is not None and link.address + link.size == end else None
+        target = 0 if data is None else int.from_bytes(data, self._architecture.byteorder)
+        return target if self._architecture.is_kernel_address(target) else None
 
     def _plan_links(self, state: HaltedState) -> list[Read]:
         """For stacks that were not known beforehand: where their topmost words lead elsewhere, copy from there too."""
