@@ -134,64 +134,6 @@ def _has_loaded_python(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["guest", "stubless"])
-def test_the_planned_end(request: pytest.FixtureRequest, tmp_path: Path, temporary: Path, name: str) -> None:
-    guest: Guest = request.getfixturevalue(name)
-    path = tmp_path / "a.guestprof"
-    said = end(start_record(guest, path, "-d", "2"), 0)
-    assert "Stopped: 2 s are over." in said
-    assert_whole(path)
-    assert_nothing_left(guest, temporary)
-
-
-@pytest.mark.parametrize("name", ["guest", "stubless"])
-@pytest.mark.parametrize(
-    ("number", "status", "words"),
-    [(signal.SIGINT, 0, "Stopped: SIGINT came."), (signal.SIGTERM, 143, "guestprof: terminated")],
-)
-def test_a_signal_with_data(
-    request: pytest.FixtureRequest, tmp_path: Path, temporary: Path, name: str, number: signal.Signals, status: int, words: str
-) -> None:
-    guest: Guest = request.getfixturevalue(name)
-    path = tmp_path / "a.guestprof"
-    process = start_record(guest, path)
-    await_samples(path)
-    process.send_signal(number)
-    assert words in end(process, status)
-    assert_whole(path)
-    assert_nothing_left(guest, temporary)
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_before_there_is_data(
-    stubless: Guest, tmp_path: Path, temporary: Path, number: signal.Signals, status: int
-) -> None:
-    process = start_record(stubless, tmp_path / "a.guestprof")
-    # The guard is started before the guest is halted for the first time.
-    while not guards(stubless.directory):
-        assert process.poll() is None
-    process.send_signal(number)
-    end(process, status)
-    assert_nothing_left(stubless, temporary)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_program_is_loaded(tmp_path: Path, temporary: Path, stubless: Guest, number: signal.Signals) -> None:
-    """Nothing is open yet: it just ends."""
-    process = start_record(stubless, tmp_path / "a.guestprof")
-    while "guestprof" not in Path(f"/proc/{process.pid}/cmdline").read_text() or not _has_loaded_python(process.pid):
-        assert process.poll() is None
-    process.send_signal(number)
-    _output, said = process.communicate(timeout=60)
-    assert process.returncode in (-number, 128 + number)
-    assert "Traceback" not in said
-    assert_nothing_left(stubless, temporary)
-
-
-def _has_loaded_python(pid: int) -> bool:
-    return "_struct" in Path(f"/proc/{pid}/maps").read_text()
-
-
-@pytest.mark.parametrize("name", ["guest", "stubless"])
 def test_impatient_ctrl_c(request: pytest.FixtureRequest, tmp_path: Path, temporary: Path, name: str) -> None:
     """Ctrl-C again and again, until the program has ended: it hits the cleaning up as well."""
     guest: Guest = request.getfixturevalue(name)
