@@ -48,10 +48,6 @@ class AddressSpace:
         """Read the tables anew from now on: the guest ran and may have changed mappings."""
         self._tables.clear()
 
-    def reopened(self) -> AddressSpace:
-        """The same space with nothing remembered."""
-        return AddressSpace(self.memory, self._paging, self.root, self.levels)
-
     def _table(self, address: int) -> tuple[int, ...] | None:
         if address not in self._tables:
             if len(self._tables) >= _MAX_TABLES:

@@ -104,7 +104,6 @@ class Recorder:
         self._options = options
         self._clock = clock
         self._sleep = sleep
-        self._rng = rng
         self._planner = StackPlanner(target.architecture, memory)
         events = TrackerEvents(self._kernel_found, self._kernel_refreshed, self._kernel_gone)
         self._tracker = KernelTracker(memory, target.architecture, cache, events)

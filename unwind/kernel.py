@@ -353,11 +353,11 @@ class KernelUnwinder:
 
 def unwind_capture(architecture: Architecture, unwinder: KernelUnwinder | None, capture: Capture) -> Callchain:
     """The callchain of one vCPU, whatever it runs; without an unwinder (no kernel was found) kernel code is its address alone."""
+    if unwinder is not None:
+        return unwinder.unwind(capture).callchain
     outside = classify_outside_kernel(architecture, capture.registers)
     if outside is not None:
         return outside.callchain
-    if unwinder is not None:
-        return unwinder.unwind(capture).callchain
     pc = capture.registers[architecture.pc]
     return Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
 
