@@ -77,6 +77,59 @@ class StackEnd(StrEnum):
         return self not in _NOT_KERNEL
 
 
+class UserEnd(StrEnum):
+    """Why the user part of a stack ended, where there is one."""
+
+    THREAD_START = "thread-start"
+    """Reached the function in which the thread began (``_start``, ``clone``): the user stack is whole."""
+    NOT_WANTED = "not-wanted"
+    """The user asked for no user stacks (``--no-user``)."""
+    NO_REGISTERS = "no-registers"
+    """The user registers are not known: the kernel was being entered or left, or its own stack could not be walked."""
+    NO_MAPPINGS = "no-mappings"
+    """What the process had mapped could not be read: it ended first, or its lists are damaged."""
+    NOT_MAPPED = "not-mapped"
+    """A return address is in no executable mapping of the process."""
+    NO_UNWIND_INFO = "no-unwind-info"
+    """The file has no unwind table for the address, and frame pointers did not lead on."""
+    NO_FILE_CONTENTS = "no-file-contents"
+    """The file's unwind table is not in guest memory, and no storage or directory that was given has the file."""
+    UNREADABLE_MEMORY = "unreadable-memory"
+    """A stack word that the next step needs was not copied: it is paged out, or lies above what is copied."""
+    DID_NOT_ADVANCE = "did-not-advance"
+    """The next frame would lie below this one."""
+    DEPTH_LIMIT = "depth-limit"
+    """More frames than are kept."""
+
+    __hash__ = str.__hash__  # see FrameKind
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether a user stack that ends so is whole."""
+        return self is UserEnd.THREAD_START
+
+
+class Context(StrEnum):
+    """What a vCPU was doing, innermost: an interrupt that hit a system call is an interrupt."""
+
+    USER = "user"
+    SYSTEM_CALL = "system-call"
+    PAGE_FAULT = "page-fault"
+    EXCEPTION = "exception"
+    """Any other exception of the processor, and NMIs."""
+    HARD_IRQ = "hard-irq"
+    SOFT_IRQ = "soft-irq"
+    IDLE = "idle"
+    """The idle loop waiting; an interrupt that hits it is an interrupt."""
+    KERNEL_THREAD = "kernel-thread"
+    """A kernel thread's own work, and the kernel's start."""
+    FIRMWARE = "firmware"
+    UNKNOWN = "unknown"
+    """No kernel was found yet, or the stack is cut short before it tells."""
+
+    __hash__ = str.__hash__  # see FrameKind
+
+
 _PROPER = frozenset({StackEnd.USER_ENTRY, StackEnd.TASK_ROOT, StackEnd.IDLE_ROOT})
 _NOT_KERNEL = frozenset({StackEnd.USER_MODE, StackEnd.FIRMWARE})
 
@@ -88,21 +141,55 @@ class Frame:
     pc: address as the stack or the register holds it.
     lookup_pc: address to look up a name or unwind row by: ``pc`` itself where the frame was interrupted there, one less
         where ``pc`` is a return address (which may already belong to the next function).
-    guess: found by a bounded search of the stack, not by unwind data.
+    guess: found by a bounded search of the stack, or by a frame pointer where unwind data was missing; not by unwind data.
+    image: index of the image in whose own addresses ``pc`` and ``lookup_pc`` are: a file of user code at its link-time addresses, so
+        that every process that maps it shares its frames, or a kernel module at its run-time ones. None: run-time addresses, and the
+        images of the boot tell by their ranges.
     """
 
     pc: int
     lookup_pc: int
     space: Space = Space.KERNEL
     guess: bool = False
+    image: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Callchain:
-    """A call stack, leaf first, and why it ends where it ends."""
+    """A call stack, leaf first, and why it ends where it ends: kernel frames, then user frames.
+
+    end: of the kernel part (USER_MODE: there is none). user_end: of the user part, None where there is none.
+    """
 
     frames: tuple[Frame, ...]
     end: StackEnd
+    user_end: UserEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A thread of the guest as a sample found it. A thread that renames itself (execve) is another Task from then on.
+
+    pid: of the thread (Linux' own word for it), tgid: of its process. Idle tasks have pid 0.
+    comm: the thread's name, process: its process' (the comm of the thread group's leader).
+    cgroup: path in the cgroup v2 hierarchy, such as ``/system.slice/ssh.service``; None where there is none.
+    """
+
+    pid: int
+    tgid: int
+    comm: str
+    process: str
+    is_kernel_thread: bool
+    cgroup: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SystemCall:
+    """A system call by its number in one of the kernel's tables: ``64`` or ``32`` (compat). ``name`` without the kernel's prefixes."""
+
+    table: str
+    number: int
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +215,7 @@ class Sample:
     halt: index of the halt in the recording, from 0.
     boot: index of the kernel that ran (``Boot``), 0 for the first; a reboot inside a recording starts the next.
     weight_ns: guest running time since the last sample of this vCPU.
+    task: what ran, None where it is not known. system_call: where it was in one, whatever interrupted that.
     """
 
     halt: int
@@ -135,17 +223,20 @@ class Sample:
     boot: int
     weight_ns: int
     callchain: Callchain
+    task: Task | None = None
+    context: Context = Context.UNKNOWN
+    system_call: SystemCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """A piece of code with its symbols, in one boot of the guest.
 
-    name: ``vmlinux``, a module's name, a file's path.
+    name: ``vmlinux``, a module's name, a file's path in the guest; ``[vdso]``, ``[anon]`` and the like for memory of no file.
     boot: index of the kernel run in which the ranges hold.
     build_id: lower-case hex, or None where it is not known.
-    ranges: run-time addresses [start, end) of its code.
-    symbols: at run-time addresses, or None where there are none.
+    ranges: run-time addresses [start, end) of its code; none for a user file, whose frames name it themselves (``Frame.image``).
+    symbols: at run-time addresses, a user file's at its link-time addresses; None where there are none.
     """
 
     name: str
