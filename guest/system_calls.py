@@ -1,0 +1,48 @@
+"""System call numbers become names, by the kernel's own tables of entry points.
+
+``sys_call_table`` holds the addresses of functions such as ``__x64_sys_read`` (arch/x86/entry/syscall_64.c); kernels that no longer
+call through it keep it for tracing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from guest.paging import AddressSpace
+from recording.model import SystemCall
+from recording.symbols import SymbolTable
+
+_MAX_NUMBER = 1024
+_PREFIX = re.compile(r"^(?:__[a-z0-9]+_(?:compat_)?|__se_|__do_)?(?:compat_)?(?:ksys_|sys_)")
+_NOT_IMPLEMENTED = "ni_syscall"
+
+
+class SystemCalls:
+    """Names system calls; every answer is remembered."""
+
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, tables: Mapping[str, str]) -> None:
+        """``tables``: the name of a table as recordings show it -> the kernel's symbol."""
+        self._space = space
+        self._symbols = symbols
+        self._tables = {name: found.address for name, symbol in tables.items() if (found := symbols.find(symbol)) is not None}
+        self._known: dict[tuple[str, int], SystemCall] = {}
+
+    def find(self, table: str, number: int) -> SystemCall | None:
+        """The system call of a number, without a name where the table cannot be read; None for a number that none has."""
+        known = self._known.get((table, number))
+        if known is not None:
+            return known
+        if not 0 <= number < _MAX_NUMBER:
+            return None
+        call = self._known[table, number] = SystemCall(table, number, self._name(table, number))
+        return call
+
+    def _name(self, table: str, number: int) -> str | None:
+        address = self._tables.get(table)
+        data = None if address is None else self._space.read_many([(address + 8 * number, 8)])[0]
+        symbol = None if data is None else self._symbols.find_at(int.from_bytes(data, "little"))
+        if symbol is None:
+            return None
+        name = _PREFIX.sub("", symbol.name)
+        return None if name == symbol.name or name == _NOT_IMPLEMENTED else name

@@ -1,0 +1,155 @@
+"""Which task each CPU runs: the words that a halt copies become pid, names, address space and control group.
+
+Linux keeps the running task in a per-CPU variable (arch/x86/include/asm/current.h: ``current_task``, from 6.2 to 6.14
+``pcpu_hot.current_task``). Its facts lie close together in ``struct task_struct``, so a halt copies one slice of it; what follows from
+its pointers is read when the guest runs again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from guest.cgroups import CgroupReader
+from guest.paging import AddressSpace
+from guest.structs import Field, Structs
+from recording.errors import BadImageError
+from recording.model import Task
+from recording.symbols import SymbolTable
+from unwind.capture import Capture
+
+_PF_KTHREAD = 0x0020_0000
+"""include/linux/sched.h"""
+_MAX_SLICE = 8192
+"""Bytes between the first and the last member that is wanted; in Debian's kernels about 3,000."""
+_POINTER = struct.Struct("<Q")
+_MAX_NAMES = 65536
+_MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "group_leader", "comm", "cgroups")
+_NAME_LIFE_NS = 1_000_000_000
+"""A process' name, which threads show with theirs, is read again after this: it may change (execve, prctl)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWords:
+    """A task as a halt found it. Addresses are kernel virtual ones.
+
+    stack: lowest address of its kernel stack. mm: 0 for kernel threads. leader: the main thread of its process.
+    """
+
+    address: int
+    pid: int
+    tgid: int
+    comm: str
+    flags: int
+    stack: int
+    mm: int
+    leader: int
+    cgroups: int
+
+    @property
+    def is_kernel_thread(self) -> bool:
+        """Whether it has no user part (idle tasks neither)."""
+        return bool(self.flags & _PF_KTHREAD) or self.pid == 0
+
+
+class TaskReader:
+    """Knows where a kernel keeps its running tasks and what about them; and describes them, remembering names."""
+
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
+        """Raises BadImageError where the kernel's types lack what is needed."""
+        self._space = space
+        self._fields: Mapping[str, Field] = {name: structs.require("task_struct", name) for name in _MEMBERS}
+        low = min(field.offset for field in self._fields.values())
+        high = max(field.offset + field.size for field in self._fields.values())
+        if high - low > _MAX_SLICE:
+            raise BadImageError(f"struct task_struct has its members {high - low} bytes apart; report this kernel")
+        self._low, self._size = low, high - low
+        self._current = _find_current(symbols, structs)
+        first = symbols.find("init_task")
+        self._first_task = first.address if first else 0
+        self._groups = _cgroup_reader(space, symbols, structs)
+        self._names: dict[tuple[int, int], tuple[int, str]] = {}
+
+    def current_address(self, cpu_offset: int) -> int:
+        """Where the pointer to the running task lies of the CPU with that per-CPU offset."""
+        return self._current + cpu_offset & 0xFFFF_FFFF_FFFF_FFFF
+
+    def slice_of(self, task: int) -> tuple[int, int]:
+        """(address, size) of what a halt copies of a task."""
+        return task + self._low & 0xFFFF_FFFF_FFFF_FFFF, self._size
+
+    def parse(self, task: int, data: bytes) -> TaskWords:
+        """The facts of a task at an address, from its slice."""
+        values = {}
+        for name, field in self._fields.items():
+            start = field.offset - self._low
+            values[name] = data[start : start + field.size]
+        number = {name: int.from_bytes(value, "little") for name, value in values.items()}
+        return TaskWords(
+            task,
+            number["pid"],
+            number["tgid"],
+            _text(values["comm"]),
+            number["flags"],
+            number["stack"],
+            number["mm"],
+            number["group_leader"],
+            number["cgroups"],
+        )
+
+    def find_running(self, capture: Capture, cpu_offset: int) -> TaskWords | None:
+        """The task that a capture's CPU ran, from the words that were copied; None where they were not."""
+        pointer = capture.read(self.current_address(cpu_offset), _POINTER.size)
+        if pointer is None:
+            return None
+        (task,) = _POINTER.unpack(pointer)
+        data = capture.read(*self.slice_of(task))
+        return None if data is None else self.parse(task, data)
+
+    def read_first_task(self) -> Task | None:
+        """The boot CPU's first task, which runs alone until per-CPU variables are set up, and idles later."""
+        data = self._space.read_many([self.slice_of(self._first_task)])[0] if self._first_task else None
+        return None if data is None else self.describe(self.parse(self._first_task, data), 0)
+
+    def describe(self, words: TaskWords, now_ns: int) -> Task:
+        """A task with the name of its process and its control group; ``now_ns``: any clock, for how long a name is believed."""
+        process = words.comm if words.leader == words.address else self._leader_name(words, now_ns)
+        group = self._groups.path(words.cgroups) if self._groups is not None and words.cgroups else None
+        return Task(words.pid, words.tgid, words.comm, process, words.is_kernel_thread, group)
+
+    def _leader_name(self, words: TaskWords, now_ns: int) -> str:
+        key = (words.leader, words.tgid)
+        known = self._names.get(key)
+        if known is not None and now_ns - known[0] < _NAME_LIFE_NS:
+            return known[1]
+        data = self._space.read_many([self.slice_of(words.leader)])[0]
+        leader = None if data is None else self.parse(words.leader, data)
+        # The leader may have ended and its memory have become another task's.
+        name = leader.comm if leader is not None and leader.pid == words.tgid else known[1] if known else words.comm
+        if len(self._names) >= _MAX_NAMES:
+            self._names.clear()
+        self._names[key] = (now_ns, name)
+        return name
+
+
+def _text(data: bytes) -> str:
+    """A name of bytes that a guest may choose as it likes."""
+    return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def _find_current(symbols: SymbolTable, structs: Structs) -> int:
+    own = symbols.find("current_task")
+    if own is not None:
+        return own.address
+    hot, field = symbols.find("pcpu_hot"), structs.field("pcpu_hot", "current_task")
+    if hot is None or field is None:
+        raise BadImageError("the kernel has neither current_task nor pcpu_hot: the running task cannot be told; report this kernel")
+    return hot.address + field.offset
+
+
+def _cgroup_reader(space: AddressSpace, symbols: SymbolTable, structs: Structs) -> CgroupReader | None:
+    try:
+        return CgroupReader(space, symbols, structs)
+    except BadImageError:
+        return None
