@@ -140,3 +140,59 @@ class AddressSpace:
             pieces.append(self.read(address + offset, min(CHUNK_SIZE, size - offset)))
             yield
         return b"".join(pieces)
+
+
+class FreshSpace:
+    """One set of page tables as they are at this moment, for a few small reads while the guest stands still.
+
+    Entries are read one by one and remembered until ``forget``: what a process, or the kernel for its stacks, maps changes all the time.
+    """
+
+    def __init__(self, memory: PhysicalMemory, paging: PagingFormat, root: int, levels: int) -> None:
+        """See ``AddressSpace``."""
+        self._memory = memory
+        self._paging = paging
+        self.levels = levels
+        self._root = root
+        self._entries: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """The guest ran."""
+        self._entries.clear()
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Bytes at a virtual address, None where not all of them are mapped RAM."""
+        parts = []
+        while size > 0:
+            length = min(size, PAGE_SIZE - address % PAGE_SIZE)
+            physical = self._translate(address)
+            if physical is None:
+                return None
+            try:
+                parts.append(self._memory.read(physical, length))
+            except GuestMemoryError:
+                return None
+            address += length
+            size -= length
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _translate(self, address: int) -> int | None:
+        table = self._root
+        for level in range(self.levels, 0, -1):
+            shift = 12 + 9 * (level - 1)
+            place = table + 8 * (address >> shift & 511)
+            entry = self._entries.get(place)
+            if entry is None:
+                try:
+                    entry = self._entries[place] = int.from_bytes(self._memory.read(place, 8), "little")
+                except GuestMemoryError:
+                    return None
+            if not entry & self._paging.present:
+                return None
+            is_large = level > 1 and entry & self._paging.large
+            if is_large and level not in _LARGE_LEVELS:
+                return None
+            table = entry & self._paging.address_mask
+            if is_large or level == 1:
+                return table & -1 << shift | address & (1 << shift) - 1
+        return None

@@ -25,7 +25,8 @@ class SystemCalls:
         """``tables``: the name of a table as recordings show it -> the kernel's symbol."""
         self._space = space
         self._symbols = symbols
-        self._tables = {name: found.address for name, symbol in tables.items() if (found := symbols.find(symbol)) is not None}
+        found = ((name, symbols.find(symbol)) for name, symbol in tables.items())
+        self._tables = {name: (symbol.address, min(_MAX_NUMBER, symbol.size // 8)) for name, symbol in found if symbol is not None}
         self._known: dict[tuple[str, int], SystemCall] = {}
 
     def find(self, table: str, number: int) -> SystemCall | None:
@@ -39,8 +40,8 @@ class SystemCalls:
         return call
 
     def _name(self, table: str, number: int) -> str | None:
-        address = self._tables.get(table)
-        data = None if address is None else self._space.read_many([(address + 8 * number, 8)])[0]
+        address, count = self._tables.get(table, (0, 0))
+        data = self._space.read_many([(address + 8 * number, 8)])[0] if number < count else None
         symbol = None if data is None else self._symbols.find_at(int.from_bytes(data, "little"))
         if symbol is None:
             return None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from recording.model import Context
 from unwind.rules import TrapFrame
 
 Registers = Mapping[str, int]
@@ -47,6 +48,7 @@ class KernelCode:
     trap: where entry code saves registers.
     is_trap: whether registers read from a supposed trap frame can be such (a processor writes only few selector values).
     is_trap_place: whether a trap frame that came from user mode may end at an address (its stack's top).
+    user_trap_paddings: bytes between the end of such a frame and the top of the task's stack, one of these.
     follows_call: whether the 7 bytes before an address end with a call instruction.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
@@ -55,11 +57,15 @@ class KernelCode:
     thunks: prefixes of the names of functions that stand between a call or return and its target.
     entry_text: symbols that enclose the entry and exit code.
     module_area: addresses at which modules and generated code lie.
+    contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
+    system_call_number: name in a full trap frame of the number of the system call.
+    system_call_tables: whether registers are those of a 32-bit process -> (name of the table, the kernel's symbol).
     """
 
     trap: TrapFrame
     is_trap: Callable[[Registers], bool]
     is_trap_place: Callable[[int], bool]
+    user_trap_paddings: tuple[int, ...]
     follows_call: Callable[[bytes], bool]
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
@@ -68,6 +74,9 @@ class KernelCode:
     thunks: tuple[str, ...]
     entry_text: tuple[str, str]
     module_area: tuple[int, int]
+    contexts: tuple[tuple[str, Context], ...]
+    system_call_number: str
+    system_call_tables: Mapping[bool, tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from recording.model import Context
 from unwind.arch import Architecture, KernelCode, PagingFormat, Registers
 from unwind.rules import TrapFrame
 
@@ -134,12 +135,14 @@ X86_64 = Architecture(
             size=168,
             full={
                 **{name: 8 * i for i, name in enumerate("r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi".split())},
+                "orig_rax": 120,
                 **{name: 128 + 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
             },
             partial={name: 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
         ),
         is_trap=_is_trap,
         is_trap_place=_is_trap_place,
+        user_trap_paddings=(0, _FRED_PADDING),
         follows_call=_follows_call,
         follows_own_call=_follows_own_call,
         pushed_words=_pushed_words,
@@ -158,5 +161,30 @@ X86_64 = Architecture(
         thunks=("__x86_indirect_", "__x86_return_thunk", "srso_", "retbleed_", "zen_untrain_ret", "its_", "clear_bhb_loop"),
         entry_text=("__entry_text_start", "__entry_text_end"),
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
+        contexts=(
+            # arch/x86/entry/entry_64.S and asm/idtentry.h, whose names 5.8 introduced; before that the functions behind them.
+            ("asm_exc_page_fault", Context.PAGE_FAULT),
+            ("exc_page_fault", Context.PAGE_FAULT),
+            ("asm_exc_", Context.EXCEPTION),
+            ("exc_", Context.EXCEPTION),
+            ("asm_common_interrupt", Context.HARD_IRQ),
+            ("asm_sysvec_", Context.HARD_IRQ),
+            ("asm_spurious_interrupt", Context.HARD_IRQ),
+            ("common_interrupt", Context.HARD_IRQ),
+            ("sysvec_", Context.HARD_IRQ),
+            ("__sysvec_", Context.HARD_IRQ),
+            ("__do_softirq", Context.SOFT_IRQ),
+            ("handle_softirqs", Context.SOFT_IRQ),
+            ("do_softirq", Context.SOFT_IRQ),
+            ("entry_SYSCALL", Context.SYSTEM_CALL),
+            ("entry_SYSENTER", Context.SYSTEM_CALL),
+            ("entry_INT80", Context.SYSTEM_CALL),
+            ("asm_int80_emulation", Context.SYSTEM_CALL),
+            ("do_syscall_64", Context.SYSTEM_CALL),
+            ("do_int80_", Context.SYSTEM_CALL),
+            ("do_fast_syscall_32", Context.SYSTEM_CALL),
+        ),
+        system_call_number="orig_rax",
+        system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
     ),
 )
