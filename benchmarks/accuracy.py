@@ -35,7 +35,7 @@ from recording.model import Callchain, StackEnd
 from sampler.discovery import resolve_target
 from sampler.rsp.registers import RegisterFile
 from sampler.session import Session
-from sampler.stacks import StackPlanner, captures
+from sampler.planner import HaltPlanner
 from sampler.target import HaltedState, Read, Target
 from sampler.tracker import KernelTracker, TrackerEvents
 from tests.qemu.guests import QEMU, Guest, GuestOptions
@@ -83,7 +83,7 @@ def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
         guest = stack.enter_context(Guest(GuestOptions(kernel_image, initramfs, vcpus=_VCPUS)))
         guest.wait_for(WORKLOAD_MARK)
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
-        planner = StackPlanner(session.architecture, session.memory)
+        planner = HaltPlanner(session.architecture, session.memory)
         events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
         tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
         kernel = find_kernel(session, planner, tracker)
@@ -98,7 +98,7 @@ def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
             state = session.target.capture(planner, resume=False)
             tally.halts += 1
             tracker.see(state.vcpus, state.registers, time.monotonic_ns())
-            for capture in captures(state):
+            for capture in planner.captures(state):
                 tally.states += 1
                 if not session.architecture.is_user(capture.registers):
                     compare(session.target, tracker, finder, capture, tally, details)
@@ -159,7 +159,7 @@ def find_vmlinux(suite: str, release: str) -> Path:
     return found
 
 
-def find_kernel(session: Session, planner: StackPlanner, tracker: KernelTracker) -> Kernel:
+def find_kernel(session: Session, planner: HaltPlanner, tracker: KernelTracker) -> Kernel:
     """Let guestprof find the guest's kernel and wait until it has settled."""
     give_up = time.monotonic() + _FIND_TIMEOUT_S
     while tracker.kernel is None or not tracker.kernel.is_settled:

@@ -31,7 +31,7 @@ from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from sampler.discovery import TargetAddress
 from sampler.launch import LaunchedQemu
 from sampler.session import Session
-from sampler.stacks import StackPlanner
+from sampler.planner import HaltPlanner
 from sampler.tracker import KernelTracker, TrackerEvents
 
 RESULT = Path(__file__).parent / "results" / "overhead.json"
@@ -112,7 +112,7 @@ def our_loop(qemu: LaunchedQemu, count: int) -> list[int]:
     """Nanoseconds halted per capture, ``count`` times."""
     address = TargetAddress(f"unix:{qemu.gdb_path}", str(qemu.qmp_path), qemu.pid)
     with Session(address, resume_at_exit=True) as session:
-        planner = StackPlanner(session.architecture, session.memory)
+        planner = HaltPlanner(session.architecture, session.memory)
         events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
         tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
         times: list[int] = []

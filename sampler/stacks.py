@@ -1,4 +1,4 @@
-"""What to copy of the guest's stacks while it stands still: the planner of a halt's memory reads.
+"""What to copy of the guest's kernel stacks while it stands still.
 
 The live part of a kernel stack lies between the stack pointer and the stack's top, and tasks' stacks are aligned to their size,
 so the stack pointer alone tells both. On the stack of a hard interrupt the word at its top leads back to the stack that was
@@ -12,11 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from guest.kernel import Kernel
-from guest.memory import PhysicalMemory
-from sampler.memory import ProcessMemory
-from sampler.target import HaltedState, Read
+from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture
-from unwind.capture import Capture
 
 _PAGE = 4096
 _ADDRESS_END = 1 << 64
@@ -25,11 +22,11 @@ _COPY_LIMIT = 8192
 
 
 class StackPlanner:
-    """Plans the reads of each halt."""
+    """Plans the reads of kernel stacks in each halt."""
 
-    def __init__(self, architecture: Architecture, memory: PhysicalMemory) -> None:
-        """``memory``: where it is QEMU's own, a word in a halt costs nothing, and no probes are needed."""
-        self._can_peek = isinstance(memory, ProcessMemory)
+    def __init__(self, architecture: Architecture, *, can_peek: bool) -> None:
+        """can_peek: the kernel's memory may be read in a halt at no cost (out of QEMU's process), so that no probes are needed."""
+        self._can_peek = can_peek
         self._kernel: Kernel | None = None
         self._architecture = architecture
         self._links: dict[int, Read] = {}
@@ -143,14 +140,3 @@ class StackPlanner:
             if read.vcpu == vcpu and data is not None and 0 <= offset <= read.size - self._architecture.pointer_size:
                 return int.from_bytes(data[offset : offset + self._architecture.pointer_size], self._architecture.byteorder)
         return None
-
-
-def captures(state: HaltedState) -> list[Capture]:
-    """One capture for each vCPU of a halt."""
-    by_vcpu: dict[int, list[tuple[int, bytes]]] = {vcpu: [] for vcpu in state.vcpus}
-    for read, data in state.reads.items():
-        if data is not None:
-            by_vcpu[read.vcpu].append((read.address, data))
-    return [
-        Capture(vcpu, registers, tuple(sorted(by_vcpu[vcpu]))) for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
-    ]

@@ -1,0 +1,78 @@
+"""The planner of a halt's reads: kernel stacks, running tasks and user stacks together, and the captures that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from guest.kernel import Kernel
+from guest.memory import PhysicalMemory
+from guest.tasks import TaskReader, TaskWords
+from sampler.halt import HaltedState, Read
+from sampler.memory import ProcessMemory
+from sampler.stacks import StackPlanner
+from sampler.user_stacks import USER_STACK_SIZE, TaskPlanner
+from unwind.arch import Architecture
+from unwind.capture import Capture
+
+
+class HaltPlanner:
+    """Plans the reads of each halt, see ``sampler.halt.Planner``."""
+
+    def __init__(self, architecture: Architecture, memory: PhysicalMemory, *, user_stack_size: int = USER_STACK_SIZE) -> None:
+        """``memory``: where it is QEMU's own, a word in a halt costs nothing. user_stack_size: bytes, 0 for no user stacks."""
+        can_peek = isinstance(memory, ProcessMemory)
+        self._stacks = StackPlanner(architecture, can_peek=can_peek)
+        self._tasks = TaskPlanner(architecture, memory, can_peek=can_peek, user_stack_size=user_stack_size)
+        self._reader: TaskReader | None = None
+        self._has_stacks = self._has_tasks = False
+
+    def set_kernel(self, kernel: Kernel | None, tasks: TaskReader | None = None) -> None:
+        """Use what is known of the kernel and its tasks from now on; None when it is gone."""
+        self._reader = tasks
+        self._stacks.set_kernel(kernel)
+        self._tasks.set_kernel(kernel, tasks)
+
+    def probes(self) -> Sequence[Read]:
+        """Reads that go out together with the halt."""
+        self._has_stacks = self._has_tasks = False
+        return [*self._stacks.probes(), *self._tasks.begin()]
+
+    def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
+        """The next reads, and whether they are the last of this halt."""
+        reads: list[Read] = []
+        if not self._has_stacks:
+            wanted, self._has_stacks = self._stacks.plan(state)
+            reads += wanted
+        if not self._has_tasks:
+            wanted, self._has_tasks = self._tasks.plan(state)
+            reads += wanted
+        return reads, self._has_stacks and self._has_tasks
+
+    def captures(self, state: HaltedState) -> list[Capture]:
+        """One capture for each vCPU of the halt that was planned last."""
+        pieces: dict[int, dict[int, bytes]] = {vcpu: dict(self._tasks.copied.get(vcpu, ())) for vcpu in state.vcpus}
+        for read, data in state.reads.items():
+            if data is not None:
+                pieces[read.vcpu][read.address] = data
+        return [
+            Capture(vcpu, registers, _joined(sorted(pieces[vcpu].items())))
+            for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
+        ]
+
+    def find_task(self, capture: Capture) -> TaskWords | None:
+        """The task that a capture's vCPU ran, None where that is not known."""
+        offset = self._tasks.offset_of(capture.registers)
+        return None if self._reader is None or offset is None else self._reader.find_running(capture, offset)
+
+
+def _joined(pieces: Iterable[tuple[int, bytes]]) -> tuple[tuple[int, bytes], ...]:
+    """Pieces in address order, those that touch made one: stacks are copied by pages and read by words."""
+    runs: list[tuple[int, list[bytes], int]] = []
+    for address, data in pieces:
+        if runs and runs[-1][2] == address:
+            start, parts, _end = runs[-1]
+            parts.append(data)
+            runs[-1] = start, parts, address + len(data)
+        else:
+            runs.append((address, [data], address + len(data)))
+    return tuple((start, b"".join(parts)) for start, parts, _end in runs)
