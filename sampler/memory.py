@@ -19,8 +19,12 @@ from guest.memory import PhysicalMemory
 from recording.errors import GuestMemoryError, GuestprofError
 from sampler.target import Target
 
-_SLICE = 256 * 1024
-"""Bytes read through the stub in one halt: about 3 ms."""
+DEFAULT_MAX_HALT_S = 0.002
+_FIRST_SLICE = 64 * 1024
+_SLICES = (4096, 256 * 1024)
+"""Bytes read through the stub in one halt, at least and at most."""
+_CAUTION = 0.75
+"""Share of the longest halt that a slice is made for: halts vary."""
 _MAX_RANGES = 4096
 _MAX_READ = 1 << 30
 _PROBE_SIZE = 4096
@@ -158,17 +162,22 @@ class ProcessMemory:
 
 
 class StubMemory:
-    """The guest's memory through the stub. Each read halts the guest for a few ms at a time (``target.extra_halted_ns`` counts)."""
+    """The guest's memory through the stub. Each read halts the guest, in slices that ``max_halt_s`` bounds by what earlier ones took.
 
-    def __init__(self, target: Target, ranges: Sequence[MemoryRange]) -> None:
+    ``target.extra_halted_ns`` counts the time.
+    """
+
+    def __init__(self, target: Target, ranges: Sequence[MemoryRange], max_halt_s: float = DEFAULT_MAX_HALT_S) -> None:
         self._target = target
+        self._max_halt_ns = max_halt_s * 1e9
+        self._slice = _FIRST_SLICE
         self._ranges = _Ranges(ranges)
         self._ram = _ram(ranges)
 
     @classmethod
-    def open(cls, target: Target, monitor: Callable[[str], str] | None = None) -> Self:
+    def open(cls, target: Target, monitor: Callable[[str], str] | None = None, max_halt_s: float = DEFAULT_MAX_HALT_S) -> Self:
         """Ask the monitor (by default through the stub) where RAM is; raises GuestMemoryError."""
-        return cls(target, parse_memory_tree((monitor or target.monitor)("info mtree -f")))
+        return cls(target, parse_memory_tree((monitor or target.monitor)("info mtree -f")), max_halt_s)
 
     def ram(self) -> Sequence[tuple[int, int]]:
         """[start, end) of each piece of RAM, ascending."""
@@ -179,11 +188,13 @@ class StubMemory:
         # The stub reads holes as zero, so what is no memory must be refused here.
         pieces = []
         for _index, start, length in self._ranges.pieces(address, size):
-            for offset in range(0, length, _SLICE):
-                part = self._target.read_physical([(start + offset, min(_SLICE, length - offset))])[0]
+            offset = 0
+            while offset < length:
+                part = self._read_slice([(start + offset, min(self._slice, length - offset))])[0]
                 if part is None:
                     raise GuestMemoryError(f"the stub cannot read guest physical {start + offset:#x}")
                 pieces.append(part)
+                offset += len(part)
         return b"".join(pieces)
 
     def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
@@ -194,12 +205,12 @@ class StubMemory:
         for number, (address, size) in enumerate(requests):
             with contextlib.suppress(GuestMemoryError):
                 self._ranges.pieces(address, size)
-                if size > _SLICE:
+                if size > self._slice:
                     found[number] = self.read(address, size)
                     continue
                 batch.append((number, address, size))
                 total += max(size, 64)
-            if total >= _SLICE:
+            if total >= self._slice:
                 self._read_batch(batch, found)
                 batch, total = [], 0
         self._read_batch(batch, found)
@@ -207,9 +218,20 @@ class StubMemory:
 
     def _read_batch(self, batch: Sequence[tuple[int, int, int]], found: list[bytes | None]) -> None:
         if batch:
-            answers = self._target.read_physical([(address, size) for _number, address, size in batch])
+            answers = self._read_slice([(address, size) for _number, address, size in batch])
             for (number, _address, _size), answer in zip(batch, answers, strict=True):
                 found[number] = answer
+
+    def _read_slice(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        """One halt's reads; the next slice is made smaller or larger by how long it took."""
+        before_ns = self._target.extra_halted_ns
+        answers = self._target.read_physical(requests)
+        took_ns = self._target.extra_halted_ns - before_ns
+        size = sum(size for _address, size in requests)
+        if took_ns > self._max_halt_ns or (took_ns and size >= self._slice):
+            low, high = _SLICES
+            self._slice = int(min(high, max(low, size * _CAUTION * self._max_halt_ns / took_ns)))
+        return answers
 
     def close(self) -> None:
         """Nothing to close: the target is its owner's."""
@@ -227,10 +249,13 @@ class OpenedMemory:
         return self.memory
 
 
-def open_memory(target: Target, pid: int | None, monitor: Callable[[str], str] | None = None) -> OpenedMemory:
+def open_memory(
+    target: Target, pid: int | None, monitor: Callable[[str], str] | None = None, max_halt_s: float = DEFAULT_MAX_HALT_S
+) -> OpenedMemory:
     """The best reader there is: QEMU's own memory if its process is known, may be read, and shows what the stub shows.
 
-    monitor: runs human monitor commands (QMP's); through the stub by default, which halts the guest meanwhile.
+    monitor: runs human monitor commands (QMP's); through the stub by default, which halts the guest meanwhile. max_halt_s: how long a
+    read through the stub may halt the guest.
     """
     ask = monitor or target.monitor
     if pid is None:
@@ -250,7 +275,7 @@ def open_memory(target: Target, pid: int | None, monitor: Callable[[str], str] |
                 return OpenedMemory(memory, "")
             memory.close()
             reason = f"the memory of process {pid} is not that of this guest"
-    return OpenedMemory(StubMemory.open(target, monitor), reason)
+    return OpenedMemory(StubMemory.open(target, monitor, max_halt_s), reason)
 
 
 def _agrees(memory: ProcessMemory, target: Target) -> bool:

@@ -151,7 +151,9 @@ class TaskPlanner:
             return None if data is None else int.from_bytes(data, order)
 
         for padding in arch.kernel_code.user_trap_paddings:
-            saved = read_trap(trap.partial, words.stack + arch.stack_size - padding - arch.pointer_size * len(trap.partial), read_word)
+            saved = read_trap(
+                trap.partial, words.stack + arch.stack_size - padding - arch.pointer_size * len(trap.partial), read_word
+            )
             if not isinstance(saved, Missing) and arch.kernel_code.is_trap(saved) and arch.is_user(saved):
                 return saved
         return None
