@@ -1,0 +1,141 @@
+"""Layouts of the running kernel's structs: a name and a path of members become an offset and a size.
+
+Where a member lies changes with the kernel's version and configuration; the kernel says it itself (``guest/btf.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from recording.errors import BadImageError
+
+_MAX_NESTING = 16
+"""Anonymous members within each other; the kernel's own nest three or four deep."""
+_MAX_MEMBERS = 1 << 14
+"""Members that are looked at for one name, nested ones included; the largest struct has about 300."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where a member lies, in bytes from the struct's start. Of a bitfield the bytes that hold it, of an array all elements."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A type without members. Sizes in bytes: of an array as a whole, and of one element (of anything else the same)."""
+
+    size: int
+    element_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A struct or union, or an array of them."""
+
+    size: int
+    element_size: int
+    members: Callable[[], Iterator[Member]]
+
+
+Type: TypeAlias = Scalar | Composite
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member as its struct names it ("" for an anonymous one). bit_offset: from the struct's start; bits: 0 for no bitfield."""
+
+    name: str
+    bit_offset: int
+    bits: int
+    type: Callable[[], Type | None]
+
+
+class TypeSource(Protocol):
+    """Types by name."""
+
+    def find(self, name: str) -> Type | None:
+        """A struct, union or typedef."""
+
+    def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
+        """Names and values of an enum's constants, nothing where there is no such enum."""
+
+
+class Structs:
+    """Answers are remembered: asking costs a dictionary lookup from the second time on."""
+
+    def __init__(self, types: TypeSource) -> None:
+        self._types = types
+        self._fields: dict[tuple[str, str], Field | None] = {}
+
+    def field(self, struct: str, path: str) -> Field | None:
+        """A member by its path ``a.b.c``, through nested and anonymous members; of an array the path goes on in its first element.
+
+        None where the kernel has no such struct or member. Pointers are not followed.
+        """
+        key = (struct, path)
+        if key not in self._fields:
+            self._fields[key] = self._find(struct, path.split("."))
+        return self._fields[key]
+
+    def require(self, struct: str, path: str) -> Field:
+        """As ``field``. Raises BadImageError naming what is missing."""
+        found = self.field(struct, path)
+        if found is None:
+            raise BadImageError(f"the kernel's type information has no {path} in struct {struct}; report this kernel")
+        return found
+
+    def size_of(self, struct: str) -> int | None:
+        """Bytes of a struct, union, enum or typedef."""
+        found = self._types.find(struct)
+        return None if found is None else found.size
+
+    def enumerator(self, enum: str, name: str) -> int | None:
+        """The value of a constant of an enum."""
+        return next((value for each, value in self._types.enumerators(enum) if each == name), None)
+
+    def _find(self, struct: str, path: list[str]) -> Field | None:
+        kind = self._types.find(struct)
+        offset = 0
+        found = None
+        for name in path:
+            if not isinstance(kind, Composite):
+                return None
+            found = _find_member(kind, name)
+            if found is None:
+                return None
+            offset += found[0]
+            kind = found[1].type()
+            if kind is None:
+                return None
+        if found is None or kind is None:
+            return None
+        _at, member = found
+        if member.bits:
+            first, last = member.bit_offset // 8, (member.bit_offset + member.bits - 1) // 8
+            return Field(offset, last - first + 1)
+        return Field(offset, kind.size)
+
+
+def _find_member(composite: Composite, name: str) -> tuple[int, Member] | None:
+    """(byte offset, member) of a name in a struct or in its anonymous members."""
+    todo: list[tuple[int, int, Composite]] = [(0, 0, composite)]
+    looked_at = 0
+    while todo:
+        offset, nesting, current = todo.pop()
+        for member in current.members():
+            looked_at += 1
+            if looked_at > _MAX_MEMBERS:
+                return None
+            at = offset + member.bit_offset // 8
+            if member.name == name:
+                return at, member
+            if not member.name and not member.bits and nesting < _MAX_NESTING:
+                inner = member.type()
+                if isinstance(inner, Composite):
+                    todo.append((at, nesting + 1, inner))
+    return None
