@@ -46,4 +46,4 @@ class SystemCalls:
         if symbol is None:
             return None
         name = _PREFIX.sub("", symbol.name)
-        return None if name == symbol.name or name == _NOT_IMPLEMENTED else name
+        return None if name in {symbol.name, _NOT_IMPLEMENTED} else name

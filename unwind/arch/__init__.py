@@ -59,7 +59,8 @@ class KernelCode:
     module_area: addresses at which modules and generated code lie.
     contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
     system_call_number: name in a full trap frame of the number of the system call.
-    system_call_tables: whether registers are those of a 32-bit process -> (name of the table, the kernel's symbol).
+    is_32bit_process: whether user registers are those of a 32-bit process.
+    system_call_tables: by that, (name of the table, the kernel's symbol).
     """
 
     trap: TrapFrame
@@ -76,6 +77,7 @@ class KernelCode:
     module_area: tuple[int, int]
     contexts: tuple[tuple[str, Context], ...]
     system_call_number: str
+    is_32bit_process: Callable[[Registers], bool]
     system_call_tables: Mapping[bool, tuple[str, str]]
 
 

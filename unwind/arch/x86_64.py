@@ -45,7 +45,8 @@ def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
 
 
 _KERNEL_CS = 0x10
-_USER_CS = frozenset({0x23, 0x33})
+_USER32_CS = 0x23
+_USER_CS = frozenset({_USER32_CS, 0x33})
 _KERNEL_SS = frozenset({0x00, 0x18})
 _PAGE_MASK = 0xFFF
 _FRED_PADDING = 16
@@ -185,6 +186,7 @@ X86_64 = Architecture(
             ("do_fast_syscall_32", Context.SYSTEM_CALL),
         ),
         system_call_number="orig_rax",
+        is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
     ),
 )

@@ -1,0 +1,168 @@
+"""A capture becomes a sample: kernel stack, user stack, task, context and system call, with all that is known at the time.
+
+Right after the halt, ``note`` reads what would be gone later (names of the task's process, what it has mapped). Later ``make`` walks
+the stacks; it may be asked again for the same capture when more is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from guest.contexts import ContextFinder
+from guest.kernel import Kernel
+from guest.system_calls import SystemCalls
+from guest.tasks import TaskReader, TaskWords
+from recording.errors import BadImageError
+from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCall, Task, UserEnd
+from sampler.userspace import ProcessCode, UserSpaces
+from unwind.arch import Architecture
+from unwind.capture import Capture
+from unwind.kernel import KernelUnwinder, Unwound, classify_outside_kernel
+
+_NO_IMAGES: frozenset[int] = frozenset()
+_WITHOUT_USER = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL, StackEnd.IDLE_ROOT, StackEnd.TASK_ROOT})
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A capture on its way to being a sample. ``process``: what its task had mapped, None where that is not known or nothing."""
+
+    halt: int
+    boot: int
+    weight_ns: int
+    taken_ns: int
+    capture: Capture
+    task: Task | None = None
+    process: ProcessCode | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it costs, about."""
+        return sum(len(data) for _address, data in self.capture.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A sample, and the files (by image) that its user stack met before they were known: it can be made again."""
+
+    sample: Sample
+    unread: frozenset[int]
+
+
+class SampleMaker:
+    """Makes samples under the kernel that is known at the time."""
+
+    def __init__(
+        self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None]
+    ) -> None:
+        """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address."""
+        self._architecture = architecture
+        self._spaces = spaces
+        self._image_at = image_at
+        self._kernel: Kernel | None = None
+        self._unwinder: KernelUnwinder | None = None
+        self._tasks: TaskReader | None = None
+        self._contexts: ContextFinder | None = None
+        self._calls: SystemCalls | None = None
+        self._first_task: Task | None = None
+
+    @property
+    def tasks(self) -> TaskReader | None:
+        """What is known of the kernel's tasks, None before its types are known."""
+        return self._tasks
+
+    def set_kernel(self, kernel: Kernel | None, unwinder: KernelUnwinder | None) -> str | None:
+        """Use a kernel that was found, read anew or lost. Returns why its tasks cannot be told, None where they can."""
+        is_same = kernel is not None and self._kernel is not None and kernel.symbols is self._kernel.symbols
+        had_types = is_same and self._kernel is not None and self._kernel.structs is kernel.structs if kernel else False
+        self._kernel, self._unwinder = kernel, unwinder
+        if kernel is None:
+            self._tasks = self._contexts = self._calls = self._first_task = None
+            return None
+        if not is_same or self._calls is None:
+            tables = dict(self._architecture.kernel_code.system_call_tables.values())
+            self._calls = SystemCalls(kernel.space, kernel.symbols, tables)
+            self._tasks = None
+        if not is_same or self._contexts is None:
+            self._contexts = ContextFinder(self._architecture, self._name_at)
+        if had_types and self._tasks is not None:
+            return None
+        if kernel.structs is None:
+            return None
+        try:
+            self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs)
+        except BadImageError as error:
+            return str(error)
+        self._first_task = self._tasks.read_first_task()
+        return None
+
+    def _name_at(self, address: int) -> str | None:
+        symbol = self._kernel.symbols.find_at(address) if self._kernel is not None else None
+        return None if symbol is None else symbol.name
+
+    def note(self, pending: Pending, words: TaskWords | None) -> Pending:
+        """Add what must be read at once: the task's names and its mappings."""
+        if words is None or self._tasks is None:
+            return pending
+        task = self._tasks.describe(words, pending.taken_ns)
+        process = None
+        if self._spaces is not None and not task.is_kernel_thread and words.mm:
+            process = self._spaces.look(words)
+        return replace(pending, task=task, process=process)
+
+    def make(self, pending: Pending) -> Made:
+        """The sample of a capture."""
+        unwound = self._unwound(pending.capture)
+        chain, saved = unwound.callchain, unwound.user_registers
+        task = pending.task
+        if task is None and chain.end is StackEnd.IDLE_ROOT:
+            # Until per-CPU variables are set up the boot CPU's first task runs alone; later every idle task is found by its words.
+            task = self._first_task
+        context, in_call = self._contexts.find(chain, task, saved) if self._contexts else ContextFinder.without_kernel(chain)
+        call = self._system_call(saved) if in_call and saved is not None else None
+        frames = tuple([self._with_image(frame) for frame in chain.frames])
+        frames, user_end, unread = self._with_user(Callchain(frames, chain.end), task, saved, pending)
+        made = Callchain(frames, chain.end, user_end)
+        capture = pending.capture
+        return Made(Sample(pending.halt, capture.vcpu, pending.boot, pending.weight_ns, made, task, context, call), unread)
+
+    def _unwound(self, capture: Capture) -> Unwound:
+        if self._unwinder is not None:
+            return self._unwinder.unwind(capture)
+        outside = classify_outside_kernel(self._architecture, capture.registers)
+        pc = capture.registers[self._architecture.pc]
+        return outside or Unwound(Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL), None)
+
+    def _with_image(self, frame: Frame) -> Frame:
+        if frame.space is not Space.KERNEL:
+            return frame
+        low, high = self._architecture.kernel_code.module_area
+        image = self._image_at(frame.lookup_pc) if low <= frame.lookup_pc < high else None
+        return frame if image is None else Frame(frame.pc, frame.lookup_pc, frame.space, frame.guess, image)
+
+    def _with_user(
+        self, kernel: Callchain, task: Task | None, saved: Mapping[str, int] | None, pending: Pending
+    ) -> tuple[tuple[Frame, ...], UserEnd | None, frozenset[int]]:
+        """The frames with the user stack behind them, why that ended (None: there is none), and which files were not known yet."""
+        if saved is None:
+            is_process = task is not None and not task.is_kernel_thread
+            lost = is_process and kernel.end not in _WITHOUT_USER
+            wanted = UserEnd.NO_REGISTERS if self._spaces is not None else UserEnd.NOT_WANTED
+            return kernel.frames, wanted if lost else None, _NO_IMAGES
+        if self._spaces is None:
+            return kernel.frames, UserEnd.NOT_WANTED, _NO_IMAGES
+        own = kernel.frames if kernel.end is not StackEnd.USER_MODE else ()
+        if pending.process is None:
+            pc = saved[self._architecture.pc]
+            return (*own, Frame(pc, pc, Space.USER)), UserEnd.NO_MAPPINGS, _NO_IMAGES
+        walk = self._spaces.unwind(saved, pending.capture, pending.process)
+        return (*own, *walk.frames), walk.end, walk.unread
+
+    def _system_call(self, saved: Mapping[str, int]) -> SystemCall | None:
+        code = self._architecture.kernel_code
+        number = saved.get(code.system_call_number)
+        if number is None or self._calls is None:
+            return None
+        table, _symbol = code.system_call_tables[code.is_32bit_process(saved)]
+        return self._calls.find(table, number & 0xFFFF_FFFF)
