@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from recording.errors import BadRecordingError, GuestprofError
-from recording.schema import APPLICATION_ID, FORMAT_VERSION
+from recording.schema import APPLICATION_ID, FORMAT_VERSION, VERSION_1
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _MAGIC = b"SQLite format 3\0"
@@ -109,8 +109,11 @@ def _checked(path: Path, uri: str) -> sqlite3.Connection:
             raise BadRecordingError(
                 f"{path} is of format {version}, this guestprof reads up to {FORMAT_VERSION}; install a newer one"
             )
-        if version != FORMAT_VERSION:
+        if version < 1:
             raise BadRecordingError(f"{path} is damaged (format {version}); record again")
+        if version == 1:
+            for statement in VERSION_1.split(";"):  # executescript would end the transaction
+                connection.execute(statement)
     except sqlite3.OperationalError:
         connection.close()
         raise

@@ -142,9 +142,9 @@ class Frame:
     lookup_pc: address to look up a name or unwind row by: ``pc`` itself where the frame was interrupted there, one less
         where ``pc`` is a return address (which may already belong to the next function).
     guess: found by a bounded search of the stack, or by a frame pointer where unwind data was missing; not by unwind data.
-    image: index of the image in whose own addresses ``pc`` and ``lookup_pc`` are: a file of user code at its link-time addresses, so
-        that every process that maps it shares its frames, or a kernel module at its run-time ones. None: run-time addresses, and the
-        images of the boot tell by their ranges.
+    image: index of the image in whose own addresses ``pc`` and ``lookup_pc`` are: a file of user code at its link-time addresses,
+        so that every process that maps it shares its frames, or a kernel module at its run-time ones. None: run-time addresses,
+        and the images of the boot tell by their ranges.
     """
 
     pc: int
@@ -185,7 +185,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class SystemCall:
-    """A system call by its number in one of the kernel's tables: ``64`` or ``32`` (compat). ``name`` without the kernel's prefixes."""
+    """A system call by its number in one of the kernel's tables: ``64`` or ``32`` (compat).
+
+    name: without the kernel's prefixes, None where it is not known.
+    """
 
     table: str
     number: int

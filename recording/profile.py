@@ -89,14 +89,14 @@ class Profile:
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
         """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""
         rows = list(self._recording.timeline(self.selection))
-        origin_ns = min((time_ns - weight_ns for _, time_ns, weight_ns, _, _ in rows), default=0)
+        origin_ns = min((time_ns - weight_ns for _, time_ns, weight_ns, *_ in rows), default=0)
         for vcpu, of_vcpu in groupby(rows, key=lambda row: row[0]):
             yield vcpu, self._moments(of_vcpu, origin_ns)
 
     def _moments(self, rows: Iterable[tuple[int, ...]], origin_ns: int) -> Iterator[Moment]:
         """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""
         now_ns = origin_ns
-        for _, time_ns, weight_ns, callchain, boot in rows:
+        for _, time_ns, weight_ns, callchain, boot, *_ in rows:
             if (gap_ns := time_ns - weight_ns - now_ns) > 0:
                 yield Moment(None, now_ns - origin_ns, gap_ns)
                 now_ns += gap_ns

@@ -21,6 +21,7 @@ from recording import files
 from recording.errors import BadRecordingError
 from recording.model import (
     Callchain,
+    Context,
     Event,
     Frame,
     FrameKind,
@@ -31,7 +32,10 @@ from recording.model import (
     Sample,
     Space,
     StackEnd,
+    SystemCall,
+    Task,
     UnwindData,
+    UserEnd,
 )
 from recording.schema import to_unsigned
 from recording.store import PIECE
@@ -57,12 +61,15 @@ _HALTS = """
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
     ORDER BY id"""
 _STACK_TOTALS = """
-    SELECT callchain, boot, vcpu, count(*), sum(weight_ns) FROM samples s JOIN halts h ON h.id = s.halt
-    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+    SELECT callchain, boot, vcpu, count(*), sum(weight_ns), task, context, system_call FROM samples s
+    WHERE ((?1 IS NULL AND ?2 IS NULL) OR EXISTS (
+            SELECT 1 FROM halts h WHERE h.id = s.halt
+            AND (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)))
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
-    GROUP BY vcpu, boot, callchain ORDER BY vcpu, boot, callchain"""
+    GROUP BY vcpu, boot, callchain, task, context, system_call ORDER BY vcpu, boot, callchain, task, context, system_call"""
 _TIMELINE = """
-    SELECT vcpu, running_time_ns, weight_ns, callchain, boot FROM samples s JOIN halts h ON h.id = s.halt
+    SELECT vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call
+    FROM samples s JOIN halts h ON h.id = s.halt
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     ORDER BY vcpu, halt"""
@@ -79,23 +86,30 @@ class Selection:
     vcpus: None for all.
     since_ns, until_ns: guest running time since the recording's start, [since, until); None for no bound.
     idle: whether samples of the idle loop count.
+    processes: by name or by number (tgid), None for all.
+    contexts: None for all.
     """
 
     vcpus: frozenset[int] | None = None
     since_ns: int | None = None
     until_ns: int | None = None
     idle: bool = True
+    processes: frozenset[str] | None = None
+    contexts: frozenset[Context] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StackTotal:
-    """How often one callchain was seen on one vCPU in one boot."""
+    """How often one callchain was seen on one vCPU in one boot, in one task, context and system call (all by their ids)."""
 
     callchain: int
     boot: int
     vcpu: int
     samples: int
     weight_ns: int
+    task: int | None = None
+    context: int | None = None
+    system_call: int | None = None
 
 
 class Recording:
@@ -154,12 +168,16 @@ class Recording:
         with self._damage_told():
             yield from self._connection.execute(statement, parameters)
 
-    def _integers(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[int, ...]]:
-        """Rows of integers and nothing else."""
+    def _integers(
+        self, statement: str, parameters: tuple[int | str | None, ...] = (), *, optional: int = 0
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows of integers and nothing else; the last ``optional`` columns may be None."""
         with self._damage_told():
-            for row in self._connection.execute(statement, parameters):
-                for value in row:
-                    if type(value) is not int:
+            cursor = self._connection.execute(statement, parameters)
+            given = len(cursor.description) - optional
+            for row in cursor:
+                for column, value in enumerate(row):
+                    if type(value) is not int and (column < given or value is not None):
                         raise ValueError(f"{value!r:.40} where a number belongs")
                 yield row
 
@@ -169,7 +187,7 @@ class Recording:
             yield Halt(*row)
 
     def images(self) -> list[Image]:
-        """All images in the order in which they were added."""
+        """All images in the order in which they were added, so that ``Frame.image`` is the place in this list."""
         ranges: dict[int, list[tuple[int, int]]] = {}
         for image, start, end in self._integers('SELECT image, start, "end" FROM image_ranges ORDER BY image, position'):
             ranges.setdefault(image, []).append((to_unsigned(start), to_unsigned(end)))
@@ -178,6 +196,8 @@ class Recording:
             "SELECT id, name, kind, boot, build_id, symbols FROM images ORDER BY id"
         ):
             with self._damage_told():
+                if index != len(images):
+                    raise ValueError(f"no image {len(images)}")
                 if type(boot) is not int or not isinstance(name, str) or not isinstance(build_id, str | None):
                     raise ValueError("an image's name or boot is of the wrong type")
                 table = None if symbols is None else SymbolTable.from_blob(symbols)
@@ -187,33 +207,75 @@ class Recording:
     def callchains(self) -> dict[int, Callchain]:
         """All distinct callchains by their id."""
         frames = {}
-        for index, pc, lookup_pc, space, guess in self._query("SELECT id, pc, lookup_pc, space, guess FROM frames"):
+        for index, pc, lookup_pc, space, guess, image in self._query("SELECT id, pc, lookup_pc, space, guess, image FROM frames"):
             with self._damage_told():
-                frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess))
+                if image is not None and type(image) is not int:
+                    raise ValueError("a frame's image is of the wrong type")
+                frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess), image)
         callchains = {}
-        for index, end, ids in self._query('SELECT id, "end", frames FROM callchains'):
+        for index, end, ids, user_end in self._query('SELECT id, "end", frames, user_end FROM callchains'):
             with self._damage_told():
-                callchains[index] = Callchain(tuple([frames[i] for i in json.loads(ids)]), StackEnd(end))
+                ends = StackEnd(end), None if user_end is None else UserEnd(user_end)
+                callchains[index] = Callchain(tuple([frames[i] for i in json.loads(ids)]), *ends)
         return callchains
+
+    def tasks(self) -> dict[int, Task]:
+        """All tasks by their id."""
+        tasks = {}
+        for index, pid, tgid, comm, process, is_kernel_thread, cgroup in self._query(
+            "SELECT id, pid, tgid, comm, process, is_kernel_thread, cgroup FROM tasks"
+        ):
+            with self._damage_told():
+                if not isinstance(comm, str) or not isinstance(process, str) or not isinstance(cgroup, str | None):
+                    raise TypeError("a task's name is of the wrong type")
+                tasks[index] = Task(int(pid), int(tgid), comm, process, bool(is_kernel_thread), cgroup)
+        return tasks
+
+    def system_calls(self) -> dict[int, SystemCall]:
+        """All system calls by their id."""
+        calls = {}
+        for index, table, number, name in self._query("SELECT id, abi, number, name FROM system_calls"):
+            with self._damage_told():
+                if not isinstance(table, str) or not isinstance(name, str | None):
+                    raise TypeError("a system call's name is of the wrong type")
+                calls[index] = SystemCall(table, int(number), name)
+        return calls
+
+    def contexts(self) -> dict[int, Context]:
+        """The contexts by their ids."""
+        rows = list(self._query("SELECT id, name FROM contexts"))
+        with self._damage_told():
+            return {index: Context(name) for index, name in rows}
 
     def samples(self) -> Iterator[Sample]:
         """All samples in time order, and by vCPU within a halt."""
-        callchains = self.callchains()
-        for halt, vcpu, boot, weight_ns, callchain in self._integers(
-            "SELECT halt, vcpu, boot, weight_ns, callchain FROM samples ORDER BY halt, vcpu"
+        callchains, tasks, contexts, calls = self.callchains(), self.tasks(), self.contexts(), self.system_calls()
+        for halt, vcpu, boot, weight_ns, callchain, task, context, call in self._integers(
+            "SELECT halt, vcpu, boot, weight_ns, callchain, task, context, system_call FROM samples ORDER BY halt, vcpu", optional=3
         ):
             with self._damage_told():
-                known = callchains[callchain]
-            yield Sample(halt, vcpu, boot, weight_ns, known)
+                chain = callchains[callchain]
+                what = (
+                    None if task is None else tasks[task],
+                    Context.UNKNOWN if context is None else contexts[context],
+                    None if call is None else calls[call],
+                )
+            yield Sample(halt, vcpu, boot, weight_ns, chain, *what)
 
     def stack_totals(self, selection: Selection) -> Iterator[StackTotal]:
-        """Samples counted by vCPU, boot and callchain, in that order. ``selection.idle`` is not looked at here: it needs names."""
-        for callchain, boot, vcpu, samples, weight_ns in self._integers(_STACK_TOTALS, _parameters(selection)):
-            yield StackTotal(callchain, boot, vcpu, samples, weight_ns)
+        """Samples counted by vCPU, boot, callchain, task, context and system call, in that order.
 
-    def timeline(self, selection: Selection) -> Iterator[tuple[int, ...]]:
-        """(vcpu, running_time_ns, weight_ns, callchain, boot) of each sample, by vCPU and then in time order, idle ones as well."""
-        yield from self._integers(_TIMELINE, _parameters(selection))
+        Of the selection only vCPUs and times are looked at here: the others need names.
+        """
+        for row in self._integers(_STACK_TOTALS, _parameters(selection), optional=3):
+            yield StackTotal(*row)
+
+    def timeline(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
+        """(vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call) of each sample.
+
+        By vCPU and then in time order. The last three are ids or None. Of the selection only vCPUs and times are looked at here.
+        """
+        yield from self._integers(_TIMELINE, _parameters(selection), optional=3)
 
     def events(self) -> list[Event]:
         """All events in the order in which they were added."""

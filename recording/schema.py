@@ -9,6 +9,9 @@ Keys of ``meta`` (values are JSON) which the views read; any other key is kept a
 - ``architecture``, ``accelerator``, ``qemu_version``, ``kernel_release``: text about the machine
 - ``vcpus``: number of vCPUs
 
+Frames of user code are in an image's own addresses (``frames.image``), so that all processes that run a file share them. ``tasks``,
+``system_calls`` and ``contexts`` are kept once each; NULL in ``samples`` where a sample has none or it is not known.
+
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
@@ -20,8 +23,10 @@ from __future__ import annotations
 
 APPLICATION_ID = 0x47505246
 """``GPRF`` (https://www.sqlite.org/pragma.html#pragma_application_id)."""
-FORMAT_VERSION = 1
-"""``user_version``: raised whenever an older guestprof could not read the file rightly."""
+FORMAT_VERSION = 2
+"""``user_version``: raised whenever an older guestprof could not read the file rightly.
+
+2 added tasks, contexts, system calls and the user part of stacks."""
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -30,12 +35,20 @@ CREATE TABLE halts (
     halted_ns INTEGER NOT NULL, lateness_ns INTEGER NOT NULL
 );
 CREATE TABLE frames (
-    id INTEGER PRIMARY KEY, pc INTEGER NOT NULL, lookup_pc INTEGER NOT NULL, space TEXT NOT NULL, guess INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, pc INTEGER NOT NULL, lookup_pc INTEGER NOT NULL, space TEXT NOT NULL, guess INTEGER NOT NULL,
+    image INTEGER REFERENCES images
 );
-CREATE TABLE callchains (id INTEGER PRIMARY KEY, end TEXT NOT NULL, frames TEXT NOT NULL);
+CREATE TABLE callchains (id INTEGER PRIMARY KEY, end TEXT NOT NULL, frames TEXT NOT NULL, user_end TEXT);
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, tgid INTEGER NOT NULL, comm TEXT NOT NULL, process TEXT NOT NULL,
+    is_kernel_thread INTEGER NOT NULL, cgroup TEXT
+);
+CREATE TABLE contexts (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE system_calls (id INTEGER PRIMARY KEY, abi TEXT NOT NULL, number INTEGER NOT NULL, name TEXT);
 CREATE TABLE samples (
     halt INTEGER NOT NULL REFERENCES halts, vcpu INTEGER NOT NULL, boot INTEGER NOT NULL, weight_ns INTEGER NOT NULL,
-    callchain INTEGER NOT NULL REFERENCES callchains, PRIMARY KEY (halt, vcpu)
+    callchain INTEGER NOT NULL REFERENCES callchains, task INTEGER REFERENCES tasks, context INTEGER REFERENCES contexts,
+    system_call INTEGER REFERENCES system_calls, PRIMARY KEY (halt, vcpu)
 ) WITHOUT ROWID;
 CREATE TABLE images (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, boot INTEGER NOT NULL, build_id TEXT, symbols BLOB
@@ -60,13 +73,29 @@ CREATE TABLE unwinder_pieces (
 ) WITHOUT ROWID;
 """
 
-INSERTS = {
+VERSION_1 = """
+CREATE TEMP VIEW frames AS SELECT id, pc, lookup_pc, space, guess, NULL AS image FROM main.frames;
+CREATE TEMP VIEW callchains AS SELECT id, "end", frames, NULL AS user_end FROM main.callchains;
+CREATE TEMP VIEW tasks AS
+    SELECT 0 AS id, 0 AS pid, 0 AS tgid, '' AS comm, '' AS process, 0 AS is_kernel_thread, NULL AS cgroup WHERE FALSE;
+CREATE TEMP VIEW contexts AS SELECT 0 AS id, '' AS name WHERE FALSE;
+CREATE TEMP VIEW system_calls AS SELECT 0 AS id, '' AS abi, 0 AS number, NULL AS name WHERE FALSE;
+CREATE TEMP VIEW samples AS
+    SELECT halt, vcpu, boot, weight_ns, callchain, NULL AS task, NULL AS context, NULL AS system_call FROM main.samples;
+"""
+"""Makes a file of format 1 look like one of today to the connection that reads it: names in ``temp`` hide those in ``main``."""
+
+WRITES = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
     "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",
-    "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?)",
-    "callchains": "INSERT INTO callchains VALUES (?, ?, ?)",
-    "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
+    "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)",
+    "callchains": "INSERT INTO callchains VALUES (?, ?, ?, ?)",
+    "tasks": "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "contexts": "INSERT INTO contexts VALUES (?, ?)",
+    "system_calls": "INSERT INTO system_calls VALUES (?, ?, ?, ?)",
+    "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     "images": "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)",
+    "image_updates": "UPDATE images SET build_id = coalesce(?, build_id), symbols = coalesce(?, symbols) WHERE id = ?",
     "image_ranges": "INSERT INTO image_ranges VALUES (?, ?, ?, ?)",
     "events": "INSERT INTO events VALUES (?, ?, ?, ?)",
     "captures": "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?, ?)",

@@ -21,8 +21,9 @@ import orjson
 
 from recording import files
 from recording.errors import GuestprofError
-from recording.model import Callchain, Event, Frame, Halt, Image, Sample, UnwindData
-from recording.schema import APPLICATION_ID, FORMAT_VERSION, INSERTS, TABLES, storable_text, to_signed
+from recording.model import Callchain, Context, Event, Frame, Halt, Image, Sample, SystemCall, Task, UnwindData
+from recording.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, WRITES, storable_text, to_signed
+from recording.symbols import SymbolTable
 
 COMMIT_PERIOD_S = 0.5
 PIECE = struct.Struct("<QI")
@@ -31,7 +32,7 @@ PIECE = struct.Struct("<QI")
 BLOB_SIZE = 1 << 17
 """Bytes of a blob at most. Compressing one takes 2 ms, no longer than unwinding a few samples."""
 
-_frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_")
+_frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_", "image")
 """What makes frames equal, as plain values: hashing them costs a third of hashing the frames."""
 
 
@@ -46,9 +47,12 @@ class RecordingWriter:
         """``clock`` gives seconds. Raises GuestprofError where the file exists (without ``overwrite``) or cannot be written."""
         self._path = path
         self._clock = clock
-        self._rows: dict[str, list[tuple[object, ...]]] = {table: [] for table in INSERTS}
+        self._rows: dict[str, list[tuple[object, ...]]] = {table: [] for table in WRITES}
         self._frame_ids: dict[Frame, int] = {}
         self._callchain_ids: dict[tuple[object, ...], int] = {}
+        self._task_ids: dict[Task, int] = {}
+        self._system_call_ids: dict[SystemCall, int] = {}
+        self._context_ids: dict[Context, int] = {context: index for index, context in enumerate(Context)}
         self._blob_ids: dict[bytes, int] = {}
         self._halts = self._images = self._events = 0
         self._failed = False
@@ -62,6 +66,7 @@ class RecordingWriter:
             self._connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
+        self._rows["contexts"] += [(index, context.value) for context, index in self._context_ids.items()]
         self._committed_at = clock()
 
     def __enter__(self) -> Self:
@@ -87,23 +92,44 @@ class RecordingWriter:
         A later sample of the same halt and vCPU replaces the earlier one: early boot is unwound again once the kernel is known.
         """
         callchain = sample.callchain
-        key = (callchain.end, *map(_frame_key, callchain.frames))
+        key = (callchain.end, callchain.user_end, *map(_frame_key, callchain.frames))
         callchain_id = self._callchain_ids.get(key)
         if callchain_id is None:
             callchain_id = self._callchain_ids[key] = self._add_callchain(callchain)
-        self._rows["samples"].append((sample.halt, sample.vcpu, sample.boot, sample.weight_ns, callchain_id))
+        task = None if sample.task is None else self._task_id(sample.task)
+        call = None if sample.system_call is None else self._system_call_id(sample.system_call)
+        context = self._context_ids[sample.context]
+        self._rows["samples"].append((sample.halt, sample.vcpu, sample.boot, sample.weight_ns, callchain_id, task, context, call))
 
     def _add_callchain(self, callchain: Callchain) -> int:
         index = len(self._callchain_ids)
         ids = [self._frame_id(frame) for frame in callchain.frames]
-        self._rows["callchains"].append((index, callchain.end.value, orjson.dumps(ids).decode()))
+        user_end = None if callchain.user_end is None else callchain.user_end.value
+        self._rows["callchains"].append((index, callchain.end.value, orjson.dumps(ids).decode(), user_end))
         return index
+
+    def _task_id(self, task: Task) -> int:
+        found = self._task_ids.get(task)
+        if found is None:
+            found = self._task_ids[task] = len(self._task_ids)
+            cgroup = None if task.cgroup is None else storable_text(task.cgroup)
+            names = storable_text(task.comm), storable_text(task.process)
+            self._rows["tasks"].append((found, task.pid, task.tgid, *names, int(task.is_kernel_thread), cgroup))
+        return found
+
+    def _system_call_id(self, call: SystemCall) -> int:
+        found = self._system_call_ids.get(call)
+        if found is None:
+            found = self._system_call_ids[call] = len(self._system_call_ids)
+            name = None if call.name is None else storable_text(call.name)
+            self._rows["system_calls"].append((found, storable_text(call.table), call.number, name))
+        return found
 
     def _frame_id(self, frame: Frame) -> int:
         found = self._frame_ids.get(frame)
         if found is None:
             found = self._frame_ids[frame] = len(self._frame_ids)
-            row = (found, to_signed(frame.pc), to_signed(frame.lookup_pc), frame.space.value, int(frame.guess))
+            row = (found, to_signed(frame.pc), to_signed(frame.lookup_pc), frame.space.value, int(frame.guess), frame.image)
             self._rows["frames"].append(row)
         return found
 
@@ -111,12 +137,18 @@ class RecordingWriter:
         """Keep an image with its symbols; gives its index, from 0."""
         index = self._images
         self._images += 1
-        blob = None if image.symbols is None else image.symbols.to_blob()
-        build_id = None if image.build_id is None else storable_text(image.build_id)
-        self._rows["images"].append((index, storable_text(image.name), image.kind.value, image.boot, build_id, blob))
+        late = _late_columns(image.build_id, image.symbols)
+        self._rows["images"].append((index, storable_text(image.name), image.kind.value, image.boot, *late))
         for position, (start, end) in enumerate(image.ranges):
             self._rows["image_ranges"].append((index, position, to_signed(start), to_signed(end)))
         return index
+
+    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+        """Keep what became known of an image after it was added, and perhaps written; None leaves what is known.
+
+        Samples may come before and after that: frames of user files refer to their image by its index.
+        """
+        self._rows["image_updates"].append((*_late_columns(build_id, symbols), index))
 
     def add_event(self, event: Event) -> None:
         """Keep something that happened."""
@@ -177,7 +209,7 @@ class RecordingWriter:
         before = connection.total_changes
         try:
             connection.execute("BEGIN")
-            for table, statement in INSERTS.items():
+            for table, statement in WRITES.items():
                 connection.executemany(statement, self._rows[table])
             connection.execute("COMMIT")
             self._forget_rows()
@@ -218,3 +250,8 @@ class RecordingWriter:
         return GuestprofError(
             f"cannot write {self._path}: {error}; what was recorded before is kept, make room or choose another file with -o"
         )
+
+
+def _late_columns(build_id: str | None, symbols: SymbolTable | None) -> tuple[str | None, bytes | None]:
+    """How an image's build ID and symbols are kept."""
+    return None if build_id is None else storable_text(build_id), None if symbols is None else symbols.to_blob()

@@ -65,7 +65,7 @@ def test_somebody_elses_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "sentence"),
-    [(2, "is of format 2, this guestprof reads up to 1; install a newer one"), (0, "is damaged (format 0); record again")],
+    [(3, "is of format 3, this guestprof reads up to 2; install a newer one"), (0, "is damaged (format 0); record again")],
 )
 def test_formats_that_we_cannot_read(tmp_path: Path, version: int, sentence: str) -> None:
     path = small_recording(tmp_path / "a")
@@ -121,6 +121,20 @@ def test_a_killed_recording_whose_log_is_lost_opens_with_what_the_file_holds(tmp
         "UPDATE meta SET value = '{'",
         "UPDATE meta SET value = CAST(x'ff' AS TEXT)",
         "UPDATE events SET running_time_ns = 'noon'",
+        "DELETE FROM images WHERE id = 0",
+        "UPDATE frames SET image = 'libc'",
+        "UPDATE callchains SET user_end = 'nonsense'",
+        "UPDATE contexts SET name = 'nonsense'",
+        "DELETE FROM contexts",
+        "UPDATE samples SET context = 99",
+        "UPDATE samples SET task = 99",
+        "UPDATE samples SET task = 'init'",
+        "UPDATE samples SET system_call = 99",
+        "INSERT INTO tasks VALUES (0, 1, 1, x'ff', 'init', 0, NULL)",
+        "INSERT INTO tasks VALUES (0, 'one', 1, 'init', 'init', 0, NULL)",
+        "INSERT INTO tasks VALUES (0, 1, 1, 'init', 'init', 0, x'00')",
+        "INSERT INTO system_calls VALUES (0, 64, 'zero', 'read')",
+        "INSERT INTO system_calls VALUES (0, 64, 0, x'00')",
         "INSERT INTO captures VALUES (0, 0, NULL, x'00', x'00')",
         "INSERT INTO unwinders VALUES (0, 0, 1, 'low', 0, NULL)",
         "INSERT INTO unwinders VALUES (0, 0, 1, 0, 0, 1)",

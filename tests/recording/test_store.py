@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 from recording.errors import BadRecordingError, GuestprofError
 from recording.model import (
     Callchain,
+    Context,
     Event,
     Frame,
     FrameKind,
@@ -27,7 +29,10 @@ from recording.model import (
     Sample,
     Space,
     StackEnd,
+    SystemCall,
+    Task,
     UnwindData,
+    UserEnd,
 )
 from recording.reader import Recording, Selection, StackTotal
 from recording.store import RecordingWriter
@@ -95,6 +100,75 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert list(recording.captures()) == [RawCapture(1, 0, b"\1\2\3", ((KERNEL_PC, b"stack"), (0, b"")))]
 
 
+def test_tasks_contexts_and_user_stacks_come_back_and_are_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    in_file = Frame(0x1040, 0x103F, Space.USER, image=1)
+    chains = [Callchain((LEAF, in_file), StackEnd.USER_ENTRY, end) for end in (None, UserEnd.THREAD_START, UserEnd.NOT_MAPPED)]
+    chains.append(Callchain((LEAF, replace(in_file, image=0)), StackEnd.USER_ENTRY, UserEnd.THREAD_START))
+    shell, renamed = Task(7, 7, "sh", "sh", False, "/user.slice"), Task(7, 7, "python3", "python3", False, "/user.slice")
+    thread, worker = Task(8, 7, "caf\udce9", "python3", False), Task(2, 2, "kthreadd", "kthreadd", True)
+    read, unnamed = SystemCall("64", 0, "read"), SystemCall("32", 999, None)
+    samples = [
+        Sample(0, 0, 0, 1, chains[0], shell, Context.SYSTEM_CALL, read),
+        Sample(0, 1, 0, 1, chains[1], renamed, Context.HARD_IRQ, unnamed),
+        Sample(0, 2, 0, 1, chains[2], thread, Context.USER),
+        Sample(0, 3, 0, 1, chains[3], worker, Context.KERNEL_THREAD),
+        Sample(1, 0, 0, 1, chains[0], shell, Context.SYSTEM_CALL, SystemCall("64", 0, "read")),
+        Sample(1, 1, 0, 1, NOTHING),
+    ]
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for halt in HALTS:
+            writer.add_halt(halt)
+        for each in samples:
+            writer.add_sample(each)
+    stored_thread = replace(thread, comm="caf\\udce9")
+    with Recording.open(path) as recording:
+        assert list(recording.samples()) == [*samples[:2], replace(samples[2], task=stored_thread), *samples[3:]]
+        assert list(recording.tasks().values()) == [shell, renamed, stored_thread, worker]
+        assert list(recording.system_calls().values()) == [read, unnamed]
+        assert list(recording.contexts().values()) == list(Context)
+        first = next(iter(recording.stack_totals(Selection())))
+        assert (first.callchain, first.samples, first.task, first.system_call) == (0, 2, 0, 0)
+        assert recording.contexts()[first.context or 0] is Context.SYSTEM_CALL
+        assert next(iter(recording.timeline(Selection()))) == (0, 0, 1, 0, 0, 0, first.context, 0)
+
+
+def test_symbols_of_a_file_may_come_later(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    early, late = (SymbolTable.from_symbols([(0x1000, "T", name)]) for name in ("early", "late"))
+    with RecordingWriter(path, clock=Clock()) as writer:
+        for name, symbols in (("/bin/a", None), ("/bin/b", early), ("/bin/c", None)):
+            writer.add_image(Image(name, FrameKind.USER, 0, None, (), symbols))
+        writer.update_image(0, symbols=late)
+        writer.commit()
+        writer.update_image(1, build_id="c0ffee")
+        writer.update_image(2, build_id="00ff", symbols=early)
+        writer.update_image(2, symbols=late)
+    with Recording.open(path) as recording:
+        found = [(image.name, image.build_id, [symbol.name for symbol in image.symbols or ()]) for image in recording.images()]
+    assert found == [("/bin/a", None, ["late"]), ("/bin/b", "c0ffee", ["early"]), ("/bin/c", "00ff", ["late"])]
+
+
+def test_a_recording_of_format_1_still_opens(tmp_path: Path) -> None:
+    """``format_1.gz`` was written by version 0.1.0: 16 samples of two vCPUs (``tests/builders/profiles.py`` describes them)."""
+    path = tmp_path / "a.guestprof"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "format_1.gz").read_bytes()))
+    before = path.read_bytes()
+    path.chmod(0o444)
+    with Recording.open(path) as recording:
+        samples = list(recording.samples())
+        assert len(samples) == 16
+        assert {(each.task, each.context, each.system_call, each.callchain.user_end) for each in samples} == {
+            (None, Context.UNKNOWN, None, None)
+        }
+        assert sum(total.samples for total in recording.stack_totals(Selection(since_ns=20_000_000))) == 14
+        assert len(list(recording.timeline(Selection(frozenset({1}))))) == 8
+        assert (recording.tasks(), recording.system_calls(), recording.contexts()) == ({}, {}, {})
+        assert [image.name for image in recording.images()] == ["vmlinux", "ext4", "e1000"]
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.guestprof"]
+
+
 def test_equal_frames_and_callchains_are_kept_once(tmp_path: Path) -> None:
     path = tmp_path / "a.guestprof"
     with RecordingWriter(path, clock=Clock()) as writer:
@@ -119,19 +193,19 @@ def test_totals_and_time_lines_obey_the_selection(tmp_path: Path) -> None:
             writer.add_sample(sample(index, 1, TRUNCATED if index == 2 else NOTHING, 10))
     with Recording.open(path) as recording:
         assert list(recording.stack_totals(Selection())) == [
-            StackTotal(0, 0, 0, 4, 40),
-            StackTotal(1, 0, 1, 3, 30),
-            StackTotal(2, 0, 1, 1, 10),
+            StackTotal(0, 0, 0, 4, 40, None, 9),
+            StackTotal(1, 0, 1, 3, 30, None, 9),
+            StackTotal(2, 0, 1, 1, 10, None, 9),
         ]
         assert list(recording.stack_totals(Selection(frozenset({1}), 10, 30))) == [
-            StackTotal(1, 0, 1, 1, 10),
-            StackTotal(2, 0, 1, 1, 10),
+            StackTotal(1, 0, 1, 1, 10, None, 9),
+            StackTotal(2, 0, 1, 1, 10, None, 9),
         ]
         assert list(recording.timeline(Selection(since_ns=20))) == [
-            (0, 20, 10, 0, 0),
-            (0, 30, 10, 0, 0),
-            (1, 20, 10, 2, 0),
-            (1, 30, 10, 1, 0),
+            (0, 20, 10, 0, 0, None, 9, None),
+            (0, 30, 10, 0, 0, None, 9, None),
+            (1, 20, 10, 2, 0, None, 9, None),
+            (1, 30, 10, 1, 0, None, 9, None),
         ]
         assert list(recording.timeline(Selection(frozenset()))) == []
         assert list(recording.halts(Selection(since_ns=10, until_ns=20))) == [Halt(11, 10, 1, 0)]
@@ -388,7 +462,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("statement", range(1, 12))
+@pytest.mark.parametrize("statement", range(1, 18))
 def test_ctrl_c_in_the_middle_of_a_commit_loses_nothing(tmp_path: Path, statement: int, after: bool) -> None:
     path = tmp_path / "a.guestprof"
     with RecordingWriter(path, clock=Clock()) as writer:
