@@ -5,7 +5,9 @@ A row says how to get from a frame to its caller:
     CFA            = register + offset            (Memory.NONE)
                    = *(register + offset)         (Memory.BEFORE)
                    = *(register) + offset         (Memory.AFTER)
-    CALL           : caller's pc = *(CFA - word), caller's sp = CFA, caller's saved register = *(base + offset)
+                   = an expression                (what the above cannot say)
+    CALL           : caller's pc = *(CFA - word) or where ``return_address`` says, caller's sp = CFA,
+                     caller's saved register = *(base + offset), or base + offset itself
     TRAP           : the processor's registers were saved at CFA in the layout of a ``TrapFrame``; the caller is what it interrupted
     TRAP_PARTIAL   : only the part of it that the processor itself saves was saved there
     END, UNDEFINED : the table says that the stack ends here, or that it does not know
@@ -41,13 +43,62 @@ class RowKind(Enum):
     UNDEFINED = auto()
 
 
+class Operator(Enum):
+    """What an operation of an expression does with its stack of words; other operations of DWARF are made of these."""
+
+    REGISTER = auto()
+    """Pushes the value of ``register`` plus ``number``."""
+    CONSTANT = auto()
+    """Pushes ``number``."""
+    LOAD = auto()
+    """Replaces an address by the word that lies there."""
+    PICK = auto()
+    """Pushes a copy of the word ``number`` below the top."""
+    DROP = auto()
+    SWAP = auto()
+    # These replace the two topmost words by one. Comparisons are signed and yield 1 or 0.
+    ADD = auto()
+    SUBTRACT = auto()
+    MULTIPLY = auto()
+    AND = auto()
+    OR = auto()
+    XOR = auto()
+    SHIFT_LEFT = auto()
+    SHIFT_RIGHT = auto()
+    SHIFT_RIGHT_SIGNED = auto()
+    EQUAL = auto()
+    LESS = auto()
+    LESS_OR_EQUAL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of an expression."""
+
+    operator: Operator
+    number: int = 0
+    register: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Operations on a stack of words of ``word`` bytes, without jumps; the value is the topmost word at the end."""
+
+    operations: tuple[Operation, ...]
+    word: int
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A register that the frame saved: its caller's value is ``*(base + offset)``, where base is the CFA if None."""
+    """A register that the frame saved: its caller's value is ``*(base + offset)``, or ``base + offset`` itself if ``is_value``.
+
+    base: a register, an expression (which finds the CFA on its stack), or the CFA if None.
+    """
 
     register: str
-    base: str | None
+    base: str | Expression | None
     offset: int
+    is_value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +108,9 @@ class Row:
     kept: registers that this frame leaves as they were (the callee-saved ones that it did not save).
     tagged: where the CFA's register has its lowest bit set, it is no frame pointer but the address of a trap frame plus one
         (Linux' ENCODE_FRAME_POINTER).
+    return_address: where the caller's pc is, unless right below the CFA.
+    expression: the CFA, where register, offset and memory cannot say it.
+    is_signal: the caller is no caller: a signal interrupted it, so that its pc is no return address.
     """
 
     kind: RowKind
@@ -66,6 +120,9 @@ class Row:
     saved: tuple[Saved, ...] = ()
     kept: tuple[str, ...] = ()
     tagged: bool = False
+    return_address: Saved | None = None
+    expression: Expression | None = None
+    is_signal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +147,8 @@ class Missing:
 
 def find_cfa(row: Row, registers: Mapping[str, int], read_word: ReadWord) -> int | Missing:
     """The canonical frame address of a row, from the frame's known registers."""
+    if row.expression is not None:
+        return evaluate(row.expression, None, registers, read_word)
     base = registers.get(row.register)
     if base is None:
         return Missing(None)
@@ -112,20 +171,99 @@ def find_caller(
 
     A saved register that cannot be read is left out: only the step that needs it fails.
     """
-    return_address = read_word(cfa - word)
-    if return_address is None:
-        return Missing(cfa - word)
     pc, sp = names
+    if row.return_address is None:
+        return_address = read_word(cfa - word)
+        if return_address is None:
+            return Missing(cfa - word)
+    else:
+        found = _restore(row.return_address, registers, cfa, read_word)
+        if isinstance(found, Missing):
+            return found
+        return_address = found
     caller = {pc: return_address, sp: cfa}
     for name in row.kept:
         if name in registers:
             caller[name] = registers[name]
     for saved in row.saved:
-        base = cfa if saved.base is None else registers.get(saved.base)
-        value = None if base is None else read_word(base + saved.offset & _WORD_MASK)
-        if value is not None:
+        value = _restore(saved, registers, cfa, read_word)
+        if not isinstance(value, Missing):
             caller[saved.register] = value
     return caller
+
+
+def _restore(saved: Saved, registers: Mapping[str, int], cfa: int, read_word: ReadWord) -> int | Missing:
+    """The caller's value of one register."""
+    base: int | Missing | None
+    if saved.base is None:
+        base = cfa
+    elif isinstance(saved.base, str):
+        base = registers.get(saved.base)
+    else:
+        base = evaluate(saved.base, cfa, registers, read_word)
+    if base is None:
+        return Missing(None)
+    if isinstance(base, Missing):
+        return base
+    address = base + saved.offset & _WORD_MASK
+    if saved.is_value:
+        return address
+    value = read_word(address)
+    return Missing(address) if value is None else value
+
+
+def evaluate(expression: Expression, cfa: int | None, registers: Mapping[str, int], read_word: ReadWord) -> int | Missing:
+    """The value of an expression, whose stack begins with the CFA (None: with nothing)."""
+    bits = 8 * expression.word
+    mask = (1 << bits) - 1
+    stack = [] if cfa is None else [cfa]
+    try:
+        for operation in expression.operations:
+            operator, number = operation.operator, operation.number
+            if operator is Operator.REGISTER:
+                base = registers.get(operation.register)
+                if base is None:
+                    return Missing(None)
+                stack.append(base + number & mask)
+            elif operator is Operator.CONSTANT:
+                stack.append(number & mask)
+            elif operator is Operator.LOAD:
+                value = read_word(stack[-1])
+                if value is None:
+                    return Missing(stack[-1])
+                stack[-1] = value
+            elif operator is Operator.PICK:
+                stack.append(stack[-1 - number])
+            elif operator is Operator.DROP:
+                stack.pop()
+            elif operator is Operator.SWAP:
+                stack[-1], stack[-2] = stack[-2], stack[-1]
+            else:
+                second, first = stack.pop(), stack.pop()
+                stack.append(_COMBINE[operator](first, second, bits) & mask)
+        return stack[-1]
+    except IndexError:
+        return Missing(None)
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> bits - 1 else value
+
+
+_COMBINE: Mapping[Operator, Callable[[int, int, int], int]] = {
+    Operator.ADD: lambda first, second, _bits: first + second,
+    Operator.SUBTRACT: lambda first, second, _bits: first - second,
+    Operator.MULTIPLY: lambda first, second, _bits: first * second,
+    Operator.AND: lambda first, second, _bits: first & second,
+    Operator.OR: lambda first, second, _bits: first | second,
+    Operator.XOR: lambda first, second, _bits: first ^ second,
+    Operator.SHIFT_LEFT: lambda first, second, bits: first << second if second < bits else 0,
+    Operator.SHIFT_RIGHT: lambda first, second, bits: first >> min(second, bits),
+    Operator.SHIFT_RIGHT_SIGNED: lambda first, second, bits: _signed(first, bits) >> min(second, bits),
+    Operator.EQUAL: lambda first, second, _bits: int(first == second),
+    Operator.LESS: lambda first, second, bits: int(_signed(first, bits) < _signed(second, bits)),
+    Operator.LESS_OR_EQUAL: lambda first, second, bits: int(_signed(first, bits) <= _signed(second, bits)),
+}
 
 
 def read_trap(layout: Mapping[str, int], address: int, read_word: ReadWord) -> dict[str, int] | Missing:

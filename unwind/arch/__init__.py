@@ -82,6 +82,29 @@ class KernelCode:
 
 
 @dataclass(frozen=True, slots=True)
+class UserAbi:
+    """How programs of one kind use the processor, as far as their stacks are concerned. Register names are gdb's.
+
+    registers: by DWARF number.
+    callee_saved: those that a function leaves as they were unless its unwind row says otherwise.
+    return_column: DWARF number of the return address.
+    red_zone: bytes below the stack pointer that a function may use.
+    is_process: whether registers of user mode belong to such a program.
+    """
+
+    name: str
+    pointer_size: int
+    pc: str
+    sp: str
+    fp: str
+    registers: tuple[str, ...]
+    callee_saved: tuple[str, ...]
+    return_column: int
+    red_zone: int
+    is_process: Callable[[Registers], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """One architecture. Register names are gdb's, addresses are virtual, sizes are bytes.
 
@@ -98,6 +121,7 @@ class Architecture:
     stack_size: of a task's kernel stack, which is aligned to it.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
+    user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
     """
 
     name: str
@@ -123,3 +147,4 @@ class Architecture:
     entry_stacks: tuple[int, int]
     cpu_base: tuple[str, ...]
     kernel_code: KernelCode
+    user_abis: tuple[UserAbi, ...]

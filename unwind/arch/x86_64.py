@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 
 from recording.model import Context
-from unwind.arch import Architecture, KernelCode, PagingFormat, Registers
+from unwind.arch import Architecture, KernelCode, PagingFormat, Registers, UserAbi
 from unwind.rules import TrapFrame
 
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -96,6 +96,35 @@ def _pushed_words(before: bytes, after: bytes) -> int:
         return 1
     return 1 if last & 0xF8 == 0x50 and following == 0x9D else 0
 
+
+_USER_ABIS = (
+    UserAbi(
+        # System V ABI, Intel386 supplement 1.1, table 2.14; the processor's registers keep their 64-bit names.
+        name="i386",
+        pointer_size=4,
+        pc="rip",
+        sp="rsp",
+        fp="rbp",
+        registers=("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "rip"),
+        callee_saved=("rbx", "rbp", "rsi", "rdi"),
+        return_column=8,
+        red_zone=0,
+        is_process=lambda registers: registers.get("cs") == _USER32_CS,
+    ),
+    UserAbi(
+        # System V ABI, AMD64 supplement 1.0, figure 3.36 (DWARF numbers) and section 3.2.2 (red zone).
+        name="x86-64",
+        pointer_size=8,
+        pc="rip",
+        sp="rsp",
+        fp="rbp",
+        registers=tuple("rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split()),
+        callee_saved=("rbx", "rbp", "r12", "r13", "r14", "r15"),
+        return_column=16,
+        red_zone=128,
+        is_process=lambda _registers: True,
+    ),
+)
 
 X86_64 = Architecture(
     name="x86_64",
@@ -189,4 +218,5 @@ X86_64 = Architecture(
         is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
     ),
+    user_abis=_USER_ABIS,
 )

@@ -1,0 +1,222 @@
+"""The user registers and stack of a thread become the user part of its callchain.
+
+Unwind data (CFI) decides where there is some. Elsewhere, in files without any (Go programs) and in code that was made at run time,
+the frame pointer is followed, checked, and what it leads to is marked as a guess: a function that has not set up its frame yet, or
+keeps none, hides its caller so.
+
+A stack is whole, THREAD_START, where one of these says so, each of which somebody wrote on purpose:
+
+* The row leaves the return address undefined (DWARF 5, 6.4.4): ``_start``, ``clone`` and ``clone3`` of glibc.
+* The return address would lie at or above the place where the kernel put the program's arguments (``mm->start_stack``): the frame is
+  the program's entry point. ld.so's and musl's have no rows or ones that do not say it.
+* The return address is 0 while unwind data led here: nothing can return there (``vm.mmap_min_addr``), who made the stack put it there.
+* There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
+* A frame pointer that was followed here is 0 (System V ABI, AMD64 3.4.1: "mark the deepest stack frame by setting the frame pointer
+  to zero"), as for Go's ``runtime.goexit``. An rbp of 0 that unwind data led to says nothing: it may be any value of the program's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from recording.model import Frame, Space, UserEnd
+from unwind.arch import Architecture, UserAbi
+from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa
+
+_DEPTH_LIMIT = 512
+"""A copied stack of 16 KiB has room for at most twice as many frames, and real ones for fewer: the deepest that was measured had 14 KiB."""
+_STACK_REACH = 1 << 16
+"""A frame pointer further from the stack pointer is none; one that is nearer and cannot be read was cut off by the stack's copy."""
+_ENTRY_WORDS = 8
+"""Entry code pushes no more than this below the program's arguments before it calls C (i386's and x86-64's ``_dl_start_user``)."""
+_ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Unread(Enum):
+    """The answer of a table whose bytes are not known now; when more of the file was read there may be another."""
+
+    UNREAD = 0
+
+
+class UserRows(Protocol):
+    """The unwind table of a file."""
+
+    def find_row(self, address: int) -> Row | Unread | None:
+        """The row for a link-time address; None where the table says nothing about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An executable mapping [start, end) of a process.
+
+    bias: run-time minus link-time addresses of its file.
+    image: index of the file's image; None for memory of no file, whose frames keep their run-time addresses.
+    rows: its unwind table, None where it is known to have none. (Not known yet: an object that answers UNREAD.)
+    """
+
+    start: int
+    end: int
+    bias: int = 0
+    image: int | None = None
+    rows: UserRows | None = None
+
+
+class UserCode(Protocol):
+    """The executable mappings of a process."""
+
+    def find_region(self, address: int) -> Region | None:
+        """The executable mapping at a run-time address."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserWalk:
+    """The user frames, leaf first, and why they end; ``unread``: images whose unwind tables are wanted to go on."""
+
+    frames: tuple[Frame, ...]
+    end: UserEnd
+    unread: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Activation:
+    """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it."""
+
+    registers: Mapping[str, int]
+    region: Region | None
+    interrupted: bool = False
+    by_pointer: bool = False
+
+
+_Step = _Activation | UserEnd
+
+
+class UserUnwinder:
+    """Walks user stacks. Reads nothing but what it is given."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self._abis = architecture.user_abis
+        self._byteorder = architecture.byteorder
+
+    def unwind(
+        self,
+        registers: Mapping[str, int],
+        read: Callable[[int, int], bytes | None],
+        code: UserCode,
+        stack_top: int | None = None,
+    ) -> UserWalk:
+        """The frames of one thread. Never raises for what a guest may hold.
+
+        read: bytes of user memory, None where they are not known whole. stack_top: where the kernel put the program's arguments.
+        """
+        abi = next((abi for abi in self._abis if abi.is_process(registers)), self._abis[-1])
+        mask = (1 << 8 * abi.pointer_size) - 1
+        known = {name: value & mask for name in abi.registers if (value := registers.get(name)) is not None}
+        if abi.pc not in known or abi.sp not in known:
+            return UserWalk((), UserEnd.NO_REGISTERS)
+        walk = _Walk(abi, self._read_word(abi, read), code, stack_top)
+        return walk.run(_Activation(known, code.find_region(known[abi.pc]), interrupted=True))
+
+    def _read_word(self, abi: UserAbi, read: Callable[[int, int], bytes | None]) -> ReadWord:
+        size, byteorder = abi.pointer_size, self._byteorder
+
+        def read_word(address: int) -> int | None:
+            data = read(address, size)
+            return None if data is None else int.from_bytes(data, byteorder)
+
+        return read_word
+
+
+class _Walk:
+    """One walk."""
+
+    __slots__ = ("_abi", "_code", "_guessed", "_read_word", "_stack_top", "_unread")
+
+    def __init__(self, abi: UserAbi, read_word: ReadWord, code: UserCode, stack_top: int | None) -> None:
+        self._abi = abi
+        self._read_word = read_word
+        self._code = code
+        self._stack_top = _ADDRESS_MASK if stack_top is None else stack_top
+        self._guessed = False
+        self._unread: int | None = None
+
+    def run(self, activation: _Activation) -> UserWalk:
+        """From the innermost frame to the end."""
+        frames: list[Frame] = []
+        while True:
+            region = activation.region
+            pc = activation.registers[self._abi.pc]
+            lookup_pc = pc if activation.interrupted else pc - 1
+            bias, image = (0, None) if region is None or region.image is None else (region.bias, region.image)
+            frames.append(
+                Frame(pc - bias & _ADDRESS_MASK, lookup_pc - bias & _ADDRESS_MASK, Space.USER, activation.by_pointer, image)
+            )
+            step: _Step
+            if region is None:
+                step = UserEnd.NOT_MAPPED
+            elif len(frames) >= _DEPTH_LIMIT:
+                step = UserEnd.DEPTH_LIMIT
+            else:
+                step = self._step(activation, region, lookup_pc)
+            if isinstance(step, UserEnd):
+                return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
+            activation = step
+
+    def _step(self, activation: _Activation, region: Region, lookup_pc: int) -> _Step:
+        """From one frame to its caller, or why the walk ends here."""
+        row = None if region.rows is None else region.rows.find_row(lookup_pc - region.bias & _ADDRESS_MASK)
+        if row is None:
+            return self._follow_pointer(activation)
+        if row is Unread.UNREAD:
+            self._unread = region.image
+            return UserEnd.NO_FILE_CONTENTS
+        if row.kind is RowKind.END:
+            return UserEnd.THREAD_START
+        if row.kind is not RowKind.CALL:
+            return UserEnd.NO_UNWIND_INFO
+        return self._apply(row, activation)
+
+    def _apply(self, row: Row, activation: _Activation) -> _Step:
+        abi, registers = self._abi, activation.registers
+        cfa = find_cfa(row, registers, self._read_word)
+        if isinstance(cfa, Missing):
+            return UserEnd.NO_UNWIND_INFO if cfa.address is None else UserEnd.UNREADABLE_MEMORY
+        if row.return_address is None and cfa - abi.pointer_size >= self._stack_top:
+            return UserEnd.THREAD_START
+        caller = find_caller(row, registers, cfa, abi.pointer_size, (abi.pc, abi.sp), self._read_word)
+        if isinstance(caller, Missing):
+            return UserEnd.NO_UNWIND_INFO if caller.address is None else UserEnd.UNREADABLE_MEMORY
+        pc = caller[abi.pc]
+        if row.is_signal:
+            # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
+            return _Activation(caller, self._code.find_region(pc), interrupted=True)
+        if caller[abi.sp] <= registers[abi.sp]:
+            return UserEnd.DID_NOT_ADVANCE
+        if pc == 0:
+            return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START
+        region = self._code.find_region(pc - 1)
+        return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region)
+
+    def _follow_pointer(self, activation: _Activation) -> _Step:
+        """The caller by the frame pointer: two words, the caller's frame pointer and the return address."""
+        abi, registers, word = self._abi, activation.registers, self._abi.pointer_size
+        sp, fp = registers[abi.sp], registers.get(abi.fp)
+        if sp >= self._stack_top:
+            return UserEnd.THREAD_START
+        if fp == 0:
+            is_root = activation.by_pointer or self._stack_top - sp <= _ENTRY_WORDS * word
+            return UserEnd.THREAD_START if is_root else UserEnd.NO_UNWIND_INFO
+        if fp is None or not sp <= fp < self._stack_top or fp % word:
+            return UserEnd.NO_UNWIND_INFO
+        saved, pc = self._read_word(fp), self._read_word(fp + word)
+        if saved is None or pc is None:
+            return UserEnd.UNREADABLE_MEMORY if fp - sp < _STACK_REACH else UserEnd.NO_UNWIND_INFO
+        if saved == 0 and pc == 0 and activation.by_pointer:
+            return UserEnd.THREAD_START
+        region = self._code.find_region(pc - 1) if pc else None
+        if region is None:
+            return UserEnd.NO_UNWIND_INFO
+        self._guessed = True
+        return _Activation({abi.pc: pc, abi.sp: fp + 2 * word, abi.fp: saved}, region, by_pointer=True)
