@@ -73,9 +73,9 @@ class Structs:
         self._fields: dict[tuple[str, str], Field | None] = {}
 
     def field(self, struct: str, path: str) -> Field | None:
-        """A member by its path ``a.b.c``, through nested and anonymous members; of an array the path goes on in its first element.
+        """A member by its path ``a.b.c``, through nested and anonymous members; ``a[2].b`` is in an element of an array.
 
-        None where the kernel has no such struct or member. Pointers are not followed.
+        None where the kernel has no such struct, member or element. Pointers are not followed.
         """
         key = (struct, path)
         if key not in self._fields:
@@ -100,25 +100,24 @@ class Structs:
 
     def _find(self, struct: str, path: list[str]) -> Field | None:
         kind = self._types.find(struct)
-        offset = 0
-        found = None
-        for name in path:
-            if not isinstance(kind, Composite):
+        field = None
+        for step in path:
+            name, bracket, index = step.partition("[")
+            found = _find_member(kind, name) if isinstance(kind, Composite) else None
+            kind = found[1].type() if found else None
+            if found is None or kind is None:
                 return None
-            found = _find_member(kind, name)
-            if found is None:
-                return None
-            offset += found[0]
-            kind = found[1].type()
-            if kind is None:
-                return None
-        if found is None or kind is None:
-            return None
-        _at, member = found
-        if member.bits:
-            first, last = member.bit_offset // 8, (member.bit_offset + member.bits - 1) // 8
-            return Field(offset, last - first + 1)
-        return Field(offset, kind.size)
+            at, member = found
+            field = Field((field.offset if field else 0) + at, kind.size)
+            if member.bits:
+                first, last = member.bit_offset // 8, (member.bit_offset + member.bits - 1) // 8
+                field = Field(field.offset, last - first + 1)
+            if bracket:
+                skipped = int(index.removesuffix("]")) * kind.element_size
+                if not skipped < kind.size:
+                    return None
+                field = Field(field.offset + skipped, kind.element_size)
+        return field
 
 
 def _find_member(composite: Composite, name: str) -> tuple[int, Member] | None:
