@@ -7,9 +7,10 @@ keeps none, hides its caller so.
 A stack is whole, THREAD_START, where one of these says so, each of which somebody wrote on purpose:
 
 * The row leaves the return address undefined (DWARF 5, 6.4.4): ``_start``, ``clone`` and ``clone3`` of glibc.
-* The return address would lie at or above the place where the kernel put the program's arguments (``mm->start_stack``): the frame is
-  the program's entry point. ld.so's and musl's have no rows or ones that do not say it.
-* The return address is 0 while unwind data led here: nothing can return there (``vm.mmap_min_addr``), who made the stack put it there.
+* The return address would lie at or above the place where the kernel put the program's arguments (``mm->start_stack``): the frame
+  is the program's entry point. ld.so's and musl's have no rows or ones that do not say it.
+* The return address is 0 while unwind data led here: nothing can return there (``vm.mmap_min_addr``), who made the stack put it
+  there.
 * There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
 * A frame pointer that was followed here is 0 (System V ABI, AMD64 3.4.1: "mark the deepest stack frame by setting the frame pointer
   to zero"), as for Go's ``runtime.goexit``. An rbp of 0 that unwind data led to says nothing: it may be any value of the program's.
@@ -19,26 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from recording.model import Frame, Space, UserEnd
 from unwind.arch import Architecture, UserAbi
+from unwind.eh_frame import Unread
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa
 
 _DEPTH_LIMIT = 512
-"""A copied stack of 16 KiB has room for at most twice as many frames, and real ones for fewer: the deepest that was measured had 14 KiB."""
+"""A stack of 16 KiB, as much as is copied unless the user asks for more, has room for at most twice as many frames."""
 _STACK_REACH = 1 << 16
-"""A frame pointer further from the stack pointer is none; one that is nearer and cannot be read was cut off by the stack's copy."""
+"""A frame pointer further from the stack pointer is none; one that is nearer and cannot be read lies above what was copied."""
 _ENTRY_WORDS = 8
 """Entry code pushes no more than this below the program's arguments before it calls C (i386's and x86-64's ``_dl_start_user``)."""
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
-
-
-class Unread(Enum):
-    """The answer of a table whose bytes are not known now; when more of the file was read there may be another."""
-
-    UNREAD = 0
 
 
 class UserRows(Protocol):

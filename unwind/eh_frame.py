@@ -1,0 +1,330 @@
+"""``.eh_frame_hdr`` and ``.eh_frame`` of a file become rows by address (LSB Core 5.0, 10.5 and 10.6; DWARF 5, 6.4).
+
+Of a file that lies in a guest only pieces may be known. So everything is read when an address is asked for, and little of it: a few
+pages of the sorted table in ``.eh_frame_hdr``, and the entries of one function (an FDE and the CIE that it names).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Final, Literal
+
+from recording.errors import BadImageError
+from unwind.arch import UserAbi
+from unwind.cfa_program import Common, Program
+from unwind.cfa_rows import FunctionRows, Lowering
+from unwind.dwarf import OMIT, Reader, fixed_size
+from unwind.rules import Row
+
+_PAGE: Final = 4096
+_MAX_ENTRY = 1 << 20
+_MAX_FUNCTIONS = 1 << 18
+"""Of a table without a sorted header; those of large files have one."""
+_MAX_END_MARKS = 64
+_MAX_PAGES = 256
+_MAX_CACHED = 1 << 16
+"""Rows by address, functions, common entries that are kept; then all are forgotten."""
+_EXTENDED = 0xFFFF_FFFF
+_STEP = 256
+
+
+class Unread(Enum):
+    """The answer of a table whose bytes are not known now; when more of the file was read there may be another."""
+
+    UNREAD = 0
+
+
+class _UnreadError(Exception):
+    """Bytes that are needed are not known now."""
+
+
+class EhFrame:
+    """The unwind table of one file, at link-time addresses."""
+
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes | None],
+        abi: UserAbi,
+        byteorder: Literal["little", "big"],
+        *,
+        header: tuple[int, int] | None = None,
+        frames: tuple[int, int] | None = None,
+    ) -> None:
+        """``header``, ``frames``: address and size of ``.eh_frame_hdr`` and ``.eh_frame``, as far as they are known.
+
+        read: bytes of the file by link-time address, None where they are not known now.
+        """
+        self._read = read
+        self._abi = abi
+        self._byteorder: Literal["little", "big"] = byteorder
+        self._header = header
+        self._frames = frames
+        self._lowering = Lowering(abi, byteorder)
+        self._rows: dict[int, Row | None] = {}
+        self._functions: dict[int, FunctionRows | None] = {}
+        self._commons: dict[int, Common] = {}
+        self._pages: dict[int, bytes] = {}
+        self._table: _SearchTable | None = None
+        self._index: _Index | None = None
+
+    def find_row(self, address: int) -> Row | Unread | None:
+        """The row for a link-time address; None where the table says nothing about it, or is damaged there."""
+        try:
+            return self._rows[address]
+        except KeyError:
+            pass
+        try:
+            row = self._find(address)
+        except BadImageError:
+            row = None
+        except _UnreadError:
+            return Unread.UNREAD
+        if len(self._rows) >= _MAX_CACHED:
+            self._rows.clear()
+        self._rows[address] = row
+        return row
+
+    def prepare(self) -> Iterator[None]:
+        """Make what ``find_row`` would else make at its first call, in small steps: an unsorted table has to be read whole."""
+        try:
+            if self._find_table() is None and self._index is None:
+                yield from self._build_index()
+        except (BadImageError, _UnreadError):
+            return
+
+    def _find(self, address: int) -> Row | None:
+        table = self._find_table()
+        if table is not None:
+            entry = table.find(address, self._read_header)
+        else:
+            if self._index is None:
+                for _ in self._build_index():
+                    pass
+            entry = None if self._index is None else self._index.find(address)
+        if entry is None:
+            return None
+        function = self._functions[entry] if entry in self._functions else self._parse_function(entry)
+        return None if function is None else function.find(address, self._lowering)
+
+    def _find_table(self) -> _SearchTable | None:
+        """The sorted table of the header, None if there is none."""
+        if self._table is None and self._header is not None:
+            address, size = self._header
+            reader = self._reader(address, self._read_header(address, min(size, 32)))
+            if reader.byte() != 1:
+                raise BadImageError(f"the unwind table's header at {address:#x} has an unknown version")
+            frames_encoding, count_encoding, table_encoding = reader.byte(), reader.byte(), reader.byte()
+            if frames_encoding != OMIT:
+                start = reader.pointer(frames_encoding, address)
+                if self._frames is None:
+                    self._frames = (start, 0)
+            entry_size = fixed_size(table_encoding, self._abi.pointer_size)
+            if OMIT in (count_encoding, table_encoding) or entry_size is None:
+                self._header = None
+                return None
+            count = reader.pointer(count_encoding, address)
+            start = address + reader.position
+            count = min(count, (size - reader.position) // (2 * entry_size))
+            self._table = _SearchTable(start, count, entry_size, table_encoding, address, self._reader)
+        return self._table
+
+    def _build_index(self) -> Iterator[None]:
+        """The functions of an ``.eh_frame`` without a sorted table. A size of 0 means: up to its end mark."""
+        if self._frames is None:
+            return
+        start, size = self._frames
+        address, index, marks = start, _Index(), 0
+        for number in range(_MAX_FUNCTIONS):
+            if size and address >= start + size:
+                break
+            entry = self._read_entry(address)
+            if entry is None:
+                marks += 1
+                if not size or marks > _MAX_END_MARKS:
+                    break
+                address += 4
+                continue
+            place, data = entry
+            if any(data[:4]):
+                common, reader = self._open_function(place, data)
+                first, last = self._read_range(common, reader)
+                index.add(first, last, address)
+            address = place + len(data)
+            if number % _STEP == _STEP - 1:
+                yield
+        index.finish()
+        self._index = index
+
+    def _parse_function(self, address: int) -> FunctionRows | None:
+        function: FunctionRows | None = None
+        try:
+            entry = self._read_entry(address)
+            if entry is not None:
+                common, reader = self._open_function(*entry)
+                start, end = self._read_range(common, reader)
+                if common.has_data:
+                    reader.block(reader.uleb())
+                function = FunctionRows(common, start, end, Program(common, reader, start).run())
+        except BadImageError:
+            function = None
+        if len(self._functions) >= _MAX_CACHED:
+            self._functions.clear()
+        self._functions[address] = function
+        return function
+
+    def _open_function(self, address: int, data: bytes) -> tuple[Common, Reader]:
+        """What a function's entry builds upon, and a reader that stands behind the reference to that."""
+        reader = self._reader(address, data)
+        common = address - reader.number(4)
+        if common == address:
+            raise BadImageError(f"the entry at {address:#x} of an unwind table belongs to no function")
+        known = self._commons.get(common)
+        if known is None:
+            if len(self._commons) >= _MAX_CACHED:
+                self._commons.clear()
+            known = self._commons[common] = self._parse_common(common)
+        return known, reader
+
+    def _read_range(self, common: Common, reader: Reader) -> tuple[int, int]:
+        """The addresses of a function; the second is written as a size."""
+        start = reader.pointer(common.pointer_encoding)
+        size = reader.value(common.pointer_encoding & 0x0F)
+        return start, start + max(0, size)
+
+    def _parse_common(self, address: int) -> Common:
+        entry = self._read_entry(address)
+        if entry is None:
+            raise BadImageError(f"the unwind table's entry at {address:#x} is empty")
+        reader = self._reader(*entry)
+        if reader.number(4) != 0:
+            raise BadImageError(f"the unwind table's entry at {address:#x} is not the one that functions name")
+        version = reader.byte()
+        if version not in (1, 3, 4):
+            raise BadImageError(f"the unwind table's entry at {address:#x} has the unknown version {version}")
+        augmentation = reader.string()
+        if version == 4 and (reader.byte(), reader.byte()) != (self._abi.pointer_size, 0):
+            raise BadImageError(f"the unwind table at {address:#x} is of another architecture")
+        if augmentation == b"eh":
+            reader.number(self._abi.pointer_size)
+            augmentation = b""
+        code_alignment, data_alignment = reader.uleb(), reader.sleb()
+        return_column = reader.byte() if version == 1 else reader.uleb()
+        encoding, is_signal = self._parse_augmentation(augmentation, reader)
+        bare = Common(code_alignment, data_alignment, return_column, encoding, bool(augmentation), is_signal)
+        rows = Program(bare, reader, 0).run()
+        return Common(code_alignment, data_alignment, return_column, encoding, bool(augmentation), is_signal, rows[-1][1])
+
+    def _parse_augmentation(self, augmentation: bytes, reader: Reader) -> tuple[int, bool]:
+        """The encoding of addresses, and whether the functions are signal trampolines."""
+        encoding, is_signal = 0, False
+        if not augmentation:
+            return encoding, is_signal
+        if augmentation[:1] != b"z":
+            raise BadImageError(f"the unwind table at {reader.address:#x} has the unknown augmentation {augmentation!r}")
+        size = reader.uleb()
+        stop = reader.position + size
+        for letter in augmentation[1:].decode("latin-1"):
+            if letter == "R":
+                encoding = reader.byte()
+            elif letter == "P":
+                reader.value(reader.byte())
+            elif letter == "L":
+                reader.byte()
+            elif letter == "S":
+                is_signal = True
+            else:
+                raise BadImageError(f"the unwind table at {reader.address:#x} has the unknown augmentation {augmentation!r}")
+        if reader.position > stop:
+            raise BadImageError(f"the augmentation of the unwind table at {reader.address:#x} does not fit")
+        reader.block(stop - reader.position)
+        return encoding, is_signal
+
+    def _read_entry(self, address: int) -> tuple[int, bytes] | None:
+        """The bytes behind an entry's length, and where they lie; None for an end mark."""
+        length = int.from_bytes(self._bytes(address, 4), self._byteorder)
+        place = address + 4
+        if length == 0:
+            return None
+        if length == _EXTENDED:
+            length = int.from_bytes(self._bytes(place, 8), self._byteorder)
+            place += 8
+        if not 4 < length <= _MAX_ENTRY:
+            raise BadImageError(f"an entry at {address:#x} of an unwind table has {length} bytes")
+        return place, self._bytes(place, length)
+
+    def _reader(self, address: int, data: bytes) -> Reader:
+        return Reader(data, address, self._abi.pointer_size, self._byteorder)
+
+    def _bytes(self, address: int, size: int) -> bytes:
+        data = self._read(address, size)
+        if data is None or len(data) != size:
+            raise _UnreadError
+        return data
+
+    def _read_header(self, address: int, size: int) -> bytes:
+        """Bytes of the header section, in pages that are kept."""
+        offset = address % _PAGE
+        page = self._read_page(address - offset)
+        data = page[offset : offset + size]
+        return data if len(data) == size else data + self._read_page(address - offset + _PAGE)[: size - len(data)]
+
+    def _read_page(self, address: int) -> bytes:
+        """A page as far as the section goes; zeros where it has not begun."""
+        page = self._pages.get(address)
+        if page is None:
+            if self._header is None:
+                raise _UnreadError
+            start = max(address, self._header[0])
+            end = min(address + _PAGE, self._header[0] + self._header[1])
+            page = bytes(start - address) + self._bytes(start, end - start) if start < end else b""
+            if len(self._pages) >= _MAX_PAGES:
+                self._pages.clear()
+            self._pages[address] = page
+        return page
+
+
+class _SearchTable:
+    """The sorted table of ``.eh_frame_hdr``: address of a function -> address of its entry."""
+
+    __slots__ = ("_base", "_count", "_encoding", "_reader", "_size", "_start")
+
+    def __init__(self, start: int, count: int, size: int, encoding: int, base: int, reader: Callable[[int, bytes], Reader]) -> None:
+        """``size``: of each of the two pointers of an entry, in a DW_EH_PE encoding whose data begins at ``base``."""
+        self._start = start
+        self._count = count
+        self._size = size
+        self._encoding = encoding
+        self._base = base
+        self._reader = reader
+
+    def find(self, address: int, read: Callable[[int, int], bytes]) -> int | None:
+        """Address of the entry of the last function that begins at or below an address."""
+
+        def pointer(index: int) -> int:
+            place = self._start + index * self._size
+            return self._reader(place, read(place, self._size)).pointer(self._encoding, self._base)
+
+        found = bisect_right(range(self._count), address, key=lambda index: pointer(2 * index)) - 1
+        return pointer(2 * found + 1) if found >= 0 else None
+
+
+class _Index:
+    """The same made of the entries themselves."""
+
+    def __init__(self) -> None:
+        self._functions: list[tuple[int, int, int]] = []
+        self._starts: list[int] = []
+
+    def add(self, start: int, end: int, entry: int) -> None:
+        if start < end:
+            self._functions.append((start, end, entry))
+
+    def finish(self) -> None:
+        self._functions.sort()
+        self._starts = [start for start, _end, _entry in self._functions]
+
+    def find(self, address: int) -> int | None:
+        found = bisect_right(self._starts, address) - 1
+        return self._functions[found][2] if found >= 0 else None
