@@ -84,6 +84,8 @@ class UserEnd(StrEnum):
     """Reached the function in which the thread began (``_start``, ``clone``): the user stack is whole."""
     NOT_WANTED = "not-wanted"
     """The user asked for no user stacks (``--no-user``)."""
+    NO_MEMORY = "no-memory"
+    """There is no user stack: execve is replacing the process' memory, or the process has freed it on its way out."""
     NO_REGISTERS = "no-registers"
     """The user registers are not known: the kernel was being entered or left, or its own stack could not be walked."""
     NO_MAPPINGS = "no-mappings"
@@ -108,6 +110,11 @@ class UserEnd(StrEnum):
         """Whether a user stack that ends so is whole."""
         return self is UserEnd.THREAD_START
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether there was a user stack that was to be walked."""
+        return self not in _NO_USER_STACK
+
 
 class Context(StrEnum):
     """What a vCPU was doing, innermost: an interrupt that hit a system call is an interrupt."""
@@ -130,6 +137,7 @@ class Context(StrEnum):
     __hash__ = str.__hash__  # see FrameKind
 
 
+_NO_USER_STACK = frozenset({UserEnd.NOT_WANTED, UserEnd.NO_MEMORY})
 _PROPER = frozenset({StackEnd.USER_ENTRY, StackEnd.TASK_ROOT, StackEnd.IDLE_ROOT})
 _NOT_KERNEL = frozenset({StackEnd.USER_MODE, StackEnd.FIRMWARE})
 
