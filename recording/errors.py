@@ -31,6 +31,10 @@ class BadImageError(GuestprofError):
     """A kernel image, symbol table or unwind table is damaged or of an unknown format."""
 
 
+class StorageError(GuestprofError):
+    """A disk, disk image or shared directory of the guest could not be read, or its file system is damaged."""
+
+
 class BadRecordingError(GuestprofError):
     """A recording cannot be opened, or is not one of ours."""
 

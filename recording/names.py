@@ -6,10 +6,12 @@ Naming at viewing time means that an old recording gets better names as soon as 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from recording.demangle import demangled
 from recording.model import Frame, FrameKind, Image, Space
+from recording.symbols import Symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +48,58 @@ FIRMWARE = NamedFrame("[firmware]", None, "[firmware]", FrameKind.FIRMWARE)
 class Namer:
     """Names frames by the images of a recording; every answer is remembered."""
 
-    def __init__(self, images: Iterable[Image]) -> None:
-        """Where ranges of one boot overlap, the image added last wins (a module loaded where another one had been)."""
+    def __init__(self, images: Sequence[Image]) -> None:
+        """Images in the order of their indexes.
+
+        Where ranges of one boot overlap, the image added last wins (a module loaded where another one had been).
+        """
+        self._images = images
         ranges: dict[int, list[tuple[int, int, int, Image]]] = {}
         for order, image in enumerate(images):
             for start, end in image.ranges:
                 ranges.setdefault(image.boot, []).append((start, end, order, image))
         self._ranges = {boot: _disjoint(rows) for boot, rows in ranges.items()}
         self._starts = {boot: [start for start, _, _ in rows] for boot, rows in self._ranges.items()}
-        self._known: dict[tuple[int, int, int], NamedFrame] = {}
+        self._known: dict[tuple[int, int, int, int | None], NamedFrame] = {}
+        self._demangled: dict[str, str] = {}
+
+    def prepare(self, frames: Iterable[Frame]) -> None:
+        """Demangle the names of the user functions among these frames, all at once; others stay mangled."""
+        symbols = (self._symbol(frame) for frame in frames if frame.space is Space.USER)
+        self._demangled.update(demangled({symbol.name for symbol in symbols if symbol is not None}))
 
     def name(self, frame: Frame, boot: int) -> NamedFrame:
-        """User and firmware addresses have no names of their own and are merged; a kernel address of no image is its own name."""
-        if frame.space is Space.USER:
+        """Firmware addresses, and user addresses of no image, have no names of their own and are merged.
+
+        A kernel address of no image is its own name.
+        """
+        if frame.image is None and frame.space is Space.USER:
             return USER
         if frame.space is Space.FIRMWARE:
             return FIRMWARE
-        key = (frame.pc, frame.lookup_pc, boot)
+        key = (frame.pc, frame.lookup_pc, boot, frame.image)
         named = self._known.get(key)
         if named is None:
             named = self._known[key] = self._looked_up(frame, boot)
         return named
 
     def _looked_up(self, frame: Frame, boot: int) -> NamedFrame:
-        image = self._image_at(frame.lookup_pc, boot)
+        image = self._image_at(frame.lookup_pc, boot) if frame.image is None else self._image(frame.image)
         if image is None:
             return NamedFrame(f"{frame.pc:#x}", None, "[unknown]", FrameKind.UNKNOWN)
         module = _module(image)
-        symbol = None if image.symbols is None else image.symbols.find_at(frame.lookup_pc)
+        symbol = _symbol_at(image, frame.lookup_pc)
         if symbol is None:
-            return NamedFrame(f"{frame.pc:#x}", None, module, image.kind)
-        return NamedFrame(symbol.name, frame.pc - symbol.address, module, image.kind)
+            return NamedFrame(_nameless(image, frame.pc), None, module, image.kind)
+        name = self._demangled.get(symbol.name, symbol.name) if image.kind is FrameKind.USER else symbol.name
+        return NamedFrame(name, frame.pc - symbol.address, module, image.kind)
+
+    def _symbol(self, frame: Frame) -> Symbol | None:
+        image = None if frame.image is None else self._image(frame.image)
+        return None if image is None or image.kind is not FrameKind.USER else _symbol_at(image, frame.lookup_pc)
+
+    def _image(self, index: int) -> Image | None:
+        return self._images[index] if 0 <= index < len(self._images) else None
 
     def _image_at(self, address: int, boot: int) -> Image | None:
         index = bisect_right(self._starts.get(boot, ()), address) - 1
@@ -87,10 +110,28 @@ class Namer:
 
 
 def _module(image: Image) -> str:
-    """``[kernel]``, ``[e1000]`` as perf prints modules, and other images by their own name."""
+    """``[kernel]``, ``[e1000]`` as perf prints modules, ``[bpf]`` for all of BPF, and files by their paths."""
     if image.kind is FrameKind.KERNEL:
         return "[kernel]"
+    if image.kind is FrameKind.BPF:
+        return "[bpf]"
     return f"[{image.name}]" if image.kind is FrameKind.MODULE else image.name
+
+
+def _symbol_at(image: Image, address: int) -> Symbol | None:
+    """The symbol that covers an address. One without a name marks where the function before it ends."""
+    symbol = None if image.symbols is None else image.symbols.find_at(address)
+    return symbol if symbol is not None and symbol.name else None
+
+
+def _nameless(image: Image, pc: int) -> str:
+    """What stands for a function that no symbol names.
+
+    ``libfoo.so.1+0x1234`` with the file's link-time address; memory that is no file's (``[anon]``) and BPF programs as one.
+    """
+    if image.kind is FrameKind.BPF or (image.kind is FrameKind.USER and image.name.startswith("[")):
+        return image.name
+    return f"{image.name.rpartition('/')[2]}+{pc:#x}" if image.kind is FrameKind.USER else f"{pc:#x}"
 
 
 def _disjoint(rows: list[tuple[int, int, int, Image]]) -> list[tuple[int, int, Image]]:

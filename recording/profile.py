@@ -5,22 +5,28 @@ Samples are counted by callchain inside SQLite first and named afterwards, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from recording.errors import BadRecordingError
 from recording.idle import is_idle
-from recording.model import Callchain, Frame, FrameKind, Space, StackEnd
+from recording.model import Callchain, Context, Frame, FrameKind, StackEnd, SystemCall, Task, UserEnd
 from recording.names import Function, Namer
-from recording.quality import Quality, measure_quality
+from recording.processes import Owner, process_of
+from recording.quality import Quality, Tally, measure_quality
 from recording.reader import Recording, Selection
 
+UNREADABLE_FILE = "file-unreadable"
+"""The kind of events which say that a file of user code could not be read, and why."""
+_WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
+_T = TypeVar("_T")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stack:
-    """A distinct stack with names, root first, and why it ends.
+    """A distinct stack with names, root first, and why its kernel part and its user part end. Equal ones are one object.
 
     indexes: the place of each function in ``Profile.functions``, for those who count many.
     """
@@ -28,7 +34,23 @@ class Stack:
     functions: tuple[Function, ...]
     indexes: tuple[int, ...]
     end: StackEnd
+    user_end: UserEnd | None
     idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose time a sample is and what the vCPU was doing. ``is_firmware``: it ran code from before the kernel."""
+
+    task: Task | None
+    context: Context
+    system_call: SystemCall | None
+    is_firmware: bool
+
+    @property
+    def process(self) -> Owner:
+        """The process, or what stands for it."""
+        return process_of(self.task, is_firmware=self.is_firmware)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +58,7 @@ class Count:
     """How often a stack was seen on a vCPU, and the guest running time it stands for."""
 
     stack: Stack
+    origin: Origin
     vcpu: int
     samples: int
     weight_ns: int
@@ -43,12 +66,13 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One sample on a vCPU's time line. ``stack`` is None where the vCPU was not sampled or the sample is not selected.
+    """One sample on a vCPU's time line. Without stack and origin: the vCPU was not sampled, or the sample is not selected.
 
     start_ns: guest running time since the first moment of all vCPUs.
     """
 
     stack: Stack | None
+    origin: Origin | None
     start_ns: int
     duration_ns: int
 
@@ -62,29 +86,44 @@ class Profile:
         self.meta: dict[str, Any] = recording.meta
         self._recording = recording
         self._callchains = recording.callchains()
+        self._tasks, self._contexts, self._system_calls = recording.tasks(), recording.contexts(), recording.system_calls()
         self._namer = Namer(recording.images())
-        self._frame_indexes: dict[tuple[int, int, int, Space], int] = {}
+        self._namer.prepare(recording.frames().values())
+        self._frame_indexes: dict[tuple[int, int], int] = {}
         self._function_indexes: dict[Function, int] = {}
-        self._stacks: dict[tuple[int, int], Stack] = {}
-        self._interned: dict[tuple[str, tuple[int, ...]], Stack] = {}
+        self._stacks: dict[tuple[int, int, int | None], Stack] = {}
+        self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
+        self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
         self.functions: list[Function] = []
         """Every function that was named so far."""
-        counts = (
-            Count(self._stack(row.callchain, row.boot), row.vcpu, row.samples, row.weight_ns)
-            for row in recording.stack_totals(self.selection)
-        )
-        self.counts = [count for count in counts if self._is_selected(count.stack)]
-        """By vCPU, boot and callchain: one stack may have several counts."""
+        self.counts = list(self._counted())
+        """By vCPU, boot, callchain, task, context and system call: one stack may have several counts."""
         self.samples = sum(count.samples for count in self.counts)
         self.weight_ns = sum(count.weight_ns for count in self.counts)
         self.vcpus = sorted({count.vcpu for count in self.counts})
 
+    def _counted(self) -> Iterator[Count]:
+        for row in self._recording.stack_totals(self.selection):
+            stack = self._stack(row.callchain, row.boot, row.context)
+            origin = self._origin(stack, row.task, row.context, row.system_call)
+            if self._is_selected(stack, origin):
+                yield Count(stack, origin, row.vcpu, row.samples, row.weight_ns)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any selected sample has a task; early recordings, and those of guests without BTF, have none."""
+        return any(count.origin.task is not None for count in self.counts)
+
     def quality(self) -> Quality:
         """How far the recording can be trusted, of the selected samples."""
-        ends: dict[StackEnd, int] = {}
+        tally = Tally(has_tasks=bool(self._contexts))
         for count in self.counts:
-            ends[count.stack.end] = ends.get(count.stack.end, 0) + count.samples
-        return measure_quality(self._recording.halts(self.selection), ends, self.meta.get("requested_hz"))
+            tally.add(count.stack.end, count.stack.user_end, count.samples, has_task=count.origin.task is not None)
+        return measure_quality(self._recording.halts(self.selection), tally, self.meta.get("requested_hz"))
+
+    def unreadable_files(self) -> list[str]:
+        """A sentence for each file of user code that could not be read, in the order in which that was found."""
+        return list(dict.fromkeys(event.text for event in self._recording.events() if event.kind == UNREADABLE_FILE))
 
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
         """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""
@@ -93,45 +132,75 @@ class Profile:
         for vcpu, of_vcpu in groupby(rows, key=lambda row: row[0]):
             yield vcpu, self._moments(of_vcpu, origin_ns)
 
-    def _moments(self, rows: Iterable[tuple[int, ...]], origin_ns: int) -> Iterator[Moment]:
+    def _moments(self, rows: Iterable[tuple[Any, ...]], origin_ns: int) -> Iterator[Moment]:
         """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""
         now_ns = origin_ns
-        for _, time_ns, weight_ns, callchain, boot, *_ in rows:
+        for _, time_ns, weight_ns, callchain, boot, task, context, call in rows:
             if (gap_ns := time_ns - weight_ns - now_ns) > 0:
-                yield Moment(None, now_ns - origin_ns, gap_ns)
+                yield Moment(None, None, now_ns - origin_ns, gap_ns)
                 now_ns += gap_ns
-            stack = self._stack(callchain, boot)
-            yield Moment(stack if self._is_selected(stack) else None, now_ns - origin_ns, weight_ns)
+            stack = self._stack(callchain, boot, context)
+            origin = self._origin(stack, task, context, call)
+            if self._is_selected(stack, origin):
+                yield Moment(stack, origin, now_ns - origin_ns, weight_ns)
+            else:
+                yield Moment(None, None, now_ns - origin_ns, weight_ns)
             now_ns += weight_ns
 
-    def _is_selected(self, stack: Stack) -> bool:
-        return self.selection.idle or not stack.idle
+    def _is_selected(self, stack: Stack, origin: Origin) -> bool:
+        wanted = self.selection
+        if (stack.idle and not wanted.idle) or (wanted.contexts is not None and origin.context not in wanted.contexts):
+            return False
+        if wanted.processes is None:
+            return True
+        process = origin.process
+        return bool({process.name, process.root_name, str(process.pid)} & wanted.processes)
 
-    def _stack(self, callchain: int, boot: int) -> Stack:
+    def _looked_up(self, rows: Mapping[int, _T], index: int, what: str) -> _T:
+        found = rows.get(index)
+        if found is None:
+            raise BadRecordingError(f"{self._recording.path} is damaged (no {what} {index}); record again")
+        return found
+
+    def _origin(self, stack: Stack, task: int | None, context: int | None, call: int | None) -> Origin:
+        known = Context.UNKNOWN if context is None else self._looked_up(self._contexts, context, "context")
+        if known is Context.UNKNOWN:
+            known = Context.IDLE if stack.idle else _WITHOUT_CONTEXT.get(stack.end, known)
+        key = (task, known, call, stack.end is StackEnd.FIRMWARE)
+        origin = self._origins.get(key)
+        if origin is None:
+            origin = self._origins[key] = Origin(
+                None if task is None else self._looked_up(self._tasks, task, "task"),
+                known,
+                None if call is None else self._looked_up(self._system_calls, call, "system call"),
+                stack.end is StackEnd.FIRMWARE,
+            )
+        return origin
+
+    def _stack(self, callchain: int, boot: int, context: int | None) -> Stack:
         """Callchains that read the same once they are named are one stack."""
-        key = (callchain, boot)
+        key = (callchain, boot, context)
         known = self._stacks.get(key)
         if known is None:
-            found = self._callchains.get(callchain)
-            if found is None:
-                raise BadRecordingError(f"{self._recording.path} is damaged (no callchain {callchain}); record again")
-            known = self._stacks[key] = self._named(found, boot)
+            told = Context.UNKNOWN if context is None else self._looked_up(self._contexts, context, "context")
+            known = self._stacks[key] = self._named(self._looked_up(self._callchains, callchain, "callchain"), boot, told)
         return known
 
-    def _named(self, callchain: Callchain, boot: int) -> Stack:
+    def _named(self, callchain: Callchain, boot: int, context: Context) -> Stack:
         indexes = tuple([self._frame_index(frame, boot) for frame in reversed(callchain.frames)])
         if not indexes:
             # A walk that kept no frame still was a sample: it is shown by the reason of its end.
             indexes = (self._function_index(Function(f"[{callchain.end.value}]", "[unknown]", FrameKind.UNKNOWN)),)
-        key = (callchain.end.value, indexes)
+        functions = tuple([self.functions[index] for index in indexes])
+        idle = is_idle(functions) if context is Context.UNKNOWN else context is Context.IDLE
+        key = (callchain.end.value, callchain.user_end, idle, indexes)
         known = self._interned.get(key)
         if known is None:
-            functions = tuple([self.functions[index] for index in indexes])
-            known = self._interned[key] = Stack(functions, indexes, callchain.end, is_idle(functions))
+            known = self._interned[key] = Stack(functions, indexes, callchain.end, callchain.user_end, idle)
         return known
 
     def _frame_index(self, frame: Frame, boot: int) -> int:
-        key = (frame.pc, frame.lookup_pc, boot, frame.space)
+        key = (id(frame), boot)  # callchains share their frames, and hashing a frame takes longer than all else here
         known = self._frame_indexes.get(key)
         if known is None:
             known = self._frame_indexes[key] = self._function_index(self._namer.name(frame, boot).function)

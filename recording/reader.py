@@ -191,7 +191,7 @@ class Recording:
         ranges: dict[int, list[tuple[int, int]]] = {}
         for image, start, end in self._integers('SELECT image, start, "end" FROM image_ranges ORDER BY image, position'):
             ranges.setdefault(image, []).append((to_unsigned(start), to_unsigned(end)))
-        images = []
+        images: list[Image] = []
         for index, name, kind, boot, build_id, symbols in self._query(
             "SELECT id, name, kind, boot, build_id, symbols FROM images ORDER BY id"
         ):
@@ -204,15 +204,19 @@ class Recording:
                 images.append(Image(name, FrameKind(kind), boot, build_id, tuple(ranges.get(index, ())), table))
         return images
 
-    def callchains(self) -> dict[int, Callchain]:
-        """All distinct callchains by their id."""
+    def frames(self) -> dict[int, Frame]:
+        """All distinct frames by their id."""
         frames = {}
         for index, pc, lookup_pc, space, guess, image in self._query("SELECT id, pc, lookup_pc, space, guess, image FROM frames"):
             with self._damage_told():
                 if image is not None and type(image) is not int:
                     raise ValueError("a frame's image is of the wrong type")
                 frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess), image)
-        callchains = {}
+        return frames
+
+    def callchains(self) -> dict[int, Callchain]:
+        """All distinct callchains by their id."""
+        frames, callchains = self.frames(), {}
         for index, end, ids, user_end in self._query('SELECT id, "end", frames, user_end FROM callchains'):
             with self._damage_told():
                 ends = StackEnd(end), None if user_end is None else UserEnd(user_end)

@@ -1,20 +1,22 @@
-"""A profile becomes totals (by function, module, vCPU) and a call tree: pure functions, nothing here reads a file."""
+"""A profile becomes totals (by function, module, process, ...) and a call tree: pure functions, nothing here reads a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recording.model import FrameKind
+from recording.model import Context, FrameKind
 from recording.names import Function
-from recording.profile import Count, Profile
+from recording.processes import Owner, thread_of
+from recording.profile import Count, Origin, Profile
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What a function, module or vCPU took.
+    """What a function, module, process and so on took.
 
     self_ns: while it was the innermost; total_ns, samples: while it was anywhere on the stack, recursion counted once.
+    pid: the number of a process or thread.
     """
 
     name: str
@@ -23,11 +25,15 @@ class Total:
     self_ns: int
     total_ns: int
     samples: int
+    pid: int | None = None
 
 
 @dataclass(slots=True)
 class TreeNode:
-    """A function as called from one chain of callers. ``children`` by their place in ``Profile.functions``."""
+    """A function as called from one chain of callers. ``children`` by their place in ``Profile.functions``.
+
+    is_process: stands for a process at the root of its stacks; such children have numbers below 0.
+    """
 
     function: Function
     self_ns: int = 0
@@ -35,6 +41,7 @@ class TreeNode:
     samples: int = 0
     idle_samples: int = 0
     children: dict[int, TreeNode] = field(default_factory=dict)
+    is_process: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -54,13 +61,70 @@ def module_totals(profile: Profile) -> list[Total]:
 
 def vcpu_totals(profile: Profile) -> list[Total]:
     """What was sampled of each vCPU, by its number. All of it is its own."""
-    totals = []
-    for vcpu in profile.vcpus:
-        counts = [count for count in profile.counts if count.vcpu == vcpu]
-        weight_ns = sum(count.weight_ns for count in counts)
-        samples = sum(count.samples for count in counts)
-        totals.append(Total(f"vCPU {vcpu}", "", FrameKind.UNKNOWN, weight_ns, weight_ns, samples))
-    return totals
+    return _whole_totals(profile, lambda count: count.vcpu, lambda vcpu: Owner(f"vCPU {vcpu}", None, FrameKind.UNKNOWN))
+
+
+def process_totals(profile: Profile) -> list[Total]:
+    """What each process took, by name and number. Kernel threads and idle tasks are processes by themselves.
+
+    A process that changes its name (execve) is another one from then on.
+    """
+    return _owner_totals(profile, lambda origin: origin.process)
+
+
+def thread_totals(profile: Profile) -> list[Total]:
+    """What each thread took, by name and number."""
+    return _owner_totals(profile, lambda origin: thread_of(origin.task, is_firmware=origin.is_firmware))
+
+
+def context_totals(profile: Profile) -> list[Total]:
+    """What the vCPUs did, in the order of ``Context``."""
+    order = list(Context)
+
+    def owner(index: int) -> Owner:
+        return Owner(order[index].value, None, _CONTEXT_KINDS.get(order[index], FrameKind.KERNEL))
+
+    return _whole_totals(profile, lambda count: order.index(count.origin.context), owner)
+
+
+def system_call_totals(profile: Profile) -> list[Total]:
+    """What was spent within each system call, interrupts that hit it included; all else is not in these rows."""
+    return _owner_totals(profile, _system_call)
+
+
+_CONTEXT_KINDS = {Context.USER: FrameKind.USER, Context.FIRMWARE: FrameKind.FIRMWARE, Context.UNKNOWN: FrameKind.UNKNOWN}
+
+
+def _system_call(origin: Origin) -> Owner | None:
+    call = origin.system_call
+    if call is None:
+        return None
+    return Owner(f"{call.table}:{call.number}" if call.name is None else call.name, None, FrameKind.KERNEL)
+
+
+def _owner_totals(profile: Profile, owner_of: Callable[[Origin], Owner | None]) -> list[Total]:
+    owners: list[Owner] = sorted(
+        {owner for origin in {count.origin for count in profile.counts} if (owner := owner_of(origin)) is not None},
+        key=lambda owner: (owner.name, -1 if owner.pid is None else owner.pid, owner.kind),
+    )
+    place = {owner: index for index, owner in enumerate(owners)}
+    places = {id(count.origin): None if (owner := owner_of(count.origin)) is None else place[owner] for count in profile.counts}
+    return _whole_totals(profile, lambda count: places[id(count.origin)], lambda index: owners[index])
+
+
+def _whole_totals(profile: Profile, index_of: Callable[[Count], int | None], owner_of: Callable[[int], Owner]) -> list[Total]:
+    """Totals of what has whole samples, so that all of it is its own, in the order of their indexes."""
+    weights: dict[int, int] = {}
+    samples: dict[int, int] = {}
+    for count in profile.counts:
+        index = index_of(count)
+        if index is not None:
+            weights[index] = weights.get(index, 0) + count.weight_ns
+            samples[index] = samples.get(index, 0) + count.samples
+    return [
+        Total((owner := owner_of(index)).name, "", owner.kind, weights[index], weights[index], samples[index], owner.pid)
+        for index in sorted(weights)
+    ]
 
 
 def _totals(profile: Profile, label: Callable[[Function], Function]) -> list[Total]:
@@ -88,23 +152,32 @@ def _totals(profile: Profile, label: Callable[[Function], Function]) -> list[Tot
 
 
 def call_tree(profile: Profile) -> TreeNode:
-    """All stacks merged from their roots. The node that is returned stands for the whole profile and is called ``all``."""
+    """All stacks merged from their roots. The node that is returned stands for the whole profile and is called ``all``.
+
+    Where tasks are known, its children stand for processes by name, idle tasks together being ``swapper``.
+    """
     root = TreeNode(Function("all", "", FrameKind.UNKNOWN))
+    has_tasks = profile.has_tasks
+    roots: dict[str, TreeNode] = {}
     for count in profile.counts:
+        weight_ns, samples, idle_samples = count.weight_ns, count.samples, count.samples if count.stack.idle else 0
+        path = [root]
         node = root
-        _count(node, count)
+        if has_tasks:
+            process = count.origin.process
+            node = roots.setdefault(process.root_name, TreeNode(Function(process.root_name, "", process.kind), is_process=True))
+            path.append(node)
         for index in count.stack.indexes:
             child = node.children.get(index)
             if child is None:
                 child = node.children[index] = TreeNode(profile.functions[index])
+            path.append(child)
             node = child
-            _count(node, count)
-        node.self_ns += count.weight_ns
+        node.self_ns += weight_ns
+        for node in path:
+            node.total_ns += weight_ns
+            node.samples += samples
+            node.idle_samples += idle_samples
+    for index, name in enumerate(sorted(roots)):
+        root.children[-1 - index] = roots[name]
     return root
-
-
-def _count(node: TreeNode, count: Count) -> None:
-    node.total_ns += count.weight_ns
-    node.samples += count.samples
-    if count.stack.idle:
-        node.idle_samples += count.samples

@@ -10,7 +10,7 @@ from recording.idle import is_idle
 from recording.model import Callchain, Frame, FrameKind, Halt, Image, Sample, Space, StackEnd
 from recording.names import FIRMWARE, USER, Function, NamedFrame, Namer
 from recording.profile import Moment
-from recording.quality import measure_quality
+from recording.quality import Tally, measure_quality
 from recording.reader import Recording, Selection
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
@@ -185,11 +185,15 @@ def test_time_lines_follow_without_holes(tmp_path: Path) -> None:
             for vcpu in vcpus:
                 writer.add_sample(Sample(halt, vcpu, 0, 90 if (running_ns, vcpu) == (100, 0) else 100, callchain))
     with opened(path) as profile:
-        stack = profile.counts[0].stack
+        stack, origin = profile.counts[0].stack, profile.counts[0].origin
         lines = {vcpu: list(moments) for vcpu, moments in profile.timelines()}
     assert lines == {
-        0: [Moment(stack, 0, 90), Moment(stack, 90, 100), Moment(None, 190, 100), Moment(stack, 290, 100)],
-        1: [Moment(None, 0, 90), Moment(stack, 90, 100), Moment(stack, 190, 100), Moment(stack, 290, 100)],
+        0: [
+            *(Moment(stack, origin, *at) for at in ((0, 90), (90, 100))),
+            Moment(None, None, 190, 100),
+            Moment(stack, origin, 290, 100),
+        ],
+        1: [Moment(None, None, 0, 90), *(Moment(stack, origin, *at) for at in ((90, 100), (190, 100), (290, 100)))],
     }
 
 
@@ -227,15 +231,15 @@ def test_quality_of_the_small_recording(tmp_path: Path) -> None:
 
 def test_late_is_more_than_half_a_period_and_percentiles_are_of_real_halts() -> None:
     halts = [Halt(index * 10 * MS, index * 10 * MS, (index + 1) * 1000, late) for index, late in enumerate((0, 5 * MS, 5 * MS + 1))]
-    quality = measure_quality(halts, {}, 100)
+    quality = measure_quality(halts, Tally(), 100)
     assert (quality.late, quality.halted_p50_ns, quality.halted_p99_ns) == (1, 2000, 3000)
 
 
 def test_what_cannot_be_known_is_none() -> None:
-    quality = measure_quality([], {}, "fast")
+    quality = measure_quality([], Tally(), "fast")
     assert (quality.requested_hz, quality.achieved_hz, quality.late, quality.halted_share) == (None, None, None, None)
     assert (quality.complete_share, quality.entry_share, quality.halted_p50_ns) == (None, None, None)
-    only_user = measure_quality([Halt(0, 0, 5, 0)], {StackEnd.USER_MODE: 1}, 100)
+    only_user = measure_quality([Halt(0, 0, 5, 0)], Tally(ends={StackEnd.USER_MODE: 1}), 100)
     assert (only_user.complete_share, only_user.achieved_hz, only_user.halted_share) == (None, None, 1.0)
 
 
