@@ -1,0 +1,92 @@
+"""The stubs through which a file calls others (.plt) become symbols: ``malloc@plt``, as disassemblers and perf name them.
+
+A stub jumps through a slot of the GOT, a relocation names the function that belongs into the slot. Which stub uses which slot is
+read out of the stub's jump (System V ABI, AMD64 5.2 and i386 5): the order of stubs is the linker's business.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+
+from guest.elf.file import ElfFile
+from guest.elf.header import Section
+from guest.elf.partial import Partial, read_partial
+from guest.elf.symbol_rows import ElfSymbol
+from guest.memory import Steps
+
+PLT_SECTIONS = (".plt", ".plt.sec", ".plt.bnd", ".iplt")
+RELOCATIONS = (".rela.plt", ".rel.plt", ".rela.iplt", ".rel.iplt")
+MAX_PLT = 1 << 20
+_STUB_SIZE = 16
+_PER_STEP = 1 << 11
+_RANK = 400
+_JUMP = struct.Struct("<i")
+
+_Slot = Callable[[int, int], int]
+"""Address of the slot, from the address after the jump and the jump's 32-bit operand."""
+
+
+def _jumps(file: ElfFile) -> Mapping[bytes, _Slot]:
+    """Opcodes of indirect jumps that a stub may use, by the file's e_machine (62 and 3: see the module's ABIs)."""
+    if file.machine == 62:
+        return {b"\xff\x25": lambda after, operand: after + operand}
+    if file.machine == 3:
+        got = file.section(".got.plt") or file.section(".got")
+        base = 0 if got is None else got.address
+        return {b"\xff\x25": lambda _after, operand: operand & 0xFFFF_FFFF, b"\xff\xa3": lambda _after, operand: base + operand}
+    return {}
+
+
+def read_plt(file: ElfFile, symbols: Partial, names: Partial) -> Steps[list[ElfSymbol]]:
+    """A symbol for each stub whose function is known. ``symbols``, ``names``: .dynsym and .dynstr."""
+    jumps = _jumps(file)
+    if not jumps:
+        return []
+    slots = yield from _read_slots(file, symbols, names)
+    found: list[ElfSymbol] = []
+    for name in PLT_SECTIONS if slots else ():
+        section = file.section(name)
+        if section is not None and section.size <= MAX_PLT:
+            code = file.contents.read(section.offset, section.size)
+            if code is not None:
+                found += _stubs(code, section, jumps, slots)
+            yield
+    return found
+
+
+def _stubs(code: bytes, section: Section, jumps: Mapping[bytes, _Slot], slots: Mapping[int, str]) -> list[ElfSymbol]:
+    found: list[ElfSymbol] = []
+    for start in range(0, len(code), _STUB_SIZE):
+        stub = code[start : start + _STUB_SIZE]
+        for opcode, slot in jumps.items():
+            at = stub.find(opcode)
+            if 0 <= at <= len(stub) - 6:
+                name = slots.get(slot(section.address + start + at + 6, _JUMP.unpack_from(stub, at + 2)[0]))
+                if name is not None:
+                    address = section.address + start
+                    found.append(ElfSymbol(address, _RANK, f"{name}@plt", address + _STUB_SIZE, "t"))
+                    break
+    return found
+
+
+def _read_slots(file: ElfFile, symbols: Partial, names: Partial) -> Steps[dict[int, str]]:
+    """GOT slot -> name of the function that belongs there."""
+    layout = file.header.format
+    slots: dict[int, str] = {}
+    shift = 32 if layout.pointer_size == 8 else 8
+    for section_name in RELOCATIONS:
+        section = file.section(section_name)
+        if section is None or section.size > MAX_PLT:
+            continue
+        entry = layout.rela if section_name.startswith(".rela") else layout.rel
+        table = yield from read_partial(file.contents, section.offset, section.size // entry.size * entry.size)
+        for index, (slot, info, *_) in enumerate(entry.iter_unpack(table.data)):
+            if not index % _PER_STEP:
+                yield
+            position = (info >> shift) * layout.symbol.size
+            if position and symbols.knows(position, layout.symbol.size) and table.knows(index * entry.size, entry.size):
+                name = names.name(layout.symbol.unpack_from(symbols.data, position)[0])
+                if name:
+                    slots[slot] = name
+    return slots

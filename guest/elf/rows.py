@@ -1,0 +1,57 @@
+"""The unwind table of a file, wherever it is: by PT_GNU_EH_FRAME, or by the section headers where there is no such segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guest.elf.file import ElfFile
+from guest.memory import Steps
+from recording.errors import BadImageError
+from unwind.arch import UserAbi
+from unwind.eh_frame import EhFrame, Unread
+from unwind.rules import Row
+
+
+class UserRows:
+    """Rows by link-time address, out of what is known of a file."""
+
+    def __init__(self, file: ElfFile, abis: Sequence[UserAbi]) -> None:
+        """``abis``: kinds of programs that may be in the file; its class tells which."""
+        self._file = file
+        self._abi = next((abi for abi in abis if abi.pointer_size == file.pointer_size), None)
+        self._table: EhFrame | None = None
+
+    def find_row(self, address: int) -> Row | Unread | None:
+        """The row for a link-time address; None where the file says nothing about it."""
+        if self._table is None:
+            found = self._open()
+            if not isinstance(found, EhFrame):
+                return found
+            self._table = found
+        row = self._table.find_row(address)
+        return None if row is Unread.UNREAD and self._file.is_final else row
+
+    def prepare(self) -> Steps[None]:
+        """Do in steps what the first ``find_row`` would otherwise do at once."""
+        if self._table is None:
+            found = self._open()
+            self._table = found if isinstance(found, EhFrame) else None
+        if self._table is not None:
+            yield from self._table.prepare()
+
+    def _open(self) -> EhFrame | Unread | None:
+        file = self._file
+        if self._abi is None:
+            return None
+        header, frames = file.eh_frame_header, file.eh_frame_section()
+        if header is None and frames is None:
+            return Unread.UNREAD if file.sections is None and not file.is_final else None
+        byteorder = file.header.format.byteorder
+        return EhFrame(self._read, self._abi, byteorder, header=header, frames=frames)
+
+    def _read(self, address: int, size: int) -> bytes | None:
+        """Raises BadImageError where the file has nothing at an address: the table is damaged there, and waiting would not help."""
+        file = self._file
+        if file.find_offset(address) is None or file.find_offset(address + size - 1) is None:
+            raise BadImageError(f"an unwind table refers to {address:#x}, which is not in its file")
+        return file.read(address, size)
