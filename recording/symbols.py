@@ -31,7 +31,8 @@ class Symbol:
 class SymbolTable:
     """Symbols in address order. Addresses are link-time or run-time ones: an image's bias says which.
 
-    Of several symbols at one address, lookups by address answer with the first one given (the caller orders aliases).
+    Of several symbols at one address, lookups by address answer with the first one given (the caller orders aliases). A row without
+    a name only ends the symbol before it: what is there has no known name.
     """
 
     __slots__ = ("_addresses", "_by_name", "_kinds", "_names")
@@ -79,14 +80,14 @@ class SymbolTable:
         return None if found is None else self._symbol(found)
 
     def find_at(self, address: int) -> Symbol | None:
-        """The symbol that covers an address: the last one at or below it, or None below the first."""
+        """The symbol that covers an address: the last one at or below it, or None below the first and where that has no name."""
         index = bisect_right(self._addresses, address) - 1
         if index < 0:
             return None
         start = self._addresses[index]
         while index > 0 and self._addresses[index - 1] == start:
             index -= 1
-        return self._symbol(index)
+        return self._symbol(index) if self._names[index] else None
 
     def text_only(self) -> SymbolTable:
         """The same table with code symbols alone."""

@@ -39,7 +39,7 @@ class _Tracked:
 
 
 def read_sections(contents: FileContents) -> Steps[RangeContents | None]:
-    """What is needed of a file; None where ``contents`` does not know all of that now. Raises BadImageError where it is no ELF file."""
+    """What is needed of a file; None where ``contents`` does not know all of that now. Raises BadImageError if it is no ELF."""
     file = open_elf(contents)
     if file is None or file.sections is None:
         return None

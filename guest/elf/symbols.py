@@ -26,7 +26,7 @@ _NOTHING = Partial(b"", ())
 class ElfSymbols:
     """The functions of a file.
 
-    table: at link-time addresses. Where a row has no name, no function is known: a lookup there finds a Symbol named "".
+    table: at link-time addresses. Rows without a name are gaps where no function is known.
     is_complete: the file has no more. has_static: functions that it does not export are among them.
     """
 
