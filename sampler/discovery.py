@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from recording.errors import TransportError
+from sampler.drives import StorageFacts, parse_storage, split_options, split_settings
 from sampler.qmp import socket_address
 from sampler.transport import split_address
 
@@ -24,12 +25,15 @@ _ADVICE = (
     " (libvirt: virsh qemu-monitor-command DOMAIN --hmp 'gdbserver tcp:127.0.0.1:1234')"
 )
 
+_NO_FACTS = StorageFacts()
+
 
 @dataclass(frozen=True, slots=True)
 class QemuProcess:
     """A QEMU on this machine, by its command line.
 
     gdb, qmp: addresses to connect to, or None. architecture: from the binary's name. accelerator: from the options. None: not said.
+    storage: where the guest's files may be found on this host.
     """
 
     pid: int
@@ -38,6 +42,7 @@ class QemuProcess:
     qmp: str | None
     architecture: str | None
     accelerator: str | None
+    storage: StorageFacts = _NO_FACTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def parse_command_line(
     pid: int, arguments: Sequence[str], cwd: Path | None, sockets: Mapping[int, str] | None = None
 ) -> QemuProcess:
     """What QEMU's options say of its sockets. sockets: paths of its unix sockets by file descriptor (for ``fd=`` of libvirt)."""
-    options = list(_options(arguments))
+    options = list(split_options(arguments))
     chardevs = dict(_chardevs(options, cwd, sockets or {}))
     gdb = qmp = accelerator = None
     name = ""
@@ -70,47 +75,28 @@ def parse_command_line(
         elif option in ("qmp", "qmp-pretty"):
             qmp = qmp or _device_address(value, chardevs, cwd)
         elif option == "mon":
-            settings = _settings(value, "chardev")
+            settings = split_settings(value, "chardev")
             if settings.get("mode") == "control":
                 qmp = qmp or chardevs.get(settings.get("chardev", ""))
         elif option == "name":
-            name = _settings(value, "guest").get("guest", "")
+            name = split_settings(value, "guest").get("guest", "")
         elif option == "enable-kvm":
             accelerator = "kvm"
         elif option == "accel":
             accelerator = accelerator or value.split(",")[0]
         elif option in ("machine", "M"):
             # "kvm:tcg" means the first that works, so it tells nothing.
-            chosen = _settings(value, "type").get("accel", "")
+            chosen = split_settings(value, "type").get("accel", "")
             accelerator = accelerator or (chosen if chosen and ":" not in chosen else None)
     binary = _BINARY.search(Path(arguments[0]).name) if arguments else None
-    return QemuProcess(pid, name, gdb, qmp, binary[1] if binary else None, accelerator)
-
-
-def _options(arguments: Sequence[str]) -> Iterable[tuple[str, str]]:
-    for index, argument in enumerate(arguments[1:], 1):
-        if argument.startswith("-") and len(argument) > 1:
-            following = arguments[index + 1] if index + 1 < len(arguments) else ""
-            yield argument.lstrip("-"), following
-
-
-def _settings(value: str, implied: str) -> dict[str, str]:
-    """``type,key=value,...`` (a comma within a value is doubled) → dictionary."""
-    settings = {}
-    for index, part in enumerate(value.replace(",,", "\0").split(",")):
-        key, equals, text = part.replace("\0", ",").partition("=")
-        if equals:
-            settings[key] = text
-        elif index == 0:
-            settings[implied] = key
-    return settings
+    return QemuProcess(pid, name, gdb, qmp, binary[1] if binary else None, accelerator, parse_storage(options, cwd))
 
 
 def _chardevs(options: Iterable[tuple[str, str]], cwd: Path | None, sockets: Mapping[int, str]) -> Iterable[tuple[str, str]]:
     for option, value in options:
         if option != "chardev":
             continue
-        settings = _settings(value, "backend")
+        settings = split_settings(value, "backend")
         if settings.get("backend") != "socket" or "id" not in settings:
             continue
         descriptor = settings.get("fd", "")
@@ -126,7 +112,7 @@ def _device_address(value: str, chardevs: Mapping[str, str], cwd: Path | None) -
     kind, _, rest = value.partition(":")
     if kind == "chardev":
         return chardevs.get(rest)
-    where = next(iter(_settings(rest, "where").values()), "")
+    where = next(iter(split_settings(rest, "where").values()), "")
     if kind == "unix" and where:
         return _unix(where, cwd)
     host, colon, port = where.rpartition(":")

@@ -1,8 +1,9 @@
 """A guard process: when the profiler dies without a goodbye in the middle of a halt, the guest still goes on.
 
-``python -m sampler.guard ADDRESS [--qmp PATH] [--opened] [--remove DIR]`` reads its standard input, a pipe from the profiler.
-A byte is the goodbye. The end of the pipe without it means that the profiler was killed: then the guard connects to the
-stub, which detaches and so resumes, takes the stub away if the profiler had opened it, and removes its directory.
+``python -m sampler.guard ADDRESS [--qmp PATH] [--opened] [--exports SOCKET] [--remove DIR]`` reads its standard input, a pipe from
+the profiler. A byte is the goodbye. The end of the pipe without it means that the profiler was killed: then the guard connects to
+the stub, which detaches and so resumes, takes the stub away if the profiler had opened it, closes the disks that QEMU exports for
+the profiler if it had got that far (then the NBD server's socket is there), and removes its directory.
 """
 
 from __future__ import annotations
@@ -28,16 +29,24 @@ _PATIENCE_S = 10.0
 _RETRY_S = 0.05
 _GONE_S = 1.0
 _GOODBYE = b"."
+EXPORT_PREFIX = "guestprof-"
+"""How the ids of our block exports begin."""
 
 
 class Guard:
     """The profiler's side: start it before the guest can be halted, say goodbye when the guest is known to run."""
 
-    def __init__(self, address: str, *, qmp: str | None = None, opened: bool = False, remove: Path | None = None) -> None:
-        """opened: the stub was opened through ``qmp`` and is to be closed. remove: directory to remove afterwards."""
+    def __init__(
+        self, address: str, *, qmp: str | None = None, opened: bool = False, exports: Path | None = None, remove: Path | None = None
+    ) -> None:
+        """opened: the stub was opened through ``qmp`` and is to be closed. remove: directory to remove afterwards.
+
+        exports: where QEMU's NBD server will listen if disks are exported; nobody else may make a file there.
+        """
         command = [sys.executable, "-m", "sampler.guard", address]
         command += ["--qmp", qmp] if qmp else []
         command += ["--opened"] if opened else []
+        command += ["--exports", str(exports)] if exports else []
         command += ["--remove", str(remove)] if remove else []
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -136,16 +145,30 @@ def _detach(connection: Connection, timeout_s: float) -> bool:
     return False
 
 
-def clean_up(address: str, qmp: str | None, *, opened: bool, remove: Path | None, patience_s: float = _PATIENCE_S) -> bool:
+def clean_up(
+    address: str,
+    qmp: str | None,
+    *,
+    opened: bool,
+    remove: Path | None,
+    exports: Path | None = None,
+    patience_s: float = _PATIENCE_S,
+) -> bool:
     """What the guard does after the profiler's death; whether the guest is known to run."""
     resumed = resume_through_stub(address, patience_s)
-    if qmp is not None and (opened or not resumed):
+    # QEMU removes the socket when its NBD server stops: where there is none, the server is not ours.
+    exported = exports is not None and exports.exists()
+    if qmp is not None and (opened or exported or not resumed):
         # Here and not above: qemu.qmp takes longer to load than a guard may take to start and to end.
         from sampler.qmp import Qmp  # noqa: PLC0415
 
         with contextlib.suppress(GuestprofError), Qmp.open(qmp) as machine:
             if opened:
-                machine.close_gdbstub()
+                with contextlib.suppress(StubError):
+                    machine.close_gdbstub()
+            if exported:
+                with contextlib.suppress(StubError):
+                    machine.close_exports(EXPORT_PREFIX)
             if not resumed and machine.status() == "paused":
                 machine.resume()
             resumed = machine.status() == "running"
@@ -163,11 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("address")
     parser.add_argument("--qmp")
     parser.add_argument("--opened", action="store_true")
+    parser.add_argument("--exports", type=Path)
     parser.add_argument("--remove", type=Path)
     options = parser.parse_args(arguments)
     if os.read(sys.stdin.fileno(), 1) == _GOODBYE:
         return 0
-    return 0 if clean_up(options.address, options.qmp, opened=options.opened, remove=options.remove) else 1
+    done = clean_up(options.address, options.qmp, opened=options.opened, exports=options.exports, remove=options.remove)
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

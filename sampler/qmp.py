@@ -160,6 +160,30 @@ class Qmp:
         """Take the gdb stub away; the guest stays as it is."""
         self.monitor("gdbserver none")
 
+    def start_nbd_server(self, path: str) -> None:
+        """Let QEMU serve its disks on a unix socket; raises StubError if it does already, or may not make the socket."""
+        self.execute("nbd-server-start", addr={"type": "unix", "data": {"path": path}})
+
+    def export_ids(self) -> list[str]:
+        """The block exports that there are, of whoever."""
+        return [str(export["id"]) for export in self.execute("query-block-exports")]
+
+    def add_export(self, identifier: str, node: str) -> None:
+        """Export a block node on the NBD server under that name, to be read only."""
+        settings = {"type": "nbd", "id": identifier, "node-name": node, "name": identifier, "writable": False}
+        self.execute("block-export-add", **settings)
+
+    def close_exports(self, prefix: str) -> None:
+        """Take away the exports whose id begins so, and the NBD server if it serves nobody else's."""
+        for identifier in self.export_ids():
+            if identifier.startswith(prefix):
+                with contextlib.suppress(StubError):
+                    self.execute("block-export-del", id=identifier, mode="hard")
+        # QEMU may take a moment to take one away; stopping the server waits for that.
+        if all(identifier.startswith(prefix) for identifier in self.export_ids()):
+            with contextlib.suppress(StubError):
+                self.execute("nbd-server-stop")
+
     def poll_events(self) -> list[QmpEvent]:
         """Events of the machine since the last call, without waiting. Call it every second: QEMU queues what is not read."""
 

@@ -28,6 +28,8 @@ FENCES = {
     "click": ("guestprof/",),
     "rich": ("guestprof/",),
     "platformdirs": ("guestprof/", "guest/cache"),
+    "dissect": ("guest/storage/",),
+    "lz4": ("guest/storage/",),
     "psutil": ("sampler/",),
     "qemu": ("sampler/",),
     "defusedxml": ("sampler/rsp/",),
