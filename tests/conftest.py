@@ -41,7 +41,7 @@ class StartGuest(Protocol):
     ) -> Guest: ...
 
 
-def _unavailable(reason: str) -> None:
+def skip_loudly(reason: str) -> None:
     """Skip loudly: pytest's closing lines name the reason, and a warning stands beside them."""
     warnings.warn(f"no real guest: {reason}", stacklevel=2)
     pytest.skip(reason)
@@ -55,7 +55,7 @@ def guest_kernel() -> Callable[[str], Path]:
         try:
             return fetch_kernel(suite)
         except MissingDependencyError as error:
-            _unavailable(str(error))
+            skip_loudly(str(error))
             raise
 
     return find
@@ -67,7 +67,7 @@ def guest_initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         data = build_initramfs(find_busybox())
     except MissingDependencyError as error:
-        _unavailable(str(error))
+        skip_loudly(str(error))
         raise
     path = tmp_path_factory.mktemp("initramfs") / "initramfs.gz"
     path.write_bytes(data)
@@ -76,7 +76,7 @@ def guest_initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _starter(stack: ExitStack, kernel: Callable[[str], Path], initramfs: Path) -> StartGuest:
     if shutil.which(QEMU) is None:
-        _unavailable(f"{QEMU} is not installed (Debian: qemu-system-x86)")
+        skip_loudly(f"{QEMU} is not installed (Debian: qemu-system-x86)")
 
     def start(
         suite: str = "bookworm",

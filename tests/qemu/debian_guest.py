@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestprof.initramfs import Entry, find_busybox, pack_newc
-from tests.qemu.guests import Guest, GuestOptions
+from tests.qemu.guests import QEMU, Guest, GuestOptions
 from tests.qemu.kernel_modules import MODULES_LIST, find_modules, module_entries
 from tests.qemu.rootfs import PROGRAMS_DIRECTORY
 
@@ -81,7 +81,8 @@ def guest_options(options: DebianOptions, directory: Path) -> GuestOptions:
     number = len(list(directory.glob("disk-*.qcow2")))
     disk = directory / f"disk-{number}.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(options.image), "-F", "qcow2", str(disk)], check=True)
-    words = [options.append]
+    # On a slow console every line costs.
+    words = ["quiet", options.append]
     if options.program is not None:
         words.append(f"guestprof.init={options.program}")
         words.extend([f"guestprof.arguments={','.join(options.arguments)}"] if options.arguments else [])
@@ -100,12 +101,12 @@ def guest_options(options: DebianOptions, directory: Path) -> GuestOptions:
     )
 
 
-def qemu_command(options: DebianOptions, directory: Path) -> list[str]:
-    """QEMU's command line without stub and QMP sockets, console on stdio: what ``guestprof boot`` takes after ``--``."""
+def qemu_command(options: DebianOptions, directory: Path, console: Path) -> list[str]:
+    """QEMU's command line without stub and QMP sockets, for ``guestprof boot``, which adds its own."""
     made = guest_options(options, directory)
     return [
-        *("qemu-system-x86_64", "-accel", made.accelerator, "-cpu", made.cpu, "-smp", str(made.vcpus), "-m", str(made.memory_mib)),
-        *("-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
+        *(QEMU, "-accel", made.accelerator, "-cpu", made.cpu, "-smp", str(made.vcpus), "-m", str(made.memory_mib)),
+        *("-nodefaults", "-display", "none", "-serial", f"file:{console}", "-no-reboot"),
         *("-kernel", str(made.kernel), "-initrd", str(made.initramfs), "-append", f"console=ttyS0 {made.append}".strip()),
         *made.extra,
     ]

@@ -1,0 +1,76 @@
+"""A Debian guest from power-on: kernel, modules, systemd and a workload in the same stacks, with nothing given but QEMU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recording.model import FrameKind
+from recording.profile import Profile
+from recording.reader import Recording
+from tests.conftest import KERNELS
+from tests.qemu.command import guestprof, report_of
+from tests.qemu.debian_guest import DebianOptions, qemu_command
+
+pytestmark = pytest.mark.qemu
+
+FIRST_ROUND = "guestprof: round 1"
+
+
+@pytest.mark.parametrize("suite", KERNELS.values(), ids=KERNELS.keys())
+def test_boot_and_workload(guest_kernel: Callable[[str], Path], debian_image: Path, tmp_path: Path, suite: str) -> None:
+    path, console = tmp_path / "boot.guestprof", tmp_path / "console"
+    command = qemu_command(DebianOptions(guest_kernel(suite), suite, debian_image), tmp_path, console)
+    guestprof("boot", "-F", "200", "-d", "90", "--until-console", FIRST_ROUND, "-o", path, "-q", "--", *command)
+    assert FIRST_ROUND in console.read_text("utf-8", "replace")
+
+    quality = report_of(path)["quality"]
+    print(suite, quality)
+    assert quality["task_share"] >= 0.995
+    assert quality["complete_share"] >= 0.99
+    assert quality["user_complete_share"] >= 0.97
+    with Recording.open(path) as recording:
+        check_stacks(Profile(recording))
+    check_outputs(path)
+
+
+def check_stacks(profile: Profile) -> None:
+    """Modules, libraries and programs by their names, in stacks that go from the program's start into the kernel."""
+    modules: Counter[str] = Counter()
+    chains: Counter[tuple[str, str]] = Counter()
+    processes: Counter[str] = Counter()
+    unknown = nameless = 0
+    for count in profile.counts:
+        processes[count.origin.process.name] += count.samples
+        kinds = [function.kind for function in count.stack.functions]
+        for function in count.stack.functions:
+            if function.kind is FrameKind.MODULE:
+                modules[function.module] += count.samples
+                nameless += count.samples if function.name.startswith("0x") else 0
+            unknown += count.samples if function.kind is FrameKind.UNKNOWN else 0
+        if count.stack.user_end is not None and count.stack.user_end.is_proper and FrameKind.MODULE in kinds:
+            chains[count.origin.process.name, "module"] += count.samples
+        if "_start" in [function.name for function in count.stack.functions]:
+            chains[count.origin.process.name, "_start"] += count.samples
+    assert nameless == 0
+    assert unknown <= 0.001 * profile.samples
+    assert {"[virtio_blk]", "[virtio_net]"} <= set(modules)
+    # A program's own system call or page fault, whose user stack is whole, and a module that serves it.
+    assert sum(samples for (_, what), samples in chains.items() if what == "module") > 0
+    assert {"python3", "openssl", "xz", "find", "sha256sum", "systemd", "workload.sh"} <= set(processes)
+    assert chains["python3", "_start"] > 10
+
+
+def check_outputs(path: Path) -> None:
+    """The command line's tables and stacks say the same."""
+    folded = guestprof("export", path, "-f", "folded", "-o", "-").stdout.splitlines()
+    assert any(line.startswith("python3;_start;") for line in folded)
+    assert any("[k]" in line and line.startswith("find;_start;") for line in folded)
+    contexts = {row["name"] for row in report_of(path, "--by", "context")["contexts"]}
+    assert {"user", "idle"} <= contexts
+    assert any("system call" in name or "syscall" in name or "system-call" in name for name in contexts)
+    processes = {row["name"] for row in report_of(path, "--by", "process")["processes"]}
+    assert any(name.startswith("python3") for name in processes)
