@@ -11,9 +11,12 @@ from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
 from guest.kallsyms import KallsymsTables, decode_kallsyms, read_kallsyms
 from guest.kallsyms_scan import MAX_IMAGE_SIZE
+from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.memory import Steps
+from guest.modules import Module
 from guest.orc_tables import OrcBytes, read_orc
 from guest.paging import AddressSpace
+from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
 from guest.text import TextImage, read_text
 from recording.errors import BadImageError
@@ -40,6 +43,8 @@ class Kernel:
     space: its page tables, read physically: its own, or early in boot those of the vCPU.
     is_settled: ``space`` is its own, boot code is gone and the CPUs are known; until then ``refresh_kernel`` now and then.
     irq_stacks, exception_stacks, cpu_offsets: by CPU number, see ``CpuFacts``; empty before they are set up.
+    structs: layouts of its structs, None before they were read, or where they cannot be, and in ``structs_problem`` why.
+    loaded: its modules and the code that it has made, none before they were read.
     """
 
     release: str
@@ -57,6 +62,24 @@ class Kernel:
     irq_stacks: tuple[Range, ...]
     exception_stacks: tuple[tuple[Range, ...], ...]
     cpu_offsets: tuple[int, ...]
+    structs: Structs | None = None
+    structs_problem: str | None = None
+    loaded: LoadedCode = LoadedCode()  # noqa: RUF009  (it never changes)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """Its loaded modules, newest first."""
+        return self.loaded.modules
+
+    @property
+    def has_own_space(self) -> bool:
+        """Whether ``space`` is the kernel's own top-level table, which stays."""
+        table = self.symbols.find(self.architecture.page_table_symbol)
+        return table is not None and self.space.translate(table.address) == self.space.root
+
+    def code_map(self) -> KernelCodeMap:
+        """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
+        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded)
 
 
 def load_kernel(architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:

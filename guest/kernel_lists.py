@@ -1,4 +1,4 @@
-"""The kernel's linked lists and small structs are read with bounds: ``struct list_head`` rings, members by their layout, strings."""
+"""The kernel's linked lists and small structs, read with bounds: ``struct list_head`` rings, members by their layout, strings."""
 
 from __future__ import annotations
 

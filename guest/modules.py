@@ -102,16 +102,18 @@ class ModuleReader:
         if tree and sequence:
             self._stamp_reads.append((tree.address + sequence.offset, 4))
         self._known: dict[int, _Known] = {}
-        self._unfinished: tuple[int, ...] = ()
+        self._unfinished: dict[int, bytes] = {}
+        self._seen_stamp: tuple[bytes | None, ...] = ()
         self._serial = 0
         self._stamp_space: AddressSpace | None = None
         self._stamp_places: list[tuple[int, int]] = []
 
-    def stamp(self, space: AddressSpace) -> tuple[bytes | None, ...]:
-        """A few words that change whenever the list, or what is known of one of its modules, does. Takes microseconds.
+    def has_changed(self, space: AddressSpace) -> bool:
+        """Whether ``read`` would find anything new. Takes microseconds, so it may be asked at every halt."""
+        return self._stamp(space) != self._seen_stamp
 
-        Modules that are being loaded change their state without a change of the list.
-        """
+    def _stamp(self, space: AddressSpace) -> tuple[bytes | None, ...]:
+        """A few words that change whenever the list does, or the state of a module that is being loaded."""
         if self._stamp_space is not space:
             self._stamp_space = space
             state = self._struct.offset("state")
@@ -128,9 +130,10 @@ class ModuleReader:
         space.forget()
         seen: list[_Seen] = []
         for _attempt in range(_READS_OF_A_MOVING_LIST):
-            before = self.stamp(space)[: len(self._stamp_reads)]
+            before = self._stamp(space)[: len(self._stamp_reads)]
             seen = yield from self._walk(space)
-            if self.stamp(space)[: len(self._stamp_reads)] == before:
+            self._seen_stamp = (*before, *self._unfinished.values())
+            if self._stamp(space)[: len(before)] == before:
                 break
         modules = []
         for each in seen:
@@ -148,7 +151,7 @@ class ModuleReader:
 
     def _walk(self, space: AddressSpace) -> Steps[list[_Seen]]:
         found = []
-        unfinished = []
+        unfinished = {}
         for count, address in enumerate(walk_list(space, self._head, self._struct.offset("list.next"), _MAX_MODULES)):
             if count % 32 == 31:
                 yield
@@ -157,13 +160,13 @@ class ModuleReader:
                 continue
             state = values.number("state")
             if state in (self._unformed, self._coming):
-                unfinished.append(address)
+                unfinished[address] = values.bytes("state")
             name = text_of(values.bytes("name"))
             ranges = tuple(self._ranges(values))
             if state == self._unformed or not name or not ranges:
                 continue
             found.append(_Seen(address, name, ranges, values, (ranges, values.number("kallsyms"))))
-        self._unfinished, self._stamp_space = tuple(unfinished), None
+        self._unfinished, self._stamp_space = unfinished, None
         return found
 
     def _ranges(self, values: StructValues) -> Iterator[tuple[int, int]]:

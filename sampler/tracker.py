@@ -8,36 +8,66 @@ the kernel has none); then its place in memory is looked at again, and after a r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+from guest.btf import read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
+from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
+from guest.kernel_code import LoadedCode
 from guest.memory import PhysicalMemory, Steps
+from guest.modules import Module, ModuleReader
 from recording.errors import BadImageError, GuestMemoryError
 from unwind.arch import Architecture, Registers
-from unwind.frame_pointer import FramePointerRows
 from unwind.kernel import KernelUnwinder
 
 _FIRST_RETRY_NS = 100_000_000
 _LAST_RETRY_NS = 5_000_000_000
 _REFRESH_NS = 500_000_000
+_SETTLE_NS = 50_000_000
+"""Between two looks at a kernel that has just begun to run programs: it settles now, and loads its first modules."""
 _DOUBT_NS = 50_000_000
+_MODULES_NS = 100_000_000
+"""Between two looks at the list of modules where each of them costs a halt."""
+_FIRST_STRUCTS_RETRY_NS = 500_000_000
+_LAST_STRUCTS_RETRY_NS = 60_000_000_000
+
+
+def _ignore(*_arguments: object) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class TrackerEvents:
-    """What to call when something becomes known: the kernel found (and the unwinder made for it), read anew, gone (why)."""
+    """What to call when something becomes known: the kernel found (and the unwinder made for it), read anew, gone (why).
+
+    described: its ``structs`` were read, or not and ``structs_problem`` says why (called again if a later try gives them).
+    loaded: ``kernel.loaded`` is new: what was loaded or made since, and what is gone. Both are empty where a module has only freed
+        the code of its start. A module keeps its ``serial`` from its loading to its unloading, though its ``Module`` is replaced.
+    """
 
     found: Callable[[Kernel], None]
     refreshed: Callable[[Kernel], None]
     gone: Callable[[str], None]
+    described: Callable[[Kernel], None] = _ignore
+    loaded: Callable[[Sequence[Module | GeneratedCode], Sequence[Module | GeneratedCode]], None] = _ignore
 
 
 class KernelTracker:
     """Feeds on the registers of each halt (``see``) and on spare time (``step``)."""
 
-    def __init__(self, memory: PhysicalMemory, architecture: Architecture, cache: KernelCache, events: TrackerEvents) -> None:
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        architecture: Architecture,
+        cache: KernelCache,
+        events: TrackerEvents,
+        *,
+        can_peek: bool = False,
+    ) -> None:
+        """can_peek: reading ``memory`` costs the guest nothing, so that the list of modules can be looked at after every halt."""
         self.kernel: Kernel | None = None
         self.unwinder: KernelUnwinder | None = None
         self.boot = 0
@@ -53,11 +83,23 @@ class KernelTracker:
         self._next_refresh_ns = 0
         self._next_doubt_ns = 0
         self._refresh_wanted = False
+        self._modules_every_ns = 0 if can_peek else _MODULES_NS
+        self._next_modules_ns = 0
+        self._next_structs_ns = 0
+        self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
+        self._modules: ModuleReader | None = None
+        self._generated: GeneratedCodeReader | None = None
+        self._reads_modules = False
 
     @property
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
         return self._work is not None
+
+    @property
+    def has_new_modules(self) -> bool:
+        """Whether the guest has loaded or unloaded code that is not read yet: its stacks are unwound better after ``step``."""
+        return self._reads_modules and self._work is not None
 
     def see(self, vcpus: Sequence[int], registers: Sequence[Registers], now_ns: int) -> None:
         """Take notice of a halt's registers: start a search, doubt a kernel that was found, or read it anew."""
@@ -76,10 +118,28 @@ class KernelTracker:
             self._next_doubt_ns = now_ns + _DOUBT_NS
             if not any(is_still_there(self.kernel, each) for each in registers if arch.paging.enabled(each)):
                 self.lose("another kernel runs now: the one that was found is no longer mapped")
-        elif self._work is None and now_ns >= self._next_refresh_ns and (self._refresh_wanted or not self.kernel.is_settled):
-            self._next_refresh_ns = now_ns + _REFRESH_NS
-            self._work = self._refresh(self.kernel, has_new_text=self._refresh_wanted)
-            self._refresh_wanted = False
+        elif self._work is None:
+            self._work = self._find_work(self.kernel, any(map(arch.is_user, registers)), now_ns)
+
+    def _find_work(self, kernel: Kernel, runs_programs: bool, now_ns: int) -> Steps[None] | None:
+        if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
+            self._next_refresh_ns = now_ns + (_SETTLE_NS if runs_programs and not kernel.is_settled else _REFRESH_NS)
+            has_new_text, self._refresh_wanted = self._refresh_wanted, False
+            return self._refresh(kernel, has_new_text=has_new_text)
+        if kernel.structs is None and now_ns >= self._next_structs_ns:
+            self._next_structs_ns = now_ns + self._structs_retry_ns
+            self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
+            return self._describe(kernel)
+        if self._modules is not None and now_ns >= self._next_modules_ns and kernel.has_own_space:
+            self._next_modules_ns = now_ns + self._modules_every_ns
+            if self._is_outdated(kernel):
+                self._reads_modules = True
+                return self._read_loaded(kernel)
+        return None
+
+    def _is_outdated(self, kernel: Kernel) -> bool:
+        modules = self._modules is not None and self._modules.has_changed(kernel.space)
+        return modules or (self._generated is not None and self._generated.has_changed(kernel.space))
 
     def want_refresh(self) -> None:
         """A stack did not fit the kernel's code as it was read: it may have been patched since."""
@@ -92,9 +152,11 @@ class KernelTracker:
             self._work = None
             return
         self._events.gone(why)
-        self.kernel = self.unwinder = self._work = None
+        self.kernel = self.unwinder = self._work = self._modules = self._generated = None
+        self._reads_modules = False
         self.boot += 1
-        self._next_try_ns = 0
+        self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
+        self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
         self._retry_ns = _FIRST_RETRY_NS
 
     def step(self) -> None:
@@ -107,10 +169,12 @@ class KernelTracker:
         except StopIteration:
             if self._work is work:
                 self._work = None
+                self._reads_modules = False
         except (BadImageError, GuestMemoryError) as error:
             # Memory that changes under our eyes (early boot, a reset) is no kernel yet: the next try may find one.
             self.problem = str(error)
             self._work = None
+            self._reads_modules = False
 
     def _runs_under_a_kernel(self, registers: Registers) -> bool:
         arch = self._architecture
@@ -136,15 +200,76 @@ class KernelTracker:
         self.problem = kernel.orc_problem
         self._adopt(kernel)
         self._events.found(kernel)
+        yield
+        yield from self._describe(kernel)
 
     def _refresh(self, kernel: Kernel, *, has_new_text: bool) -> Steps[None]:
         fresh = yield from refresh_kernel(kernel, self._registers, has_new_text=has_new_text)
+        if has_new_text and self._modules is not None and fresh.has_own_space:
+            modules = yield from self._modules.read(fresh.space, has_new_text=True)
+            fresh = replace(fresh, loaded=LoadedCode(modules, fresh.loaded.generated))
         self._adopt(fresh)
         self._events.refreshed(fresh)
+        self._tell_changes(kernel.loaded, fresh.loaded)
 
     def _adopt(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        rows = FramePointerRows(kernel.symbols, kernel.text) if kernel.orc is None else kernel.orc
-        self.unwinder = KernelUnwinder(
-            self._architecture, kernel.symbols, kernel.text, rows, kernel.init_text, is_settled=kernel.is_settled
-        )
+        code = kernel.code_map()
+        self.unwinder = KernelUnwinder(self._architecture, code, code, code, kernel.init_text, is_settled=kernel.is_settled)
+
+    def _describe(self, kernel: Kernel) -> Steps[None]:
+        """Read the layouts of the kernel's structs, then what they lead to."""
+        try:
+            structs = yield from read_structs(kernel.space, kernel.symbols)
+        except BadImageError as error:
+            is_news = kernel.structs_problem is None
+            self.kernel = kernel = replace(kernel, structs_problem=str(error))
+            if is_news:
+                self._events.described(kernel)
+            return
+        self.kernel = kernel = replace(kernel, structs=structs, structs_problem=None)
+        self._generated = GeneratedCodeReader(kernel.symbols, structs)
+        try:
+            self._modules = ModuleReader(kernel.symbols, structs, kernel.orc.version if kernel.orc else None)
+        except BadImageError as error:
+            self.problem = str(error)
+        yield
+        self._events.described(kernel)
+        yield
+        if kernel.has_own_space:
+            yield from self._read_loaded(kernel)
+
+    def _read_loaded(self, kernel: Kernel) -> Steps[None]:
+        """Read what is new of modules and generated code. The unwinder keeps what it knows of the kernel's own code."""
+        before = kernel.loaded
+        modules, generated = before.modules, before.generated
+        if self._modules is not None and self._modules.has_changed(kernel.space):
+            modules = yield from self._modules.read(kernel.space)
+        if self._generated is not None and self._generated.has_changed(kernel.space):
+            generated = yield from self._generated.read(kernel.space)
+        self._reads_modules = False
+        if (modules, generated) == (before.modules, before.generated):
+            return
+        self.kernel = kernel = replace(kernel, loaded=LoadedCode(modules, generated))
+        code = kernel.code_map()
+        if self.unwinder is not None:
+            self.unwinder.replace_modules(code, code, code)
+        self._events.loaded(*_changes(before, kernel.loaded))
+
+    def _tell_changes(self, before: LoadedCode, now: LoadedCode) -> None:
+        if before is not now:
+            self._events.loaded(*_changes(before, now))
+
+
+_Code: TypeAlias = Module | GeneratedCode
+
+
+def _changes(before: LoadedCode, now: LoadedCode) -> tuple[list[_Code], list[_Code]]:
+    """What is new, and what is gone."""
+    old, new = _by_identity(before), _by_identity(now)
+    return [code for key, code in new.items() if key not in old], [code for key, code in old.items() if key not in new]
+
+
+def _by_identity(loaded: LoadedCode) -> dict[object, _Code]:
+    modules: dict[object, _Code] = {module.serial: module for module in reversed(loaded.modules)}
+    return {**modules, **{(piece.name, piece.start, piece.end): piece for piece in loaded.generated}}

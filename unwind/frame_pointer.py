@@ -12,16 +12,15 @@ is no return address and ends there.
 
 from __future__ import annotations
 
-from recording.symbols import SymbolTable
-from unwind.kernel import TextSource
+from unwind.kernel import SymbolSource, TextSource
 from unwind.rules import Row, RowKind, Saved
 
 _ENDBR = b"\xf3\x0f\x1e\xfa"
 _FENTRY_CALL = 0xE8
 _FENTRY_NOP = b"\x0f\x1f\x44\x00\x00"
-_PUSH_FP = 0x55
+_PUSH_FP = b"\x55"
 _MOVE_FP = b"\x48\x89\xe5"
-_RETURN = 0xC3
+_RETURN = b"\xc3"
 _PROLOGUE_BYTES = 16
 
 _BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True)
@@ -32,7 +31,7 @@ _PUSHED = Row(RowKind.CALL, "rsp", 16, saved=(Saved("rbp", None, -16),))
 class FramePointerRows:
     """Rows made from a function's code, for kernels that keep frame pointers."""
 
-    def __init__(self, symbols: SymbolTable, text: TextSource) -> None:
+    def __init__(self, symbols: SymbolSource, text: TextSource) -> None:
         self._symbols = symbols
         self._text = text
 
@@ -41,7 +40,7 @@ class FramePointerRows:
         symbol = self._symbols.find_at(lookup_pc)
         if symbol is None:
             return None
-        if self._text.read(lookup_pc, 1) == bytes([_RETURN]):
+        if self._text.read(lookup_pc, 1) == _RETURN:
             return _AT_CALL
         into = lookup_pc - symbol.address
         if into >= _PROLOGUE_BYTES:
@@ -52,7 +51,10 @@ class FramePointerRows:
         push = len(_ENDBR) if code.startswith(_ENDBR) else 0
         if code[push] == _FENTRY_CALL or code.startswith(_FENTRY_NOP, push):
             push += len(_FENTRY_NOP)
-        if push >= len(code) or code[push] != _PUSH_FP:
+        if code[push : push + 1] != _PUSH_FP:
+            # The BPF compiler puts an instruction or two before it (arch/x86/net/bpf_jit_comp.c, emit_prologue).
+            push = max(push, code.find(_PUSH_FP + _MOVE_FP, push))
+        if code[push : push + 1] != _PUSH_FP:
             return _BODY if into > push else _AT_CALL
         if into <= push:
             return _AT_CALL

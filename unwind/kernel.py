@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from recording.model import Callchain, Frame, Space, StackEnd
-from recording.symbols import SymbolTable
+from recording.symbols import Symbol
 from unwind.arch import Architecture
 from unwind.capture import Capture
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
@@ -26,13 +26,23 @@ _NEAR = 16
 
 
 class TextSource(Protocol):
-    """The kernel's code, as far as it is known."""
+    """The kernel's code, and its modules', as far as it is known."""
 
     def contains(self, address: int) -> bool:
-        """Whether an address is in the kernel's own code (not a module's)."""
+        """Whether the code at an address is known."""
 
     def read(self, address: int, size: int) -> bytes | None:
         """Code bytes, or None where they are not known whole."""
+
+
+class SymbolSource(Protocol):
+    """The names of the kernel's code."""
+
+    def find(self, name: str) -> Symbol | None:
+        """The first symbol of that name in the kernel's image, or None."""
+
+    def find_at(self, address: int) -> Symbol | None:
+        """The symbol that covers an address, or None."""
 
 
 class RowSource(Protocol):
@@ -80,7 +90,7 @@ class KernelUnwinder:
     def __init__(
         self,
         architecture: Architecture,
-        symbols: SymbolTable,
+        symbols: SymbolSource,
         text: TextSource,
         rows: RowSource,
         init_text: tuple[int, int] = (0, 0),
@@ -104,6 +114,13 @@ class KernelUnwinder:
         self._calls: dict[int, bool] = {}
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
+
+    def replace_modules(self, symbols: SymbolSource, text: TextSource, rows: RowSource) -> None:
+        """Go on with other modules: what is known of places in the kernel's own code stays."""
+        self._symbols, self._text, self._rows = symbols, text, rows
+        low, high = self._code.module_area
+        self._places = {address: place for address, place in self._places.items() if not low <= address < high}
+        self._calls = {address: known for address, known in self._calls.items() if not low <= address < high}
 
     def unwind(self, capture: Capture) -> Unwound:
         """The callchain of one vCPU, leaf first. Never raises for what a guest may hold."""
@@ -257,7 +274,7 @@ class KernelUnwinder:
         if isinstance(caller, Missing):
             return StackEnd.UNREADABLE_MEMORY
         if self._is_return_address(caller[arch.pc]):
-            return _Caller(caller)
+            return _Caller(caller, guess=row.guess)
         return StackEnd.BAD_RETURN_ADDRESS
 
     def _leave_thunk(self, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
@@ -327,7 +344,7 @@ class KernelUnwinder:
     def _is_return_address(self, address: int) -> bool:
         """Whether a word can be a return address: code, after a call instruction where its bytes are known.
 
-        (They are not for modules and for boot code that was freed. An idle task's root enters C by a far return.)
+        (They are not for modules that are gone and for boot code that was freed. An idle task's root enters C by a far return.)
         """
         known = self._calls.get(address)
         if known is not None:

@@ -111,6 +111,7 @@ class Row:
     return_address: where the caller's pc is, unless right below the CFA.
     expression: the CFA, where register, offset and memory cannot say it.
     is_signal: the caller is no caller: a signal interrupted it, so that its pc is no return address.
+    guess: it stands in where there is no unwind data, and the caller that it leads to is marked as a guess.
     """
 
     kind: RowKind
@@ -123,6 +124,7 @@ class Row:
     return_address: Saved | None = None
     expression: Expression | None = None
     is_signal: bool = False
+    guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
