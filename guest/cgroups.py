@@ -1,6 +1,6 @@
-"""A task's set of control groups becomes the path of its group in the unified hierarchy (cgroup v2), as ``/proc/PID/cgroup`` shows it.
+"""A task's set of control groups becomes the path of its group in the unified hierarchy (cgroup v2): ``/proc/PID/cgroup``'s.
 
-``css_set.dfl_cgrp`` is the group, and its kernfs node and that node's parents have the names (include/linux/cgroup-defs.h, kernfs.h).
+``css_set.dfl_cgrp`` is the group; its kernfs node and that node's parents have the names (include/linux/cgroup-defs.h, kernfs.h).
 Where no cgroup2 file system was ever mounted, every task is in the root.
 """
 

@@ -23,8 +23,8 @@ Values = tuple[Any, ...]
 class Record:
     """Where the chosen members of a struct lie.
 
-    A member is a path for ``Structs.field``, or several with ``|`` between them of which the first that exists is taken (versions of the
-    kernel name things differently); with ``?`` behind it, it may be absent and is 0 then.
+    A member is a path for ``Structs.field``, or several with ``|`` between them, of which the first that exists is taken (kernels
+    name things differently); with ``?`` behind it, it may be absent and is 0 then.
     """
 
     def __init__(self, structs: Structs, name: str, members: Sequence[str]) -> None:
