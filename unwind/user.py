@@ -11,6 +11,8 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
   is the program's entry point. ld.so's and musl's have no rows or ones that do not say it.
 * The return address is 0 while unwind data led here: nothing can return there (``vm.mmap_min_addr``), who made the stack put it
   there.
+* Unwind data led to the very beginning of a function, which no call does: glibc's makecontext() has its thread return to
+  ``__start_context``.
 * There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
 * A frame pointer that was followed here is 0 (System V ABI, AMD64 3.4.1: "mark the deepest stack frame by setting the frame pointer
   to zero"), as for Go's ``runtime.goexit``. An rbp of 0 that unwind data led to says nothing: it may be any value of the program's.
@@ -143,7 +145,8 @@ class _Walk:
         while True:
             region = activation.region
             pc = activation.registers[self._abi.pc]
-            lookup_pc = pc if activation.interrupted else pc - 1
+            is_start = self._is_start(activation, pc)
+            lookup_pc = pc if activation.interrupted or is_start else pc - 1
             bias, image = (0, None) if region is None or region.image is None else (region.bias, region.image)
             frames.append(
                 Frame(pc - bias & _ADDRESS_MASK, lookup_pc - bias & _ADDRESS_MASK, Space.USER, activation.by_pointer, image)
@@ -151,6 +154,8 @@ class _Walk:
             step: _Step
             if region is None:
                 step = UserEnd.NOT_MAPPED
+            elif is_start:
+                step = UserEnd.THREAD_START
             elif len(frames) >= _DEPTH_LIMIT:
                 step = UserEnd.DEPTH_LIMIT
             else:
@@ -158,6 +163,14 @@ class _Walk:
             if isinstance(step, UserEnd):
                 return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
             activation = step
+
+    def _is_start(self, activation: _Activation, pc: int) -> bool:
+        """Whether a return address is the very beginning of a function with rows, behind bytes without."""
+        region = activation.region
+        if activation.interrupted or self._guessed or region is None or region.rows is None:
+            return False
+        address = pc - region.bias & _ADDRESS_MASK
+        return region.rows.find_row(address - 1) is None and isinstance(region.rows.find_row(address), Row)
 
     def _step(self, activation: _Activation, region: Region, lookup_pc: int) -> _Step:
         """From one frame to its caller, or why the walk ends here."""
