@@ -55,6 +55,14 @@ look() {
             need debian-archive-keyring "Debian's archive keyring"
     fi
     [ "$purpose" != bench ] || has gdb || need gdb 'gdb'
+    if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
+        # Guests with a root file system, and the programs in it.
+        has mmdebstrap || need mmdebstrap 'mmdebstrap'
+        has qemu-img || need qemu-utils "QEMU's tools (qemu-img)"
+        has mke2fs || [ -x /usr/sbin/mke2fs ] || need e2fsprogs 'e2fsprogs (mke2fs)'
+        has gcc || need gcc 'gcc'
+        has g++ || need g++ 'g++ and the headers of the C library'
+    fi
     [ "$purpose" = demo ] || has shellcheck || need shellcheck 'shellcheck'
     if [ "$purpose" = test ]; then
         has node || need nodejs 'Node.js (node)'

@@ -1,12 +1,14 @@
 /* Tasks of known names that share the processors, and the guest's own account of their time: the truth for tasks.
  *
  * As the first process of a guest (or any other) it starts its own tasks and the programs named as arguments, then prints every few
- * seconds, for each thread of each process that has had 20 ms of processor time, on the console:
+ * seconds, for each process and each thread that has had 20 ms of processor time, on the console:
  *
  *     truth: REPORT PID TID COMM UTIME STIME CUTIME CSTIME RUN
  *
- * REPORT counts from 1; COMM is in hex, as it may hold any byte; UTIME and STIME are /proc/PID/task/TID/stat's, in clock ticks since
- * the thread began, CUTIME and CSTIME those of the process' children that have ended; RUN is schedstat's first field, nanoseconds on a processor (proc(5), Documentation/scheduler/sched-stats.rst).
+ * REPORT counts from 1. TID is 0 in the line of a process as a whole, ended threads included (/proc/PID/stat). COMM is in hex, as it
+ * may hold any byte. UTIME and STIME are in clock ticks since the thread or process began, CUTIME and CSTIME those of the process'
+ * children that have ended. RUN is schedstat's first field: nanoseconds that the thread (a process' first one) was on a processor
+ * (proc(5), Documentation/scheduler/sched-stats.rst).
  * After a report's last line: "truth: REPORT end".
  *
  *     comm            what it does
@@ -132,19 +134,17 @@ static int read_file(const char *path, char *buffer, int size)
     return got;
 }
 
-/* One line for a thread. The name in stat(5) stands between the first "(" and the last ")", whatever it holds. */
-static void report_thread(FILE *console, int report, const char *pid, const char *tid)
+/* One line for a thread or a process. The name in stat(5) stands between the first "(" and the last ")", whatever it holds. */
+static void report_one(FILE *console, int report, const char *directory, const char *pid, const char *tid)
 {
     char path[600], stat[1024], run[256];
-    snprintf(path, sizeof path, "/proc/%s/task/%s/stat", pid, tid);
+    snprintf(path, sizeof path, "%s/stat", directory);
     int got = read_file(path, stat, sizeof stat);
-    snprintf(path, sizeof path, "/proc/%s/task/%s/schedstat", pid, tid);
+    snprintf(path, sizeof path, "%s/schedstat", directory);
     read_file(path, run, sizeof run);
     char *begin = strchr(stat, '('), *end = strrchr(stat, ')');
     if (got <= 0 || begin == NULL || end == NULL)
         return; /* it has ended */
-    if (strtoull(run, NULL, 10) < 20000000)
-        return; /* the console is slow */
     char hex[65] = "";
     for (char *c = begin + 1; c < end && c < begin + 17; c++)
         snprintf(hex + strlen(hex), 3, "%02x", (unsigned char)*c);
@@ -152,6 +152,8 @@ static void report_thread(FILE *console, int report, const char *pid, const char
     long child_user = 0, child_system = 0;
     sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %ld %ld", &user, &system, &child_user, &child_system);
     run[strcspn(run, " \n")] = 0;
+    if (strtoull(run, NULL, 10) < 20000000 && user + system < 2)
+        return; /* the console is slow */
     fprintf(console, "truth: %d %s %s %s %lu %lu %ld %ld %s\n", report, pid, tid, hex, user, system, child_user, child_system, run);
 }
 
@@ -160,14 +162,19 @@ static void report_all(FILE *console, int report)
     DIR *processes = opendir("/proc");
     struct dirent *process, *thread;
     while (processes != NULL && (process = readdir(processes)) != NULL) {
-        char path[300];
+        char path[300], thread_path[600];
         if (process->d_name[0] < '0' || process->d_name[0] > '9')
             continue;
+        snprintf(path, sizeof path, "/proc/%s", process->d_name);
+        report_one(console, report, path, process->d_name, "0");
         snprintf(path, sizeof path, "/proc/%s/task", process->d_name);
         DIR *threads_of = opendir(path);
-        while (threads_of != NULL && (thread = readdir(threads_of)) != NULL)
-            if (thread->d_name[0] != '.')
-                report_thread(console, report, process->d_name, thread->d_name);
+        while (threads_of != NULL && (thread = readdir(threads_of)) != NULL) {
+            if (thread->d_name[0] == '.')
+                continue;
+            snprintf(thread_path, sizeof thread_path, "%s/%s", path, thread->d_name);
+            report_one(console, report, thread_path, process->d_name, thread->d_name);
+        }
         if (threads_of != NULL)
             closedir(threads_of);
     }

@@ -53,8 +53,11 @@ SHARES: Mapping[str, Mapping[CallPath, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadTimes:
-    """A thread's line of a report. Times in clock ticks; ended_ticks: of its process' children that have ended."""
+class Times:
+    """A line of a report, of a thread, or of a whole process (tid 0).
+
+    Times in clock ticks; ended_ticks: of the process' children that have ended. run_ns: a thread's (a process' first one's) time.
+    """
 
     pid: int
     tid: int
@@ -64,18 +67,21 @@ class ThreadTimes:
     ended_ticks: int
     run_ns: int
 
+    @property
+    def ticks(self) -> int:
+        """User and system time."""
+        return self.user_ticks + self.system_ticks
 
-def parse_report(console: str, number: int) -> dict[int, ThreadTimes]:
-    """A report's threads by their tid."""
-    threads: dict[int, ThreadTimes] = {}
+
+def parse_report(console: str, number: int) -> list[Times]:
+    """A report's lines."""
+    rows: list[Times] = []
     for match in _LINE.finditer(console):
         report, pid, tid, comm, *times = match.groups()
         if int(report) == number:
             user, system, child_user, child_system, run_ns = map(int, times)
-            threads[int(tid)] = ThreadTimes(
-                int(pid), int(tid), bytes.fromhex(comm), user, system, child_user + child_system, run_ns
-            )
-    return threads
+            rows.append(Times(int(pid), int(tid), bytes.fromhex(comm), user, system, child_user + child_system, run_ns))
+    return rows
 
 
 def tolerance(share: float, samples: int, rest: float) -> float:
