@@ -16,6 +16,10 @@ _FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _MAX_SLICE = 2048
 """Bytes between the first and the last member of a record. The largest that is read, struct mm_struct, has about 1,400."""
 
+_PAGE_SHIFT = 12
+_WORD = 64
+_WORTH_MERGING = 4
+
 Values = tuple[Any, ...]
 """A record's members in the order in which they were asked for: unsigned integers, or bytes for those of another size."""
 
@@ -70,5 +74,28 @@ class Record:
 def read_records(space: AddressSpace, wanted: Iterable[tuple[Record, int]]) -> list[Values | None]:
     """The values of records at addresses, in one batch; None for those that cannot be read."""
     pairs = list(wanted)
-    answers = space.read_many([record.request(address) for record, address in pairs])
+    answers = read_slices(space, [record.request(address) for record, address in pairs])
     return [None if data is None else record.values(data) for (record, _address), data in zip(pairs, answers, strict=True)]
+
+
+def read_slices(space: AddressSpace, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
+    """As ``space.read_many``, but what lies in one page is read in one piece: the kernel keeps structs of a kind close together."""
+    if len(requests) < _WORTH_MERGING:
+        return space.read_many(list(requests))
+    spans: dict[int, list[int]] = {}
+    for address, size in requests:
+        page = address >> _PAGE_SHIFT
+        if address + size - 1 >> _PAGE_SHIFT == page:
+            span = spans.setdefault(page, [address, address + size])
+            span[0] = min(span[0], address)
+            span[1] = max(span[1], address + size)
+        else:
+            spans[address << _WORD | size] = [address, address + size]
+    answers = space.read_many([(start, end - start) for start, end in spans.values()])
+    pieces = {key: (span[0], data) for (key, span), data in zip(spans.items(), answers, strict=True)}
+    results: list[bytes | None] = []
+    for address, size in requests:
+        page = address >> _PAGE_SHIFT
+        start, data = pieces[page if address + size - 1 >> _PAGE_SHIFT == page else address << _WORD | size]
+        results.append(None if data is None else data[address - start : address - start + size])
+    return results

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 from guest.paging import AddressSpace
-from guest.records import Record, Values
+from guest.records import Record, Values, read_slices
 from recording.errors import GuestMemoryError
 
 K = TypeVar("K", bound=Hashable)
@@ -117,5 +117,5 @@ class Remembered(Generic[K, T]):
         """Read what is not there yet."""
         wanted = [key for key in dict.fromkeys(keys) if key not in words]
         requests = [what.request(address) if isinstance(what, Record) else (address, what) for what, address in wanted]
-        for (what, address), data in zip(wanted, self._space.read_many(requests), strict=True):
+        for (what, address), data in zip(wanted, read_slices(self._space, requests), strict=True):
             words[what, address] = data if data is None or not isinstance(what, Record) else what.values(data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from guest.memory import Steps
 from guest.paging import AddressSpace
-from guest.records import Record, Values, read_records
+from guest.records import Record, Values, read_records, read_slices
 from guest.structs import Structs
 from recording.errors import BadImageError, GuestMemoryError
 
@@ -157,7 +157,7 @@ class MapleAreas:
             for first in range(0, len(level), _PER_STEP):
                 part = level[first : first + _PER_STEP]
                 nodes += len(part)
-                answers = self._space.read_many([(span.entry & ~_NODE_MASK, _NODE_SIZE) for span, _parent in part])
+                answers = read_slices(self._space, [(span.entry & ~_NODE_MASK, _NODE_SIZE) for span, _parent in part])
                 for (span, parent), data in zip(part, answers, strict=True):
                     if data is None:
                         raise TreeChangedError(f"the node {span.entry:#x} of a tree of mappings cannot be read")
