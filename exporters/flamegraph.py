@@ -28,6 +28,7 @@ _LEAST_WIDTH = 0.1
 _TINTS = 6
 _LONGEST_NAME = 500
 _KINDS = {
+    "process": "process",
     "kernel": "kernel",
     "module": "kernel module",
     "user": "user code",
@@ -116,6 +117,8 @@ def _by_name(node: TreeNode) -> tuple[str, str, str]:
 
 
 def _kind(box: _Box) -> str:
+    if box.node.is_process:
+        return "process"
     if box.node.is_idle or is_idle_function(box.node.function):
         return "idle"
     return box.node.function.kind.value

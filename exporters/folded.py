@@ -14,18 +14,24 @@ from recording.names import Function
 from recording.profile import Profile
 
 _ENDS_IN_NUMBER = re.compile(r"\s(?=\d+(?:\.\d*)?$)")
+_BLANK = re.compile(r"\s")
 _KERNEL_SIDE = frozenset({FrameKind.KERNEL, FrameKind.MODULE, FrameKind.BPF})
 
 
 def export_folded(profile: Profile, *, annotate: bool = True) -> bytes:
-    """Lines in alphabetical order, which add up to the samples.
+    """Lines in alphabetical order, which add up to the samples. Where tasks are known, a stack begins with its process' name.
 
     annotate: mark kernel frames with ``_[k]``, which flamegraph.pl's palettes colour by and do not show.
     """
     names = [folded_name(function, annotate=annotate) for function in profile.functions]
+    has_tasks = profile.has_tasks
+    roots: dict[int, str] = {}
     lines: dict[str, int] = {}
     for count in profile.counts:
-        line = ";".join([names[index] for index in count.stack.indexes])
+        root = roots.get(id(count.origin))
+        if root is None:
+            root = roots[id(count.origin)] = f"{process_name(count.origin.process.root_name)};" if has_tasks else ""
+        line = root + ";".join([names[index] for index in count.stack.indexes])
         lines[line] = lines.get(line, 0) + count.samples
     return "".join([f"{line} {lines[line]}\n" for line in sorted(lines)]).encode()
 
@@ -35,3 +41,8 @@ def folded_name(function: Function, *, annotate: bool) -> str:
     name = "".join([c if c.isprintable() else "?" for c in function.name]).replace(";", ":")
     name = _ENDS_IN_NUMBER.sub("_", name) or "?"
     return f"{name}_[k]" if annotate and function.kind in _KERNEL_SIDE else name
+
+
+def process_name(name: str) -> str:
+    """A process' name as a frame, without blanks, as perf's scripts write it."""
+    return _BLANK.sub("_", folded_name(Function(name, "", FrameKind.USER), annotate=False))

@@ -11,7 +11,7 @@ from exporters.report import GroupBy, SortBy
 from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
-from exporters.speedscope import export_speedscope
+from exporters.speedscope import Per, export_speedscope
 from recording.profile import Profile
 
 
@@ -21,6 +21,7 @@ class ExportOptions:
 
     version: of guestprof, for files that name their writer.
     title: over the picture; None for one made from the recording's meta.
+    per: what each profile of a file is of, where the format has several (speedscope).
     annotate: mark kernel frames where the format has no other way (folded).
     warn: told what the user should know about the output.
     """
@@ -29,6 +30,7 @@ class ExportOptions:
     title: str | None = None
     annotate: bool = True
     warn: Callable[[str], None] | None = None
+    per: Per = Per.VCPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ EXPORT_FORMATS = {
         ExportFormat(
             "speedscope",
             ".speedscope.json",
-            lambda profile, options: export_speedscope(profile, version=options.version, title=options.title, warn=options.warn),
+            lambda profile, options: export_speedscope(
+                profile, version=options.version, title=options.title, warn=options.warn, per=options.per
+            ),
         ),
         ExportFormat("folded", ".folded", lambda profile, options: export_folded(profile, annotate=options.annotate)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),

@@ -8,7 +8,16 @@ from enum import StrEnum
 
 from exporters.text import share
 from recording.profile import Profile
-from recording.views import Total, function_totals, module_totals, vcpu_totals
+from recording.views import (
+    Total,
+    context_totals,
+    function_totals,
+    module_totals,
+    process_totals,
+    system_call_totals,
+    thread_totals,
+    vcpu_totals,
+)
 
 
 class GroupBy(StrEnum):
@@ -16,7 +25,16 @@ class GroupBy(StrEnum):
 
     FUNCTION = "function"
     MODULE = "module"
+    PROCESS = "process"
+    THREAD = "thread"
     VCPU = "vcpu"
+    CONTEXT = "context"
+    SYSTEM_CALL = "system-call"
+
+    @property
+    def has_pids(self) -> bool:
+        """Whether rows have a number beside their name."""
+        return self in {GroupBy.PROCESS, GroupBy.THREAD}
 
 
 class SortBy(StrEnum):
@@ -38,7 +56,11 @@ class Row:
 _TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
     GroupBy.FUNCTION: function_totals,
     GroupBy.MODULE: module_totals,
+    GroupBy.PROCESS: process_totals,
+    GroupBy.THREAD: thread_totals,
     GroupBy.VCPU: vcpu_totals,
+    GroupBy.CONTEXT: context_totals,
+    GroupBy.SYSTEM_CALL: system_call_totals,
 }
 
 

@@ -13,15 +13,20 @@ from recording.profile import Profile
 def export_report_csv(
     profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
 ) -> bytes:
-    """One heading and one line a row, also where names hold line breaks: what is not visible is written as an escape."""
+    """One heading and one line a row, also where names hold line breaks: what is not visible is written as an escape.
+
+    Rows of processes and threads have a column ``pid`` after the name, empty for samples without a task.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "module", "kind", "self_ns", "total_ns", "self_share", "total_share", "samples"])
+    pid = ["pid"] if by.has_pids else []
+    writer.writerow(["name", *pid, "module", "kind", "self_ns", "total_ns", "self_share", "total_share", "samples"])
     for row in report_rows(profile, by=by, sort=sort, limit=limit):
         total = row.total
         writer.writerow(
             [
                 printable(total.name),
+                *([total.pid] if by.has_pids else []),
                 printable(total.module),
                 total.kind.value,
                 total.self_ns,

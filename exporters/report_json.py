@@ -11,16 +11,26 @@ from exporters.text import encodable
 from recording.profile import Profile
 from recording.quality import Quality
 
-_KEYS = {GroupBy.FUNCTION: "functions", GroupBy.MODULE: "modules", GroupBy.VCPU: "vcpus"}
+_KEYS = {
+    GroupBy.FUNCTION: "functions",
+    GroupBy.MODULE: "modules",
+    GroupBy.PROCESS: "processes",
+    GroupBy.THREAD: "threads",
+    GroupBy.VCPU: "vcpus",
+    GroupBy.CONTEXT: "contexts",
+    GroupBy.SYSTEM_CALL: "system_calls",
+}
 
 
 def export_report_json(
     profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
 ) -> bytes:
-    """``{"meta", "quality", "functions"}``; the last one is ``modules`` or ``vcpus`` in a report by those. ``samples`` counts those
-    in which the function is anywhere on the stack.
+    """``{"meta", "quality", "functions"}``; the last one is ``modules``, ``processes`` and so on in a report by those.
+
+    ``samples`` counts those in which the function is anywhere on the stack. Rows of processes and threads have a ``pid``, which is
+    null for samples without a task.
     """
-    rows = [_row(row) for row in report_rows(profile, by=by, sort=sort, limit=limit)]
+    rows = [_row(row, by) for row in report_rows(profile, by=by, sort=sort, limit=limit)]
     document = {"meta": _encodable(profile.meta), "quality": quality_values(profile.quality()), _KEYS[by]: rows}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -36,14 +46,17 @@ def quality_values(quality: Quality) -> dict[str, Any]:
         "complete_share": quality.complete_share,
         "entry_share": quality.entry_share,
         "user_complete_share": quality.user_complete_share,
+        "task_share": quality.task_share,
         "ends": {end.value: count for end, count in quality.ends.items()},
+        "user_ends": {end.value: count for end, count in quality.user_ends.items()},
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, by: GroupBy) -> dict[str, Any]:
     total = row.total
     return {
         "name": encodable(total.name),
+        **({"pid": total.pid} if by.has_pids else {}),
         "module": encodable(total.module),
         "kind": total.kind.value,
         "self_ns": total.self_ns,

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exporters.report import GroupBy, Row, SortBy, report_rows
-from exporters.text import duration, halted_line, machine, percent, printable, rate_line, shortened, stacks_line
+from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, shortened, stacks_line
+from recording.model import UserEnd
 from recording.profile import Profile
 from recording.quality import Quality
+from recording.views import Total
 
 _NAME_WIDTH = 60
 _MODULE_WIDTH = 30
+_MAX_FILES = 5
+_FILE_WIDTH = 140
+_HELP = {
+    UserEnd.NO_REGISTERS: "the kernel was being entered or left, or its stack could not be walked; a few are normal",
+    UserEnd.NO_MAPPINGS: "the process was gone before its memory map was read, or the map is damaged",
+    UserEnd.NOT_MAPPED: "a return address leads to no code: a stack that was damaged, or code that keeps none",
+    UserEnd.NO_UNWIND_INFO: "code without unwind tables and frame pointers; build it with -fasynchronous-unwind-tables",
+    UserEnd.NO_FILE_CONTENTS: (
+        "unwind tables of unreadable files; let guestprof read the guest's disks, or name a copy with --sysroot DIR"
+    ),
+    UserEnd.UNREADABLE_MEMORY: "stack that was paged out, or deeper than what is copied in a halt",
+    UserEnd.DID_NOT_ADVANCE: "a stack that leads back to itself: damaged, or code that keeps none",
+    UserEnd.DEPTH_LIMIT: "deeper than what is kept of a stack",
+}
+"""What cut a user stack short, and what helps where something does."""
 
 
 def export_report_text(
@@ -16,7 +35,7 @@ def export_report_text(
 ) -> bytes:
     """Lines of plain text. Names longer than 60 characters are cut; the JSON report has them whole."""
     rows = report_rows(profile, by=by, sort=sort, limit=limit)
-    lines = [machine(profile.meta), *quality_lines(profile.quality()), ""]
+    lines = [machine(profile.meta), *quality_lines(profile.quality(), profile.unreadable_files()), ""]
     lines.append(
         f"{'self %':>8}  {'self time':>10}  {'total %':>8}  {'total time':>10}  {'samples':>9}  {_heading(rows, by)}".rstrip()
     )
@@ -27,7 +46,7 @@ def export_report_text(
     return ("\n".join(lines) + "\n").encode()
 
 
-def quality_lines(quality: Quality) -> list[str]:
+def quality_lines(quality: Quality, unreadable_files: Sequence[str] = ()) -> list[str]:
     """The quality block for people."""
     ends = ", ".join(f"{end.value} {count:,}" for end, count in sorted(quality.ends.items(), key=lambda item: -item[1]))
     return [
@@ -36,11 +55,41 @@ def quality_lines(quality: Quality) -> list[str]:
         f"halted   {halted_line(quality)}",
         f"stacks   {stacks_line(quality)}",
         f"ends     {ends or 'none'}",
+        *_task_lines(quality),
+        *_user_lines(quality, unreadable_files),
     ]
+
+
+def _task_lines(quality: Quality) -> list[str]:
+    if quality.task_share is None:
+        return []
+    return [f"tasks    {percent(quality.task_share, 2)} of the samples outside of firmware have a known task"]
+
+
+def _user_lines(quality: Quality, unreadable_files: Sequence[str]) -> list[str]:
+    """How many user stacks are whole, what the others were lost to, and what would help."""
+    if quality.user_complete_share is None:
+        return ["user     no user stacks were asked for (--no-user)"] if UserEnd.NOT_WANTED in quality.user_ends else []
+    lines = [f"user     {percent(quality.user_complete_share, 2)} of the user stacks are whole"]
+    lost = [(end, count) for end, count in quality.user_ends.items() if end in _HELP]
+    lines += [
+        f"         {counted(count, 'stack')} cut, {end.value}: {_HELP[end]}" for end, count in sorted(lost, key=lambda row: -row[1])
+    ]
+    if UserEnd.NO_FILE_CONTENTS in quality.user_ends:
+        lines += [f"         - {shortened(printable(text), _FILE_WIDTH)}" for text in unreadable_files[:_MAX_FILES]]
+        more = len(unreadable_files) - _MAX_FILES
+        if more > 0:
+            lines.append(f"         - and {counted(more, 'file')} more")
+    return lines
 
 
 def _name_width(rows: list[Row]) -> int:
     return min(_NAME_WIDTH, max((len(printable(row.total.name)) for row in rows), default=0))
+
+
+def _label(total: Total) -> str:
+    name = shortened(printable(total.name), _NAME_WIDTH)
+    return name if total.pid is None else f"{name} ({total.pid})"
 
 
 def _heading(rows: list[Row], by: GroupBy) -> str:
@@ -49,10 +98,17 @@ def _heading(rows: list[Row], by: GroupBy) -> str:
     return by.value
 
 
+def _module(name: str) -> str:
+    """A long path loses its directories rather than its file."""
+    return (
+        name if len(name) <= _MODULE_WIDTH else f"…{name[1 - _MODULE_WIDTH :]}" if "/" in name else shortened(name, _MODULE_WIDTH)
+    )
+
+
 def _line(row: Row, by: GroupBy, width: int) -> str:
     total = row.total
-    name = shortened(printable(total.name), _NAME_WIDTH)
+    name = _label(total)
     if by is GroupBy.FUNCTION:
-        name = f"{name:<{max(width, 8)}}  {shortened(printable(total.module), _MODULE_WIDTH)}"
+        name = f"{name:<{max(width, 8)}}  {_module(printable(total.module))}"
     figures = f"{percent(row.self_share, 2):>8}  {duration(total.self_ns):>10}  {percent(row.total_share, 2):>8}"
     return f"{figures}  {duration(total.total_ns):>10}  {total.samples:>9,}  {name}".rstrip()

@@ -1,4 +1,4 @@
-"""A profile becomes a speedscope file: one sampled profile a vCPU, in time order, weighed by guest running time.
+"""A profile becomes a speedscope file: one sampled profile a vCPU or a process, in time order, weighed by guest running time.
 
 Format: https://github.com/jlfwong/speedscope/wiki/Importing-from-custom-sources and the schema in the npm package. Beyond the
 schema, ``endValue - startValue`` equals the sum of the weights, and all vCPUs start at the same moment, so that they line up.
@@ -6,47 +6,111 @@ schema, ``endValue - startValue`` equals the sum of the weights, and all vCPUs s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import orjson
 
 from exporters.text import encodable, machine
-from recording.profile import Moment, Profile
+from recording.processes import Owner
+from recording.profile import Origin, Profile, Stack
 
 WARN_ABOVE_BYTES = 200_000_000
 """Browsers crawl from about there on."""
+_PROCESS_FILE = "[process]"
+
+
+class Per(StrEnum):
+    """What each profile of a file is of."""
+
+    VCPU = "vcpu"
+    """All that a vCPU did, with gaps where it was not sampled; stacks begin with the process where tasks are known."""
+    PROCESS = "process"
+    """The time that a process ran, on any vCPU and without gaps."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """A profile that is being made: stacks as the document has them, neighbours of one stack merged; a gap is an empty stack."""
+
+    stacks: list[tuple[int, ...]] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+    busy_ns: int = 0
+
+    def add(self, indexes: tuple[int, ...], weight_ns: int, *, busy: bool) -> None:
+        """Go on with a stack for some time."""
+        if self.stacks and self.stacks[-1] == indexes:
+            self.weights[-1] += weight_ns
+        else:
+            self.stacks.append(indexes)
+            self.weights.append(weight_ns)
+        if busy:
+            self.busy_ns += weight_ns
+
+    def document(self, name: str) -> dict[str, Any]:
+        """As speedscope wants it."""
+        return {
+            "type": "sampled",
+            "name": name,
+            "unit": "nanoseconds",
+            "startValue": 0,
+            "endValue": sum(self.weights),
+            "samples": self.stacks,
+            "weights": self.weights,
+        }
+
+
+class _Roots:
+    """Stacks with their process as the first frame, where tasks are known. The frames of processes stand after all functions."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._functions = len(profile.functions)
+        self._has_tasks = profile.has_tasks
+        self.names: list[str] = []
+        self._indexes: dict[str, int] = {}
+        self._of_origin: dict[int, int] = {}
+        self._known: dict[tuple[Stack, int], tuple[int, ...]] = {}
+
+    def rooted(self, stack: Stack, origin: Origin) -> tuple[int, ...]:
+        """A stack's indexes, its process first; equal ones are one object."""
+        if not self._has_tasks:
+            return stack.indexes
+        root = self._of_origin.get(id(origin))
+        if root is None:
+            name = origin.process.root_name
+            root = self._indexes.setdefault(name, self._functions + len(self.names))
+            if root == self._functions + len(self.names):
+                self.names.append(name)
+            self._of_origin[id(origin)] = root
+        known = self._known.get((stack, root))
+        if known is None:
+            known = self._known[stack, root] = (root, *stack.indexes)
+        return known
 
 
 def export_speedscope(
-    profile: Profile, *, version: str, title: str | None = None, warn: Callable[[str], None] | None = None
+    profile: Profile,
+    *,
+    version: str,
+    title: str | None = None,
+    warn: Callable[[str], None] | None = None,
+    per: Per = Per.VCPU,
 ) -> bytes:
     """One JSON document. ``warn`` is told where it is too large to look at with pleasure."""
-    profiles: list[dict[str, Any]] = []
-    busiest, busiest_ns = 0, -1
-    for vcpu, moments in profile.timelines():
-        samples, weights, busy_ns = _sampled(moments)
-        if busy_ns > busiest_ns:
-            busiest, busiest_ns = len(profiles), busy_ns
-        profiles.append(
-            {
-                "type": "sampled",
-                "name": f"vCPU {vcpu}",
-                "unit": "nanoseconds",
-                "startValue": 0,
-                "endValue": sum(weights),
-                "samples": samples,
-                "weights": weights,
-            }
-        )
+    roots = _Roots(profile)
+    lines = _vcpu_lines(profile, roots) if per is Per.VCPU else _process_lines(profile)
+    busiest = max(range(len(lines)), key=lambda index: (lines[index][1].busy_ns, -index), default=0)
+    frames = [{"name": encodable(f.name), "file": encodable(f.module)} for f in profile.functions]
+    frames += [{"name": encodable(name), "file": _PROCESS_FILE} for name in roots.names]
     document = {
         "$schema": "https://www.speedscope.app/file-format-schema.json",
         "exporter": f"guestprof@{version}",
         "name": encodable(machine(profile.meta) if title is None else title),
         "activeProfileIndex": busiest,
-        "shared": {"frames": [{"name": encodable(f.name), "file": encodable(f.module)} for f in profile.functions]},
-        "profiles": profiles,
+        "shared": {"frames": frames},
+        "profiles": [line.document(encodable(name)) for name, line in lines],
     }
     text = orjson.dumps(document)
     if warn is not None and len(text) > WARN_ABOVE_BYTES:
@@ -54,13 +118,34 @@ def export_speedscope(
     return text
 
 
-def _sampled(moments: Iterator[Moment]) -> tuple[list[tuple[int, ...]], list[int], int]:
-    """Stacks with their weights, neighbours of one stack merged; a gap is an empty stack. And the time that was not idle."""
-    samples, weights, busy_ns = [], [], 0
-    for stack, same in groupby(moments, key=lambda moment: moment.stack):
-        weight_ns = sum(moment.duration_ns for moment in same)
-        samples.append(() if stack is None else stack.indexes)
-        weights.append(weight_ns)
-        if stack is not None and not stack.idle:
-            busy_ns += weight_ns
-    return samples, weights, busy_ns
+def _vcpu_lines(profile: Profile, roots: _Roots) -> list[tuple[str, _Line]]:
+    lines = []
+    for vcpu, moments in profile.timelines():
+        line = _Line()
+        for stack, origin, _, duration_ns in moments:
+            if stack is None or origin is None:
+                line.add((), duration_ns, busy=False)
+            else:
+                line.add(roots.rooted(stack, origin), duration_ns, busy=not stack.idle)
+        lines.append((f"vCPU {vcpu}", line))
+    return lines
+
+
+def _process_lines(profile: Profile) -> list[tuple[str, _Line]]:
+    """The processes that took most time first. Where several vCPUs ran one at once, their stacks follow each other."""
+    rows: dict[Owner, list[tuple[int, int, Stack, int]]] = {}
+    of_origin: dict[int, list[tuple[int, int, Stack, int]]] = {}
+    for vcpu, moments in profile.timelines():
+        for stack, origin, start_ns, duration_ns in moments:
+            if stack is not None and origin is not None:
+                known = of_origin.get(id(origin))
+                if known is None:
+                    known = of_origin[id(origin)] = rows.setdefault(origin.process, [])
+                known.append((start_ns, vcpu, stack, duration_ns))
+    lines = []
+    for owner, moments_of in rows.items():
+        line = _Line()
+        for _, _, stack, duration_ns in sorted(moments_of, key=lambda row: row[:2]):
+            line.add(stack.indexes, duration_ns, busy=not stack.idle)
+        lines.append((owner.name if owner.pid is None else f"{owner.name} ({owner.pid})", line))
+    return sorted(lines, key=lambda named: (-sum(named[1].weights), named[0]))

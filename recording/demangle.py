@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ LONGEST_NAME = 4096
 _ATTEMPTS = 8
 """So many names may end the worker; the others then stay as they are."""
 _TIME_S = 20.0
+"""For all names of one call: a usual one takes microseconds, starting the worker a tenth of a second."""
 _MANGLED = re.compile(r"(_Z|_R)[0-9A-Za-z_.$@]+", re.ASCII)
 _OPENING, _CLOSING = "<([{", ">)]}"
 _OPERATOR = re.compile(
@@ -40,21 +42,23 @@ def demangled(names: Iterable[str]) -> dict[str, str]:
     """
     waiting = sorted({name for name in names if is_mangled(name)})
     known: dict[str, str] = {}
+    give_up = time.monotonic() + _TIME_S
     for _ in range(_ATTEMPTS):
-        if not waiting:
+        left_s = give_up - time.monotonic()
+        if not waiting or left_s <= 0:
             break
-        answers = _asked(waiting)
+        answers = _asked(waiting, left_s)
         known.update(zip(waiting, answers, strict=False))
         waiting = waiting[len(answers) + 1 :]  # the name after the last answer ended the worker
     return {name: without_parameters(text) if name.startswith("_Z") else text for name, text in known.items() if name != text}
 
 
-def _asked(names: list[str]) -> list[str]:
+def _asked(names: list[str], time_s: float) -> list[str]:
     """The worker's answers, up to the name that ended it."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("demangle_worker.py"))]
     text = "".join([f"{name}\n" for name in names]).encode()
     try:
-        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_TIME_S, check=False)
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=time_s, check=False)
         output = done.stdout
     except subprocess.TimeoutExpired as late:
         output = late.stdout or b""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
 from recording.idle import is_idle
@@ -53,9 +53,11 @@ class Origin:
         return process_of(self.task, is_firmware=self.is_firmware)
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How often a stack was seen on a vCPU, and the guest running time it stands for."""
+class Count(NamedTuple):
+    """How often a stack was seen on a vCPU, and the guest running time it stands for.
+
+    A tuple, as there may be a million of them: making a frozen dataclass takes several times as long.
+    """
 
     stack: Stack
     origin: Origin
@@ -64,10 +66,10 @@ class Count:
     weight_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One sample on a vCPU's time line. Without stack and origin: the vCPU was not sampled, or the sample is not selected.
+class Moment(NamedTuple):
+    """One sample on a vCPU's time line (a tuple as ``Count`` is).
 
+    stack, origin: None where the vCPU was not sampled, or the sample is not selected.
     start_ns: guest running time since the first moment of all vCPUs.
     """
 
@@ -154,7 +156,8 @@ class Profile:
         if wanted.processes is None:
             return True
         process = origin.process
-        return bool({process.name, process.root_name, str(process.pid)} & wanted.processes)
+        words = {process.name, process.root_name}
+        return bool((words if process.pid is None else words | {str(process.pid)}) & wanted.processes)
 
     def _looked_up(self, rows: Mapping[int, _T], index: int, what: str) -> _T:
         found = rows.get(index)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from exporters.registry import EXPORT_FORMATS, ExportOptions
+from exporters.speedscope import Per
 from guestprof.output import write_output
 from guestprof.selection import selection_of, selection_options
 from guestprof.version import version
@@ -25,6 +26,13 @@ from recording.reader import Recording
 )
 @selection_options
 @click.option("--annotate/--no-annotate", default=True, help="Mark kernel frames with _[k] (folded).  [default: annotate]")
+@click.option(
+    "--per",
+    type=click.Choice([per.value for per in Per]),
+    default="vcpu",
+    show_default=True,
+    help="What each profile of the file is of (speedscope).",
+)
 @click.option("--title", help="Title over the picture.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(
@@ -36,14 +44,17 @@ def export(
     since: float | None,
     until: float | None,
     vcpus: tuple[int, ...] | None,
+    processes: tuple[str, ...],
+    contexts: tuple[str, ...],
     annotate: bool,
+    per: str,
     title: str | None,
     force: bool,
 ) -> None:
     """Write a recording for speedscope (https://www.speedscope.app), as folded stacks, or as an SVG flame graph."""
     chosen = EXPORT_FORMATS[format_name]
-    options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True))
+    options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
     with Recording.open(file) as recording:
-        data = chosen.export(Profile(recording, selection_of(idle, since, until, vcpus)), options)
+        data = chosen.export(Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts)), options)
     path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
     write_output(path, data, force=force)

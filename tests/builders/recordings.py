@@ -1,16 +1,31 @@
 """Hand-made recordings: stacks written as names become a file, so that tests can say what totals it must have.
 
-Each function name stands for an address in a made-up kernel; ``name@module`` for one in a module, ``U:`` and ``F:`` for a user
-and a firmware address, ``?`` for a kernel address outside of everything.
+Each function name stands for an address in a made-up kernel; ``name@module`` for one in a module, ``name@/path`` for one in a user
+file (``@/path`` for an address there that no symbol names), ``U:`` and ``F:`` for a user address of no file and a firmware address,
+``?`` for a kernel address outside of everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from recording.model import Callchain, Event, Frame, FrameKind, Halt, Image, Sample, Space, StackEnd
+from recording.model import (
+    Callchain,
+    Context,
+    Event,
+    Frame,
+    FrameKind,
+    Halt,
+    Image,
+    Sample,
+    Space,
+    StackEnd,
+    SystemCall,
+    Task,
+    UserEnd,
+)
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
 
@@ -18,6 +33,7 @@ KERNEL_START = 0xFFFF_FFFF_8100_0000
 MODULE_START = 0xFFFF_FFFF_C000_0000
 UNKNOWN_PC = 0xFFFF_C900_0000_1000
 USER_PC = 0x7F00_0000_1000
+FILE_START = 0x1000
 FIRMWARE_PC = 0xF_FFF0
 MS = 1_000_000
 
@@ -30,6 +46,10 @@ class Stack:
     vcpu: int = 0
     end: StackEnd = StackEnd.TASK_ROOT
     weight_ns: int = 10 * MS
+    user_end: UserEnd | None = None
+    task: Task | None = None
+    context: Context = Context.UNKNOWN
+    system_call: SystemCall | None = None
 
 
 @dataclass(slots=True)
@@ -39,6 +59,7 @@ class Names:
     kernel: list[str] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
 
     def frame(self, word: str) -> Frame:
         """A frame whose return address lies 16 bytes into the named function."""
@@ -51,6 +72,8 @@ class Names:
             return Frame(UNKNOWN_PC, UNKNOWN_PC - 1)
         name, _, module = word.partition("@")
         names, start = self.kernel, KERNEL_START
+        if module.startswith(("/", "[")):
+            return self._user_frame(name, module)
         if module:
             names = self.modules.setdefault(module, [])
             start = MODULE_START + 0x10_0000 * list(self.modules).index(module)
@@ -59,8 +82,26 @@ class Names:
         pc = start + 64 * names.index(name) + 16
         return Frame(pc, pc - 1)
 
+    def _user_frame(self, name: str, path: str) -> Frame:
+        """In a file whose code begins at link-time address 0x1000."""
+        names = self.files.setdefault(path, [])
+        index = list(self.files).index(path)
+        if not name:
+            return Frame(0x234, 0x233, Space.USER, image=index)
+        if name not in names:
+            names.append(name)
+        pc = FILE_START + 64 * names.index(name) + 16
+        return Frame(pc, pc - 1, Space.USER, image=index)
+
     def images(self) -> list[Image]:
-        """The images which hold the names that were handed out."""
+        """The images which hold the names that were handed out: user files first, by whose numbers frames know them."""
+        made = []
+        for path, names in self.files.items():
+            shown = [self.shown.get(word, word) for word in names]
+            made.append(replace(_image(path, FrameKind.USER, FILE_START, shown), ranges=(), boot=0))
+        return [*made, *self._kernel_images()]
+
+    def _kernel_images(self) -> list[Image]:
         made = [_image("vmlinux", FrameKind.KERNEL, KERNEL_START, [self.shown.get(word, word) for word in self.kernel])]
         for index, (module, names) in enumerate(self.modules.items()):
             made.append(_image(module, FrameKind.MODULE, MODULE_START + 0x10_0000 * index, names))
@@ -81,7 +122,7 @@ META = {
 }
 
 
-def write_recording(path: Path, halts: Sequence[Sequence[Stack]], names: Names | None = None) -> Path:
+def write_recording(path: Path, halts: Sequence[Sequence[Stack]], names: Names | None = None, events: Sequence[Event] = ()) -> Path:
     """One recording: a halt each 10 ms of guest time, 0.5 ms long, with one stack a vCPU. Every tenth halt is 6 ms late."""
     known = Names() if names is None else names
     with RecordingWriter(path, clock=lambda: 0.0) as writer:
@@ -93,8 +134,11 @@ def write_recording(path: Path, halts: Sequence[Sequence[Stack]], names: Names |
             halt = writer.add_halt(Halt(running_ns + index * 500_000, running_ns, 500_000, late_ns))
             for stack in stacks:
                 frames = tuple(known.frame(word) for word in reversed(stack.frames.split()))
-                writer.add_sample(Sample(halt, stack.vcpu, 0, stack.weight_ns, Callchain(frames, stack.end)))
+                chain = Callchain(frames, stack.end, stack.user_end)
+                writer.add_sample(Sample(halt, stack.vcpu, 0, stack.weight_ns, chain, stack.task, stack.context, stack.system_call))
         for image in known.images():
             writer.add_image(image)
         writer.add_event(Event(0, "kernel-found", "found Linux 6.1.0-18-amd64"))
+        for event in events:
+            writer.add_event(event)
     return path

@@ -15,7 +15,7 @@ from exporters.flamegraph import export_flamegraph
 from exporters.text import printable
 from recording.model import StackEnd
 from recording.reader import Selection
-from tests.builders.profiles import HOSTILE_NAMES, IDLE, hostile_recording, opened, small_recording
+from tests.builders.profiles import HOSTILE_NAMES, IDLE, busy_recording, hostile_recording, opened, small_recording
 from tests.builders.recordings import MS, Stack, write_recording
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -58,6 +58,18 @@ def _drawn(group: Element, bottom: float) -> Drawn:
 def flame_graph(path: Path, selection: Selection | None = None, title: str | None = None) -> bytes:
     with opened(path, selection) as profile:
         return export_flamegraph(profile, title=title)
+
+
+def test_processes_stand_at_the_roots(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
+    svg = flame_graph(busy_recording(tmp_path / "a"))
+    golden("busy.svg", svg)
+    text = svg.decode()
+    roots = re.findall(r'data-l="1" data-n="([^"]*)"><title>[^<]*</title><rect class="([a-z]+)[0-5]"', text)
+    assert roots == [(name, "process") for name in ("[firmware]", "[unknown]", "kworker/0:1", "python3", "swapper")]
+    assert ">process</text>" in text
+    assert re.search(
+        r'data-n="foo::bar&lt;3&gt;"><title>foo::bar&lt;3&gt; /usr/lib/libfoo.so.1: [^<]*</title><rect class="user', text
+    )
 
 
 def test_golden_file(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:

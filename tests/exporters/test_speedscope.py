@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 
 from exporters.folded import export_folded
-from exporters.speedscope import export_speedscope
+from exporters.speedscope import Per, export_speedscope
 from recording.reader import Selection
 from recording.views import function_totals
-from tests.builders.profiles import HOSTILE_NAMES, hostile_recording, opened, small_recording
+from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened, small_recording
 from tests.builders.recordings import MS
 
 JS = Path(__file__).resolve().parent.parent / "js"
@@ -42,9 +42,9 @@ def check_invariants(document: dict[str, Any]) -> None:
         assert all(before != after for before, after in zip(profile["samples"], profile["samples"][1:], strict=False))
 
 
-def exported(path: Path, selection: Selection | None = None) -> dict[str, Any]:
+def exported(path: Path, selection: Selection | None = None, per: Per = Per.VCPU) -> dict[str, Any]:
     with opened(path, selection) as profile:
-        document: dict[str, Any] = json.loads(export_speedscope(profile, version="1.2.3"))
+        document: dict[str, Any] = json.loads(export_speedscope(profile, version="1.2.3", per=per))
     check_invariants(document)
     return document
 
@@ -91,7 +91,45 @@ def test_idle_that_is_not_selected_is_a_gap(tmp_path: Path) -> None:
     assert [weight // MS for weight in profile["weights"]] == [10, 20, 10, 20, 10, 10]
 
 
-@pytest.mark.parametrize("make", [small_recording, hostile_recording])
+def test_stacks_of_vcpus_begin_with_the_process(tmp_path: Path) -> None:
+    document = exported(busy_recording(tmp_path / "a"))
+    names = [frame["name"] for frame in document["shared"]["frames"]]
+    roots = [[names[stack[0]] for stack in profile["samples"]] for profile in document["profiles"]]
+    assert roots == [
+        ["[firmware]", "python3", "python3", "python3", "swapper", "python3"],
+        ["[unknown]", "swapper", "python3", "kworker/0:1", "swapper", "[unknown]"],
+    ]
+    assert {frame["name"]: frame["file"] for frame in document["shared"]["frames"]}["python3"] == "[process]"
+
+
+@pytest.mark.parametrize("form", list(Per))
+def test_golden_files_with_tasks(tmp_path: Path, golden: Callable[[str, bytes], None], form: Per) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        golden(f"busy_{form}.speedscope.json", export_speedscope(profile, version="1.2.3", per=form))
+
+
+def test_one_profile_for_each_process(tmp_path: Path) -> None:
+    document = exported(busy_recording(tmp_path / "a"), per=Per.PROCESS)
+    assert [(profile["name"], profile["endValue"] // MS) for profile in document["profiles"]] == [
+        ("python3 (417)", 50),
+        ("[unknown]", 20),
+        ("swapper/1 (0)", 20),
+        ("[firmware]", 10),
+        ("kworker/0:1 (12)", 10),
+        ("swapper/0 (0)", 10),
+    ]
+    names = [frame["name"] for frame in document["shared"]["frames"]]
+    assert [names[stack[-1]] for stack in document["profiles"][0]["samples"]] == [
+        "copy_to_user",
+        "libfoo.so.1+0x234",
+        "[anon]",
+        "tool+0x234",
+        "asm_sysvec_apic_timer_interrupt",
+    ]
+    assert document["activeProfileIndex"] == 0
+
+
+@pytest.mark.parametrize("make", [small_recording, busy_recording, hostile_recording])
 @needs_speedscope
 def test_the_json_schema_of_speedscope(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     schema = json.loads(SCHEMA.read_text("utf-8"))
@@ -120,6 +158,16 @@ def test_speedscope_reads_the_totals_that_we_count(tmp_path: Path) -> None:
     ]
     for vcpu, profile_read in enumerate(read["profiles"]):
         assert {frame["name"]: (frame["self"], frame["total"]) for frame in profile_read["frames"]} == answers[vcpu]
+
+
+@needs_speedscope
+def test_speedscope_reads_one_profile_for_each_process(tmp_path: Path) -> None:
+    file = tmp_path / "a.speedscope.json"
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        file.write_bytes(export_speedscope(profile, version="1.2.3", per=Per.PROCESS))
+    read = {row["name"]: {frame["name"]: frame["self"] for frame in row["frames"]} for row in imported(file)["profiles"]}
+    assert read["swapper/0 (0)"]["e1000_clean"] == 10 * MS
+    assert sum(read["python3 (417)"].values()) == 50 * MS
 
 
 @needs_speedscope

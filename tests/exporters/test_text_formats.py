@@ -18,10 +18,11 @@ from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
 from exporters.text import duration, encodable, machine, percent, printable, shortened
-from recording.model import FrameKind
+from recording.model import Context, FrameKind, StackEnd, Task, UserEnd
 from recording.names import Function
 from recording.reader import Selection
-from tests.builders.profiles import HOSTILE_NAMES, hostile_recording, opened, small_recording
+from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened, small_recording
+from tests.builders.recordings import MS, Stack, write_recording
 
 FLAMEGRAPH_PL = re.compile(r"^(.*)\s+?(\d+(?:\.\d*)?)$")
 
@@ -74,11 +75,66 @@ def test_folded_lines_of_hostile_names_are_read_as_they_were_meant(tmp_path: Pat
         assert FLAMEGRAPH_PL.match(match[1]) is None  # else flamegraph.pl sees two columns
 
 
-@pytest.mark.parametrize("by", list(GroupBy))
+@pytest.mark.parametrize("by", [GroupBy.FUNCTION, GroupBy.MODULE, GroupBy.VCPU])
 @pytest.mark.parametrize("form", ["text", "json", "csv"])
 def test_report_golden_files(tmp_path: Path, golden: Callable[[str, bytes], None], form: str, by: GroupBy) -> None:
     with opened(small_recording(tmp_path / "a")) as profile:
         golden(f"report_{by}.{'txt' if form == 'text' else form}", REPORT_FORMATS[form].export(profile, by, SortBy.SELF, None))
+
+
+@pytest.mark.parametrize("by", [GroupBy.FUNCTION, GroupBy.PROCESS, GroupBy.THREAD, GroupBy.CONTEXT, GroupBy.SYSTEM_CALL])
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_report_golden_files_with_tasks(tmp_path: Path, golden: Callable[[str, bytes], None], form: str, by: GroupBy) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        golden(f"busy_{by}.{'txt' if form == 'text' else form}", REPORT_FORMATS[form].export(profile, by, SortBy.SELF, None))
+
+
+def test_folded_stacks_begin_with_the_process_where_tasks_are_known(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        golden("busy.folded", export_folded(profile))
+    hostile = Task(1, 1, "a", " semi;colon 12\n\udcff", False)
+    with opened(write_recording(tmp_path / "b", [[Stack("main", task=hostile)], [Stack("main")]])) as profile:
+        assert export_folded(profile) == b"[unknown];main_[k] 1\n_semi:colon_12?\\udcff;main_[k] 1\n"
+
+
+def test_user_stacks_that_nobody_asked_for(tmp_path: Path) -> None:
+    stack = Stack("U:16", 0, StackEnd.USER_MODE, user_end=UserEnd.NOT_WANTED)
+    with opened(write_recording(tmp_path / "a", [[stack]])) as profile:
+        assert "user     no user stacks were asked for (--no-user)" in export_report_text(profile).decode().splitlines()
+        quality = json.loads(export_report_json(profile))["quality"]
+    assert (quality["user_complete_share"], quality["user_ends"], quality["task_share"]) == (None, {"not-wanted": 1}, 0.0)
+
+
+def test_rows_of_processes(tmp_path: Path) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        report = json.loads(export_report_json(profile, by=GroupBy.PROCESS))
+        text = export_report_text(profile, by=GroupBy.PROCESS).decode()
+    assert report["processes"][0] == {
+        "name": "python3",
+        "pid": 417,
+        "module": "",
+        "kind": "user",
+        "self_ns": 50 * MS,
+        "total_ns": 50 * MS,
+        "self_share": 5 / 12,
+        "total_share": 5 / 12,
+        "samples": 5,
+    }
+    assert {row["name"]: row["pid"] for row in report["processes"]} == {
+        "python3": 417,
+        "kworker/0:1": 12,
+        "swapper/0": 0,
+        "swapper/1": 0,
+        "[firmware]": None,
+        "[unknown]": None,
+    }
+    assert [line.split("  ")[-1] for line in text.splitlines() if "417" in line] == ["python3 (417)"]
+
+
+def test_long_paths_keep_their_files(tmp_path: Path) -> None:
+    path = "/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so"
+    with opened(write_recording(tmp_path / "a", [[Stack(f"main@{path}", context=Context.USER)]])) as profile:
+        assert export_report_text(profile).decode().splitlines()[-1].endswith("main      …temd/libsystemd-shared-252.so")
 
 
 def test_report_json_has_the_shape_that_scripts_rely_on(tmp_path: Path) -> None:
@@ -95,7 +151,9 @@ def test_report_json_has_the_shape_that_scripts_rely_on(tmp_path: Path) -> None:
         "complete_share",
         "entry_share",
         "user_complete_share",
+        "task_share",
         "ends",
+        "user_ends",
     ]
     assert report["functions"] == [
         {
@@ -126,7 +184,7 @@ def test_reports_of_hostile_names(tmp_path: Path) -> None:
         report = json.loads(export_report_json(profile))
     assert all(line.isprintable() for line in text.splitlines())
     assert max(map(len, text.splitlines())) < 160
-    assert len(text.splitlines()) == 8 + len(HOSTILE_NAMES)
+    assert len(text.splitlines()) == 9 + len(HOSTILE_NAMES)
     assert {row["name"] for row in csv.DictReader(io.StringIO(table))} == {printable(name) for name in HOSTILE_NAMES}
     assert len(table.splitlines()) == 1 + len(HOSTILE_NAMES)
     assert {row["name"] for row in report["functions"]} == {encodable(name) for name in HOSTILE_NAMES}

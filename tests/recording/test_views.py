@@ -7,15 +7,25 @@ from pathlib import Path
 import pytest
 
 from recording.idle import is_idle
-from recording.model import Callchain, Frame, FrameKind, Halt, Image, Sample, Space, StackEnd
+from recording.model import Callchain, Context, Frame, FrameKind, Halt, Image, Sample, Space, StackEnd, UserEnd
 from recording.names import FIRMWARE, USER, Function, NamedFrame, Namer
 from recording.profile import Moment
 from recording.quality import Tally, measure_quality
 from recording.reader import Recording, Selection
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
-from recording.views import Total, call_tree, function_totals, module_totals, vcpu_totals
-from tests.builders.profiles import IDLE, IRQ_IN_IDLE, opened, small_recording
+from recording.views import (
+    Total,
+    call_tree,
+    context_totals,
+    function_totals,
+    module_totals,
+    process_totals,
+    system_call_totals,
+    thread_totals,
+    vcpu_totals,
+)
+from tests.builders.profiles import IDLE, IRQ_IN_IDLE, busy_recording, opened, small_recording
 from tests.builders.recordings import MS, Stack, write_recording
 
 KERNEL, MODULE, UNKNOWN = FrameKind.KERNEL, FrameKind.MODULE, FrameKind.UNKNOWN
@@ -258,3 +268,119 @@ def test_late_samples_stand_where_their_halt_was(tmp_path: Path) -> None:
             writer.add_sample(Sample(halt, 0, 0, 1, Callchain((Frame(halt, halt),), StackEnd.TASK_ROOT)))
     with Recording.open(path) as recording:
         assert [sample.halt for sample in recording.samples()] == [0, 1]
+
+
+def test_processes_contexts_and_idle_are_what_was_recorded(tmp_path: Path) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        assert [(total.name, total.pid, total.samples) for total in process_totals(profile)] == [
+            ("[firmware]", None, 1),
+            ("[unknown]", None, 2),
+            ("kworker/0:1", 12, 1),
+            ("python3", 417, 5),
+            ("swapper/0", 0, 1),
+            ("swapper/1", 0, 2),
+        ]
+        assert [(total.name, total.samples) for total in context_totals(profile)] == [
+            ("user", 3),
+            ("system-call", 1),
+            ("hard-irq", 2),
+            ("idle", 2),
+            ("kernel-thread", 1),
+            ("firmware", 1),
+            ("unknown", 2),
+        ]
+        assert system_call_totals(profile) == [Total("read", "", KERNEL, 20 * MS, 20 * MS, 2)]
+        assert ("pool thread 1", 418) in [(total.name, total.pid) for total in thread_totals(profile)]
+        root = call_tree(profile)
+    by_name = {node.function.name: (node.samples, node.is_idle, node.is_process) for node in root.children.values()}
+    assert by_name["swapper"] == (3, False, True)
+    assert by_name["python3"] == (5, False, True)
+
+
+@pytest.mark.parametrize(
+    ("selection", "samples"),
+    [
+        (Selection(processes=frozenset({"python3"})), 5),
+        (Selection(processes=frozenset({"417"})), 5),
+        (Selection(processes=frozenset({"418"})), 0),
+        (Selection(processes=frozenset({"swapper"})), 3),
+        (Selection(processes=frozenset({"swapper/0", "12"})), 2),
+        (Selection(processes=frozenset({"[unknown]", "[firmware]"})), 3),
+        (Selection(processes=frozenset({"None"})), 0),
+        (Selection(contexts=frozenset({Context.HARD_IRQ})), 2),
+        (Selection(contexts=frozenset({Context.HARD_IRQ}), processes=frozenset({"python3"})), 1),
+        (Selection(idle=False), 10),
+        (Selection(idle=False, contexts=frozenset({Context.IDLE})), 0),
+    ],
+)
+def test_selections_of_processes_and_contexts(tmp_path: Path, selection: Selection, samples: int) -> None:
+    with opened(busy_recording(tmp_path / "a"), selection) as profile:
+        assert profile.samples == samples
+        lines = [moment for _, moments in profile.timelines() for moment in moments if moment.stack is not None]
+        assert len(lines) == samples
+        assert profile.quality().samples == samples
+
+
+def test_the_recorded_context_decides_about_idle_and_names_do_where_there_is_none(tmp_path: Path) -> None:
+    stacks = [Stack(IDLE, context=Context.KERNEL_THREAD), Stack("main", context=Context.IDLE), Stack(IDLE), Stack("main")]
+    with opened(write_recording(tmp_path / "a", [[stack] for stack in stacks]), Selection(idle=False)) as profile:
+        assert sorted((count.stack.functions[-1].name, count.samples) for count in profile.counts) == [
+            ("default_idle", 1),
+            ("main", 1),
+        ]
+        assert {count.origin.context for count in profile.counts} == {Context.KERNEL_THREAD, Context.UNKNOWN}
+    with opened(small_recording(tmp_path / "b")) as profile:
+        contexts = {total.name: total.samples for total in context_totals(profile)}
+    assert contexts == {"user": 2, "idle": 4, "firmware": 2, "unknown": 8}
+
+
+def test_quality_of_user_stacks_and_tasks(tmp_path: Path) -> None:
+    with opened(busy_recording(tmp_path / "a")) as profile:
+        quality = profile.quality()
+        files = profile.unreadable_files()
+    assert quality.user_complete_share == 3 / 5
+    assert quality.user_ends == {
+        UserEnd.THREAD_START: 3,
+        UserEnd.NOT_WANTED: 1,
+        UserEnd.NO_MAPPINGS: 1,
+        UserEnd.NO_FILE_CONTENTS: 1,
+    }
+    assert quality.task_share == 9 / 11
+    assert len(files) == 7
+    assert files[0] == "/opt/tool0: vda1 cannot be opened; run as root"
+
+
+def user_image(name: str, symbols: dict[int, str] | None, kind: FrameKind = FrameKind.USER) -> Image:
+    table = None if symbols is None else SymbolTable.from_symbols([(address, "T", symbol) for address, symbol in symbols.items()])
+    return Image(name, kind, 0, None, (), table)
+
+
+def test_frames_of_an_image_are_named_by_it_alone() -> None:
+    namer = Namer(
+        [
+            user_image("/usr/lib/libfoo.so.1", {0x1000: "_ZN1A1fEv", 0x1100: "", 0x1200: "plain"}),
+            user_image("/bin/tool", None),
+            user_image("[anon]", None),
+            user_image("[vdso]", {0x10: "__vdso_gettimeofday"}),
+            user_image("virtio_blk", {START: "virtblk_probe"}, MODULE),
+            user_image("bpf_prog_6deef7357e7b4530", None, FrameKind.BPF),
+        ]
+    )
+    frames = {
+        (0, 0x1011): NamedFrame("A::f", 0x11, "/usr/lib/libfoo.so.1", FrameKind.USER),
+        (0, 0x1150): NamedFrame("libfoo.so.1+0x1150", None, "/usr/lib/libfoo.so.1", FrameKind.USER),
+        (0, 0x20): NamedFrame("libfoo.so.1+0x20", None, "/usr/lib/libfoo.so.1", FrameKind.USER),
+        (0, 0x1201): NamedFrame("plain", 1, "/usr/lib/libfoo.so.1", FrameKind.USER),
+        (1, 0x44): NamedFrame("tool+0x44", None, "/bin/tool", FrameKind.USER),
+        (2, 0x44): NamedFrame("[anon]", None, "[anon]", FrameKind.USER),
+        (3, 0x44): NamedFrame("__vdso_gettimeofday", 0x34, "[vdso]", FrameKind.USER),
+        (3, 0x4): NamedFrame("[vdso]", None, "[vdso]", FrameKind.USER),
+        (99, 0x4): NamedFrame("0x4", None, "[unknown]", UNKNOWN),
+        (-1, 0x4): NamedFrame("0x4", None, "[unknown]", UNKNOWN),
+    }
+    made = [Frame(pc, pc - 1, Space.USER, image=image) for image, pc in frames]
+    namer.prepare(made)
+    assert [namer.name(frame, 7) for frame in made] == list(frames.values())
+    assert namer.name(Frame(START + 9, START + 8, image=4), 0) == NamedFrame("virtblk_probe", 9, "[virtio_blk]", MODULE)
+    assert namer.name(Frame(START - 9, START - 9, image=4), 0) == NamedFrame(f"{START - 9:#x}", None, "[virtio_blk]", MODULE)
+    assert namer.name(Frame(8, 8, image=5), 0) == NamedFrame("bpf_prog_6deef7357e7b4530", None, "[bpf]", FrameKind.BPF)
