@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from recording.errors import BadImageError
@@ -119,9 +120,21 @@ class Reader:
         return self.number(known[0], signed=known[1])
 
 
-def fixed_size(encoding: int, pointer_size: int) -> int | None:
-    """Bytes of a pointer in an encoding, None where that varies."""
-    form = encoding & 0x0F
-    if form in (_ABSPTR, _SIGNED):
-        return pointer_size
-    return _FORMATS[form][0] if form in _FORMATS else None
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A pointer encoding of fixed size: a pointer is the number stored plus ``base``, plus its own place if ``is_relative``."""
+
+    size: int
+    signed: bool
+    base: int
+    is_relative: bool
+    byteorder: Literal["little", "big"]
+
+
+def fixed_encoding(encoding: int, pointer_size: int, byteorder: Literal["little", "big"], data_base: int) -> Encoding | None:
+    """What a DW_EH_PE encoding means where its size is fixed and its base known, else None."""
+    form, base = encoding & 0x0F, encoding & 0xF0
+    size, signed = _FORMATS.get(form, (pointer_size, form == _SIGNED))
+    if (form not in _FORMATS and form not in (_ABSPTR, _SIGNED)) or base not in (0, _PCREL, _DATAREL):
+        return None
+    return Encoding(size, signed, data_base if base == _DATAREL else 0, base == _PCREL, byteorder)

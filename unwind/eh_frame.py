@@ -15,7 +15,7 @@ from recording.errors import BadImageError
 from unwind.arch import UserAbi
 from unwind.cfa_program import Common, Program
 from unwind.cfa_rows import FunctionRows, Lowering
-from unwind.dwarf import OMIT, Reader, fixed_size
+from unwind.dwarf import OMIT, Encoding, Reader, fixed_encoding
 from unwind.rules import Row
 
 _PAGE: Final = 4096
@@ -97,7 +97,7 @@ class EhFrame:
     def _find(self, address: int) -> Row | None:
         table = self._find_table()
         if table is not None:
-            entry = table.find(address, self._read_header)
+            entry = table.find(address)
         else:
             if self._index is None:
                 for _ in self._build_index():
@@ -120,14 +120,15 @@ class EhFrame:
                 start = reader.pointer(frames_encoding, address)
                 if self._frames is None:
                     self._frames = (start, 0)
-            entry_size = fixed_size(table_encoding, self._abi.pointer_size)
-            if OMIT in (count_encoding, table_encoding) or entry_size is None:
+            encoding = fixed_encoding(table_encoding, self._abi.pointer_size, self._byteorder, address)
+            if OMIT in (count_encoding, table_encoding) or encoding is None:
                 self._header = None
                 return None
             count = reader.pointer(count_encoding, address)
             start = address + reader.position
-            count = min(count, (size - reader.position) // (2 * entry_size))
-            self._table = _SearchTable(start, count, entry_size, table_encoding, address, self._reader)
+            count = min(count, (size - reader.position) // (2 * encoding.size))
+            mask = (1 << 8 * self._abi.pointer_size) - 1
+            self._table = _SearchTable(start, count, encoding, mask, self._read_header)
         return self._table
 
     def _build_index(self) -> Iterator[None]:
@@ -288,26 +289,26 @@ class EhFrame:
 class _SearchTable:
     """The sorted table of ``.eh_frame_hdr``: address of a function -> address of its entry."""
 
-    __slots__ = ("_base", "_count", "_encoding", "_reader", "_size", "_start")
+    __slots__ = ("_count", "_encoding", "_mask", "_read", "_start")
 
-    def __init__(self, start: int, count: int, size: int, encoding: int, base: int, reader: Callable[[int, bytes], Reader]) -> None:
-        """``size``: of each of the two pointers of an entry, in a DW_EH_PE encoding whose data begins at ``base``."""
+    def __init__(self, start: int, count: int, encoding: Encoding, mask: int, read: Callable[[int, int], bytes]) -> None:
+        """``encoding``: of both pointers of an entry. read: raises where the bytes are not known."""
         self._start = start
         self._count = count
-        self._size = size
         self._encoding = encoding
-        self._base = base
-        self._reader = reader
+        self._mask = mask
+        self._read = read
 
-    def find(self, address: int, read: Callable[[int, int], bytes]) -> int | None:
+    def find(self, address: int) -> int | None:
         """Address of the entry of the last function that begins at or below an address."""
+        found = bisect_right(range(0, 2 * self._count, 2), address, key=self._pointer) - 1
+        return self._pointer(2 * found + 1) if found >= 0 else None
 
-        def pointer(index: int) -> int:
-            place = self._start + index * self._size
-            return self._reader(place, read(place, self._size)).pointer(self._encoding, self._base)
-
-        found = bisect_right(range(self._count), address, key=lambda index: pointer(2 * index)) - 1
-        return pointer(2 * found + 1) if found >= 0 else None
+    def _pointer(self, index: int) -> int:
+        encoding = self._encoding
+        place = self._start + index * encoding.size
+        value = int.from_bytes(self._read(place, encoding.size), encoding.byteorder, signed=encoding.signed)
+        return value + encoding.base + (place if encoding.is_relative else 0) & self._mask
 
 
 class _Index:

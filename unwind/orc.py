@@ -202,6 +202,13 @@ class OrcTable:
             offsets.byteswap()
         return OrcData(int(self.version), self._address, offsets.tobytes(), self._entries)
 
+    @classmethod
+    def from_data(cls, data: OrcData) -> OrcTable:
+        """What ``to_data`` gave. Raises BadImageError where it is damaged."""
+        if data.version not in list(OrcVersion):
+            raise BadImageError(f"ORC version {data.version} is unknown")
+        return cls.parse(data.ip_table, data.address, data.entries, OrcVersion(data.version))
+
     def __len__(self) -> int:
         return len(self._offsets)
 

@@ -188,6 +188,11 @@ def find_caller(
         if name in registers:
             caller[name] = registers[name]
     for saved in row.saved:
+        if saved.base is None and not saved.is_value:  # the usual case, in the hottest loop
+            word_there = read_word(cfa + saved.offset & _WORD_MASK)
+            if word_there is not None:
+                caller[saved.register] = word_there
+            continue
         value = _restore(saved, registers, cfa, read_word)
         if not isinstance(value, Missing):
             caller[saved.register] = value

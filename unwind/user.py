@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from recording.model import Frame, Space, UserEnd
 from unwind.arch import Architecture, UserAbi
@@ -77,8 +77,7 @@ class UserWalk:
     unread: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class _Activation:
+class _Activation(NamedTuple):
     """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it."""
 
     registers: Mapping[str, int]
@@ -142,39 +141,38 @@ class _Walk:
     def run(self, activation: _Activation) -> UserWalk:
         """From the innermost frame to the end."""
         frames: list[Frame] = []
-        while True:
-            region = activation.region
-            pc = activation.registers[self._abi.pc]
-            is_start = self._is_start(activation, pc)
-            lookup_pc = pc if activation.interrupted or is_start else pc - 1
-            bias, image = (0, None) if region is None or region.image is None else (region.bias, region.image)
-            frames.append(
-                Frame(pc - bias & _ADDRESS_MASK, lookup_pc - bias & _ADDRESS_MASK, Space.USER, activation.by_pointer, image)
-            )
-            step: _Step
+        step: _Step = activation
+        while isinstance(step, _Activation):
+            activation = step
+            registers, region, interrupted, by_pointer = activation
+            pc = registers[self._abi.pc]
             if region is None:
+                frames.append(Frame(pc, pc if interrupted else pc - 1 & _ADDRESS_MASK, Space.USER, by_pointer))
                 step = UserEnd.NOT_MAPPED
-            elif is_start:
+                continue
+            address = pc - region.bias & _ADDRESS_MASK
+            lookup = address if interrupted else address - 1 & _ADDRESS_MASK
+            row = None if region.rows is None else region.rows.find_row(lookup)
+            is_start = row is None and not interrupted and self._is_start(region, address)
+            if is_start:
+                lookup = address
+            if region.image is None:
+                lookup, address = lookup + region.bias & _ADDRESS_MASK, pc
+            frames.append(Frame(address, lookup, Space.USER, by_pointer, region.image))
+            if is_start:
                 step = UserEnd.THREAD_START
             elif len(frames) >= _DEPTH_LIMIT:
                 step = UserEnd.DEPTH_LIMIT
             else:
-                step = self._step(activation, region, lookup_pc)
-            if isinstance(step, UserEnd):
-                return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
-            activation = step
+                step = self._step(activation, region, row)
+        return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
 
-    def _is_start(self, activation: _Activation, pc: int) -> bool:
-        """Whether a return address is the very beginning of a function with rows, behind bytes without."""
-        region = activation.region
-        if activation.interrupted or self._guessed or region is None or region.rows is None:
-            return False
-        address = pc - region.bias & _ADDRESS_MASK
-        return region.rows.find_row(address - 1) is None and isinstance(region.rows.find_row(address), Row)
+    def _is_start(self, region: Region, address: int) -> bool:
+        """Whether a return address in front of which there is no row is the very beginning of a function with rows."""
+        return not self._guessed and region.rows is not None and isinstance(region.rows.find_row(address), Row)
 
-    def _step(self, activation: _Activation, region: Region, lookup_pc: int) -> _Step:
+    def _step(self, activation: _Activation, region: Region, row: Row | Unread | None) -> _Step:
         """From one frame to its caller, or why the walk ends here."""
-        row = None if region.rows is None else region.rows.find_row(lookup_pc - region.bias & _ADDRESS_MASK)
         if row is None:
             return self._follow_pointer(activation)
         if row is Unread.UNREAD:
