@@ -10,14 +10,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from guest.generated_code import GeneratedCode
 from guest.modules import Module
 from guest.text import TextImage
+from recording.model import FrameKind, LoadedData
 from recording.symbols import Symbol, SymbolTable
 from unwind.frame_pointer import FramePointerRows
 from unwind.kernel import RowSource
+from unwind.orc import OrcTable
 from unwind.rules import Row
+
+LoadedPiece: TypeAlias = Module | GeneratedCode
+"""Both have ``name``, ``kind``, ``address``, ``ranges``, ``symbols`` and ``build_id``."""
 
 
 class LoadedCode:
@@ -28,20 +34,57 @@ class LoadedCode:
     def __init__(self, modules: Sequence[Module] = (), generated: Sequence[GeneratedCode] = ()) -> None:
         self.modules = tuple(modules)
         self.generated = tuple(generated)
-        pieces: list[tuple[int, int, Module | GeneratedCode]] = [
+        pieces: list[tuple[int, int, LoadedPiece]] = [
             (start, end, module) for module in self.modules for start, end in module.ranges
         ]
         pieces += [(piece.start, piece.end, piece) for piece in self.generated]
         self._pieces = sorted(pieces, key=lambda piece: piece[0])
         self._starts = [start for start, _end, _piece in self._pieces]
 
-    def at(self, address: int) -> Module | GeneratedCode | None:
+    def at(self, address: int) -> LoadedPiece | None:
         """The module or generated code that has an address in its code."""
         index = bisect_right(self._starts, address) - 1
         if index < 0:
             return None
         _start, end, piece = self._pieces[index]
         return piece if address < end else None
+
+    def to_data(self) -> tuple[LoadedData, ...]:
+        """Values that a recording keeps and ``from_data`` reads back."""
+        modules = [
+            LoadedData(each.name, each.kind, each.ranges, each.text.pieces, each.orc.to_data() if each.orc else None, each.symbols)
+            for each in self.modules
+        ]
+        generated = [
+            LoadedData(
+                each.name,
+                each.kind,
+                each.ranges,
+                ((each.start, each.text),) if each.text else (),
+                None,
+                None,
+                each.has_frame_pointer,
+                each.copy_of,
+            )
+            for each in self.generated
+        ]
+        return (*modules, *generated)
+
+    @classmethod
+    def from_data(cls, loaded: Sequence[LoadedData]) -> LoadedCode:
+        """What ``to_data`` gave, as far as unwinding needs it. Raises BadImageError for an unwind table that is damaged."""
+        modules: list[Module] = []
+        generated: list[GeneratedCode] = []
+        for each in loaded:
+            if each.kind is FrameKind.MODULE:
+                symbols = each.symbols if each.symbols is not None else SymbolTable.from_symbols([])
+                orc = None if each.orc is None else OrcTable.from_data(each.orc)
+                serial = len(modules)
+                modules.append(Module(each.name, serial, serial, each.ranges, None, symbols, orc, TextImage(each.text)))
+            elif each.ranges:
+                (start, end), text = each.ranges[0], each.text[0][1] if each.text else b""
+                generated.append(GeneratedCode(each.name, start, end, each.kind, text, each.has_frame_pointer, each.copy_of))
+        return cls(modules, generated)
 
 
 class KernelCodeMap:

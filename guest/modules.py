@@ -19,6 +19,7 @@ from guest.structs import Structs
 from guest.symbol_rows import SymbolRows, arrange
 from guest.text import TextImage, read_text
 from recording.errors import BadImageError, GuestMemoryError
+from recording.model import FrameKind
 from recording.symbols import SymbolTable
 from unwind.orc import OrcTable, OrcVersion
 
@@ -52,6 +53,11 @@ class Module:
     symbols: SymbolTable
     orc: OrcTable | None
     text: TextImage
+
+    @property
+    def kind(self) -> FrameKind:
+        """What frames in it are called."""
+        return FrameKind.MODULE
 
 
 @dataclass(slots=True)

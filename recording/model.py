@@ -300,12 +300,31 @@ class OrcData:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedData:
+    """A module, or code that the kernel made, as unwinding through it needs it; see ``guest.kernel_code.LoadedCode``.
+
+    kind: MODULE, BPF, or KERNEL for what tracing makes. text: code by address. orc, symbols: None where it has none of its own.
+    has_frame_pointer: it keeps one. copy_of: address of the function whose unwind rows fit it, None where it is no copy.
+    """
+
+    name: str
+    kind: FrameKind
+    ranges: tuple[tuple[int, int], ...]
+    text: tuple[tuple[int, bytes], ...]
+    orc: OrcData | None
+    symbols: SymbolTable | None
+    has_frame_pointer: bool = False
+    copy_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UnwindData:
     """What unwinding a capture needs of a kernel, beside the symbols of its image, as it was at one time of one boot.
 
     is_settled, init_text: see ``unwind.kernel.KernelUnwinder``.
     text: code by address, in address order.
     orc: None where frame pointers are followed.
+    loaded: what else has code there, in any order.
     """
 
     boot: int
@@ -313,3 +332,4 @@ class UnwindData:
     init_text: tuple[int, int]
     text: tuple[tuple[int, bytes], ...]
     orc: OrcData | None
+    loaded: tuple[LoadedData, ...] = ()

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from recording import files
 from recording.errors import BadRecordingError
+from recording.loaded import from_pieces
 from recording.model import (
     Callchain,
     Context,
@@ -43,7 +44,7 @@ from recording.symbols import SymbolTable
 
 _MAX_CAPTURE = 1 << 26
 _MAX_BLOB = 1 << 20
-_MAX_PIECES = 1 << 12
+_MAX_PIECES = 1 << 14
 """Of one unwinder: half a GiB as they are written, several times the largest kernel."""
 _DAMAGE = (
     sqlite3.DatabaseError,
@@ -319,7 +320,8 @@ class Recording:
                 address, ip_table = joined["orc_ip", 0]
                 orc = OrcData(int(version), address, ip_table, joined["orc", 0][1])
             text = tuple(sorted(piece for (name, _part), piece in joined.items() if name == "text"))
-            return UnwindData(int(boot), bool(is_settled), (to_unsigned(low), to_unsigned(high)), text, orc)
+            init_text = (to_unsigned(low), to_unsigned(high))
+            return UnwindData(int(boot), bool(is_settled), init_text, text, orc, from_pieces(joined))
 
 
 def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:

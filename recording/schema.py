@@ -15,8 +15,8 @@ Frames of user code are in an image's own addresses (``frames.image``), so that 
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
-``text`` (``part`` counts the separate ranges), ``orc_ip`` (at its run-time address) and ``orc`` (counted from 0); equal ones share
-a blob.
+``text`` (``part`` counts the separate ranges), ``orc_ip`` (at its run-time address) and ``orc`` (counted from 0), and those of what
+the kernel had loaded (``recording/loaded.py``); equal ones share a blob.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import orjson
 
 from recording import files
 from recording.errors import GuestprofError
+from recording.loaded import to_pieces
 from recording.model import Callchain, Context, Event, Frame, Halt, Image, Sample, SystemCall, Task, UnwindData
 from recording.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, WRITES, storable_text, to_signed
 from recording.symbols import SymbolTable
@@ -176,6 +177,7 @@ class RecordingWriter:
         parts = [("text", part, address, code) for part, (address, code) in enumerate(data.text)]
         if orc is not None:
             parts += [("orc_ip", 0, orc.address, orc.ip_table), ("orc", 0, 0, orc.entries)]
+        parts += to_pieces(data.loaded)
         pieces: list[tuple[object, ...]] = []
         for name, part, start, content in parts:
             for offset in range(0, len(content), BLOB_SIZE):

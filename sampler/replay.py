@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.text import TextImage
 from recording.errors import BadImageError, BadRecordingError
 from recording.model import Callchain, FrameKind, RawCapture, Sample, UnwindData
@@ -19,7 +20,7 @@ from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
 from unwind.frame_pointer import FramePointerRows
 from unwind.kernel import KernelUnwinder, RowSource, unwind_capture
-from unwind.orc import OrcTable, OrcVersion
+from unwind.orc import OrcTable
 
 
 def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
@@ -65,12 +66,7 @@ def kernel_symbols(recording: Recording, boot: int) -> SymbolTable:
 
 def find_rows(data: UnwindData, symbols: SymbolTable) -> RowSource:
     """The unwind rows of a kernel: its ORC table, else what its code says. Raises BadImageError for a table that is damaged."""
-    orc = data.orc
-    if orc is None:
-        return FramePointerRows(symbols, TextImage(data.text))
-    if orc.version not in list(OrcVersion):
-        raise BadImageError(f"ORC version {orc.version} is unknown")
-    return OrcTable.parse(orc.ip_table, orc.address, orc.entries, OrcVersion(orc.version))
+    return FramePointerRows(symbols, TextImage(data.text)) if data.orc is None else OrcTable.from_data(data.orc)
 
 
 def _load_unwinder(recording: Recording, architecture: Architecture, index: int) -> KernelUnwinder:
@@ -79,7 +75,8 @@ def _load_unwinder(recording: Recording, architecture: Architecture, index: int)
         raise BadRecordingError(f"{recording.path} ends before the kernel's code was written to it; record for longer")
     symbols = kernel_symbols(recording, data.boot)
     try:
-        rows = find_rows(data, symbols)
+        rows = None if data.orc is None else OrcTable.from_data(data.orc)
+        code = KernelCodeMap(symbols, TextImage(data.text), rows, LoadedCode.from_data(data.loaded))
     except BadImageError as error:
         raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error
-    return KernelUnwinder(architecture, symbols, TextImage(data.text), rows, data.init_text, is_settled=data.is_settled)
+    return KernelUnwinder(architecture, code, code, code, data.init_text, is_settled=data.is_settled)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from guest.cache import KernelCache
 from guest.kernel import Kernel
-from recording.model import Callchain
+from guest.kernel_code import LoadedCode
+from recording.model import Callchain, Image
+from sampler.planner import HaltPlanner
 from sampler.session import Session
-from sampler.stacks import StackPlanner, captures
 from sampler.tracker import KernelTracker, TrackerEvents
 from unwind.kernel import unwind_capture
 
@@ -32,7 +33,7 @@ def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], i
     """
     resume = session.was_running is not False
     architecture = session.architecture
-    planner = StackPlanner(architecture, session.memory)
+    planner = HaltPlanner(architecture, session.memory, user_stack_size=0)
     events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
     tracker = KernelTracker(session.memory, architecture, cache, events)
     state = session.target.capture(planner, resume=resume)
@@ -41,7 +42,14 @@ def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], i
     while tracker.has_work and clock() < give_up_ns:
         tracker.step()
     vcpus = []
-    for capture in captures(session.target.capture(planner, resume=resume)):
+    for capture in planner.captures(session.target.capture(planner, resume=resume)):
         chain = unwind_capture(architecture, tracker.unwinder, capture)
         vcpus.append((capture.vcpu, architecture.is_user(capture.registers), chain))
     return Snapshot(tuple(vcpus), tracker.kernel)
+
+
+def loaded_images(loaded: LoadedCode, boot: int) -> list[Image]:
+    """What a kernel has loaded or made, as images with names."""
+    return [
+        Image(each.name, each.kind, boot, each.build_id, each.ranges, each.symbols) for each in (*loaded.modules, *loaded.generated)
+    ]

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from guest.btf import read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
-from guest.generated_code import GeneratedCode, GeneratedCodeReader
+from guest.generated_code import GeneratedCodeReader
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
-from guest.kernel_code import LoadedCode
+from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
-from guest.modules import Module, ModuleReader
+from guest.modules import ModuleReader
 from recording.errors import BadImageError, GuestMemoryError
+from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, Registers
 from unwind.kernel import KernelUnwinder
 
@@ -43,31 +43,23 @@ def _ignore(*_arguments: object) -> None:
 class TrackerEvents:
     """What to call when something becomes known: the kernel found (and the unwinder made for it), read anew, gone (why).
 
-    described: its ``structs`` were read, or not and ``structs_problem`` says why (called again if a later try gives them).
-    loaded: ``kernel.loaded`` is new: what was loaded or made since, and what is gone. Both are empty where a module has only freed
-        the code of its start. A module keeps its ``serial`` from its loading to its unloading, though its ``Module`` is replaced.
+    refreshed: also when its ``structs`` were read, or not and ``structs_problem`` says why.
+    modules: ``kernel.loaded`` is new: the modules and generated code that came since, and those that are gone. Both are empty where
+        a module has only freed the code of its start. A module keeps ``address`` and ``serial`` from its loading to its unloading,
+        though its ``Module`` is replaced.
     """
 
     found: Callable[[Kernel], None]
     refreshed: Callable[[Kernel], None]
     gone: Callable[[str], None]
-    described: Callable[[Kernel], None] = _ignore
-    loaded: Callable[[Sequence[Module | GeneratedCode], Sequence[Module | GeneratedCode]], None] = _ignore
+    modules: Callable[[Sequence[LoadedPiece], Sequence[LoadedPiece]], None] = _ignore
 
 
 class KernelTracker:
     """Feeds on the registers of each halt (``see``) and on spare time (``step``)."""
 
-    def __init__(
-        self,
-        memory: PhysicalMemory,
-        architecture: Architecture,
-        cache: KernelCache,
-        events: TrackerEvents,
-        *,
-        can_peek: bool = False,
-    ) -> None:
-        """can_peek: reading ``memory`` costs the guest nothing, so that the list of modules can be looked at after every halt."""
+    def __init__(self, memory: PhysicalMemory, architecture: Architecture, cache: KernelCache, events: TrackerEvents) -> None:
+        """``memory``: where it is QEMU's own, reading costs nothing, so that modules can be looked for after every halt."""
         self.kernel: Kernel | None = None
         self.unwinder: KernelUnwinder | None = None
         self.boot = 0
@@ -83,7 +75,7 @@ class KernelTracker:
         self._next_refresh_ns = 0
         self._next_doubt_ns = 0
         self._refresh_wanted = False
-        self._modules_every_ns = 0 if can_peek else _MODULES_NS
+        self._modules_every_ns = 0 if isinstance(memory, ProcessMemory) else _MODULES_NS
         self._next_modules_ns = 0
         self._next_structs_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
@@ -100,6 +92,10 @@ class KernelTracker:
     def has_new_modules(self) -> bool:
         """Whether the guest has loaded or unloaded code that is not read yet: its stacks are unwound better after ``step``."""
         return self._reads_modules and self._work is not None
+
+    def module_at(self, address: int) -> LoadedPiece | None:
+        """The module, or code that the kernel made, that has an address in its code now."""
+        return None if self.kernel is None else self.kernel.loaded.at(address)
 
     def see(self, vcpus: Sequence[int], registers: Sequence[Registers], now_ns: int) -> None:
         """Take notice of a halt's registers: start a search, doubt a kernel that was found, or read it anew."""
@@ -225,7 +221,7 @@ class KernelTracker:
             is_news = kernel.structs_problem is None
             self.kernel = kernel = replace(kernel, structs_problem=str(error))
             if is_news:
-                self._events.described(kernel)
+                self._events.refreshed(kernel)
             return
         self.kernel = kernel = replace(kernel, structs=structs, structs_problem=None)
         self._generated = GeneratedCodeReader(kernel.symbols, structs)
@@ -234,7 +230,7 @@ class KernelTracker:
         except BadImageError as error:
             self.problem = str(error)
         yield
-        self._events.described(kernel)
+        self._events.refreshed(kernel)
         yield
         if kernel.has_own_space:
             yield from self._read_loaded(kernel)
@@ -254,22 +250,19 @@ class KernelTracker:
         code = kernel.code_map()
         if self.unwinder is not None:
             self.unwinder.replace_modules(code, code, code)
-        self._events.loaded(*_changes(before, kernel.loaded))
+        self._tell_changes(before, kernel.loaded)
 
     def _tell_changes(self, before: LoadedCode, now: LoadedCode) -> None:
         if before is not now:
-            self._events.loaded(*_changes(before, now))
+            self._events.modules(*_changes(before, now))
 
 
-_Code: TypeAlias = Module | GeneratedCode
-
-
-def _changes(before: LoadedCode, now: LoadedCode) -> tuple[list[_Code], list[_Code]]:
+def _changes(before: LoadedCode, now: LoadedCode) -> tuple[list[LoadedPiece], list[LoadedPiece]]:
     """What is new, and what is gone."""
     old, new = _by_identity(before), _by_identity(now)
     return [code for key, code in new.items() if key not in old], [code for key, code in old.items() if key not in new]
 
 
-def _by_identity(loaded: LoadedCode) -> dict[object, _Code]:
-    modules: dict[object, _Code] = {module.serial: module for module in reversed(loaded.modules)}
+def _by_identity(loaded: LoadedCode) -> dict[object, LoadedPiece]:
+    modules: dict[object, LoadedPiece] = {module.serial: module for module in reversed(loaded.modules)}
     return {**modules, **{(piece.name, piece.start, piece.end): piece for piece in loaded.generated}}

@@ -14,7 +14,7 @@ from recording.model import Callchain
 from recording.names import NamedFrame, Namer
 from sampler.recorder import kernel_image
 from sampler.session import Session
-from sampler.snapshot import take_snapshot
+from sampler.snapshot import loaded_images, take_snapshot
 
 
 @click.command()
@@ -25,7 +25,8 @@ def dump(*, connect: str | None, pid: int | None, qmp: str | None, as_json: bool
     raise_on_sigterm()
     with Session(find_target(connect, pid, qmp)) as session:
         snapshot = take_snapshot(session, KernelCache.of_user())
-    namer = Namer([kernel_image(snapshot.kernel, 0)] if snapshot.kernel else [])
+    kernel = snapshot.kernel
+    namer = Namer([kernel_image(kernel, 0), *loaded_images(kernel.loaded, 0)] if kernel else [])
     rows = [(vcpu, is_user, chain, [namer.name(frame, 0) for frame in chain.frames]) for vcpu, is_user, chain in snapshot.vcpus]
     if as_json:
         click.echo(json.dumps([_as_json(*row) for row in rows], indent=2))
