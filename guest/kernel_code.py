@@ -23,7 +23,7 @@ from unwind.orc import OrcTable
 from unwind.rules import Row
 
 LoadedPiece: TypeAlias = Module | GeneratedCode
-"""Both have ``name``, ``kind``, ``address``, ``ranges``, ``symbols`` and ``build_id``."""
+"""All have ``name``, ``kind``, ``address``, ``ranges``, ``symbols`` and ``build_id``."""
 
 
 class LoadedCode:

@@ -4,52 +4,100 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from guest.cache import KernelCache
 from guest.kernel import Kernel
-from guest.kernel_code import LoadedCode
-from recording.model import Callchain, Image
-from sampler.planner import HaltPlanner
+from recording.model import Callchain, Context, Image, SystemCall, Task
+from recording.symbols import SymbolTable
+from sampler.knowledge import Caches, Knowledge, KnowledgeEvents, Sources
+from sampler.samples import Made, Pending
 from sampler.session import Session
-from sampler.tracker import KernelTracker, TrackerEvents
-from unwind.kernel import unwind_capture
+from sampler.user_stacks import USER_STACK_SIZE
 
 _SEARCH_NS = 30_000_000_000
+_PAUSE_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuSnapshot:
+    """One vCPU. ``is_user``: whether it was in user mode. Others: see ``recording.model.Sample``."""
+
+    vcpu: int
+    is_user: bool
+    callchain: Callchain
+    task: Task | None
+    context: Context
+    system_call: SystemCall | None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One halt: (vCPU, whether it was in user mode, callchain), and the kernel if one was found."""
+    """One halt, the images that its frames name by their index, and the kernel if one was found."""
 
-    vcpus: tuple[tuple[int, bool, Callchain], ...]
+    vcpus: tuple[VcpuSnapshot, ...]
+    images: tuple[Image, ...]
     kernel: Kernel | None
 
 
-def take_snapshot(session: Session, cache: KernelCache, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:
+class _Images:
+    """Images by their index."""
+
+    def __init__(self) -> None:
+        self.all: list[Image] = []
+
+    def add_image(self, image: Image) -> int:
+        """See ``sampler.userspace.ImageStore``."""
+        self.all.append(image)
+        return len(self.all) - 1
+
+    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+        """See ``sampler.userspace.ImageStore``."""
+        self.all[index] = replace(self.all[index], build_id=build_id, symbols=symbols)
+
+
+def take_snapshot(session: Session, caches: Caches, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:
     """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise.
 
     A guest that was paused before us stays so all the time.
     """
     resume = session.was_running is not False
-    architecture = session.architecture
-    planner = HaltPlanner(architecture, session.memory, user_stack_size=0)
-    events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
-    tracker = KernelTracker(session.memory, architecture, cache, events)
-    state = session.target.capture(planner, resume=resume)
-    tracker.see(state.vcpus, state.registers, clock())
+    images = _Images()
+    events = KnowledgeEvents(lambda _kernel: None, lambda _kernel: None, lambda _why: None)
+    sources = Sources(session.memory, caches, session.files)
+    guest = Knowledge(session.architecture, sources, images, events, lambda _kind, _text: None, USER_STACK_SIZE)
+    state = session.target.capture(guest.planner, resume=resume)
+    guest.tracker.see(state.vcpus, state.registers, clock())
     give_up_ns = clock() + _SEARCH_NS
-    while tracker.has_work and clock() < give_up_ns:
-        tracker.step()
-    vcpus = []
-    for capture in planner.captures(session.target.capture(planner, resume=resume)):
-        chain = unwind_capture(architecture, tracker.unwinder, capture)
-        vcpus.append((capture.vcpu, architecture.is_user(capture.registers), chain))
-    return Snapshot(tuple(vcpus), tracker.kernel)
-
-
-def loaded_images(loaded: LoadedCode, boot: int) -> list[Image]:
-    """What a kernel has loaded or made, as images with names."""
-    return [
-        Image(each.name, each.kind, boot, each.build_id, each.ranges, each.symbols) for each in (*loaded.modules, *loaded.generated)
+    while guest.tracker.has_work and clock() < give_up_ns:
+        guest.tracker.step()
+    state = session.target.capture(guest.planner, resume=resume)
+    made = []
+    for capture in guest.planner.captures(state):
+        pending = Pending(0, 0, 0, clock(), capture)
+        made.append(guest.maker.make(guest.maker.note(pending, guest.planner.find_task(capture))))
+    made = [_walked_whole(guest, each, clock) for each in made]
+    vcpus = [
+        VcpuSnapshot(
+            each.sample.vcpu,
+            session.architecture.is_user(each.pending.capture.registers),
+            each.sample.callchain,
+            each.sample.task,
+            each.sample.context,
+            each.sample.system_call,
+        )
+        for each in made
     ]
+    return Snapshot(tuple(vcpus), tuple(images.all), guest.tracker.kernel)
+
+
+def _walked_whole(guest: Knowledge, made: Made, clock: Callable[[], int]) -> Made:
+    """With all files read that its user stack goes through, and their names."""
+    give_up_ns = clock() + _SEARCH_NS
+    while guest.spaces is not None and clock() < give_up_ns:
+        while guest.spaces.has_work and clock() < give_up_ns:
+            if not guest.spaces.step():
+                time.sleep(_PAUSE_S)
+        made = guest.maker.with_user(made)
+        if not guest.spaces.has_work:
+            break
+    return made

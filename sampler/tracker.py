@@ -19,7 +19,6 @@ from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.modules import ModuleReader
 from recording.errors import BadImageError, GuestMemoryError
-from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, Registers
 from unwind.kernel import KernelUnwinder
 
@@ -58,8 +57,16 @@ class TrackerEvents:
 class KernelTracker:
     """Feeds on the registers of each halt (``see``) and on spare time (``step``)."""
 
-    def __init__(self, memory: PhysicalMemory, architecture: Architecture, cache: KernelCache, events: TrackerEvents) -> None:
-        """``memory``: where it is QEMU's own, reading costs nothing, so that modules can be looked for after every halt."""
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        architecture: Architecture,
+        cache: KernelCache,
+        events: TrackerEvents,
+        *,
+        can_peek: bool = False,
+    ) -> None:
+        """can_peek: reading ``memory`` costs the guest nothing, so that modules can be looked for after every halt."""
         self.kernel: Kernel | None = None
         self.unwinder: KernelUnwinder | None = None
         self.boot = 0
@@ -75,7 +82,7 @@ class KernelTracker:
         self._next_refresh_ns = 0
         self._next_doubt_ns = 0
         self._refresh_wanted = False
-        self._modules_every_ns = 0 if isinstance(memory, ProcessMemory) else _MODULES_NS
+        self._modules_every_ns = 0 if can_peek else _MODULES_NS
         self._next_modules_ns = 0
         self._next_structs_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS

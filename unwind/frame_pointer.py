@@ -21,6 +21,7 @@ _FENTRY_NOP = b"\x0f\x1f\x44\x00\x00"
 _PUSH_FP = b"\x55"
 _MOVE_FP = b"\x48\x89\xe5"
 _RETURN = b"\xc3"
+_CALL = b"\xe8"
 _PROLOGUE_BYTES = 16
 
 _BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True)
@@ -40,7 +41,8 @@ class FramePointerRows:
         symbol = self._symbols.find_at(lookup_pc)
         if symbol is None:
             return None
-        if self._text.read(lookup_pc, 1) == _RETURN:
+        if self._text.read(lookup_pc, 1) == _RETURN and self._text.read(lookup_pc - 4, 1) != _CALL:
+            # Of a return address the last byte of a call is looked up, which may look like a return.
             return _AT_CALL
         into = lookup_pc - symbol.address
         if into >= _PROLOGUE_BYTES:
