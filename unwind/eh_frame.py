@@ -19,7 +19,8 @@ from unwind.dwarf import OMIT, Encoding, Reader, fixed_encoding
 from unwind.rules import Row
 
 _PAGE: Final = 4096
-_MAX_ENTRY = 1 << 20
+_MAX_ENTRY = 1 << 16
+"""Bytes of a function's entry; the largest of a Debian system has about 2 KiB."""
 _MAX_FUNCTIONS = 1 << 18
 """Of a table without a sorted header; those of large files have one."""
 _MAX_END_MARKS = 64
