@@ -17,9 +17,8 @@ from sampler.session import Session
 
 @dataclass(frozen=True, slots=True)
 class BootOptions:
-    """``vcpus``: sample only these; ``until_console``: stop at a line that it finds; ``keep_running``: leave the guest be."""
+    """``until_console``: stop at a line that it finds; ``keep_running``: leave the guest be."""
 
-    vcpus: tuple[int, ...] | None = None
     until_console: re.Pattern[str] | None = None
     keep_running: bool = False
 
@@ -30,7 +29,7 @@ def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -
         if options.keep_running:
             qemu.keep_running()
         address = resolve_target(connect=f"unix:{qemu.gdb_path}", qmp=str(qemu.qmp_path), pid=qemu.pid)
-        with Session(address, vcpus=options.vcpus, resume_at_exit=True) as session:
+        with Session(address, vcpus=run.vcpus, resume_at_exit=True, max_halt_s=run.max_halt_s, sources=run.sources) as session:
             qemu.dismiss_guard()
             try:
                 return record_session(session, replace(run, watch=_ConsoleWatch(qemu, options.until_console)))

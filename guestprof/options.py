@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from sampler.discovery import TargetAddress, resolve_target
+from sampler.memory import DEFAULT_MAX_HALT_S
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,48 +30,6 @@ def target_options(function: Command) -> Command:
     )(function)
 
 
-def sampling_options(function: Command) -> Command:
-    """-F, -d, -o, --vcpu, --raw, --force, -q, -v: how to record."""
-    return _compose(
-        click.option(
-            "-F",
-            "--frequency",
-            type=click.FloatRange(0.1, 10_000),
-            default=100,
-            show_default=True,
-            metavar="HZ",
-            help="Halts a second; each halt samples every vCPU.",
-        ),
-        click.option(
-            "-d", "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Until Ctrl-C if not given."
-        ),
-        click.option(
-            "-o",
-            "--output",
-            type=click.Path(path_type=Path, dir_okay=False),
-            metavar="FILE",
-            help="Default: guestprof-DATE-TIME.guestprof.",
-        ),
-        click.option("--vcpu", "vcpus", metavar="LIST", callback=_parse_vcpus, help="Sample only these, for example 0,2-3."),
-        click.option("--raw", is_flag=True, help="Also keep what stacks are unwound from: 0.6 KB a sample, 10 MB a kernel."),
-        click.option("--force", is_flag=True, help="Replace an existing file."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
-        click.option("-v", "--verbose", is_flag=True, help="Say what is found and decided."),
-    )(function)
-
-
-def find_target(connect: str | None, pid: int | None, qmp: str | None) -> TargetAddress:
-    """The guest that the options name. A usage error where --connect and --pid are both there."""
-    if connect is not None and pid is not None:
-        raise click.UsageError("give --connect or --pid, not both")
-    return resolve_target(connect=connect, pid=pid, qmp=qmp)
-
-
-def default_output(now: datetime) -> Path:
-    """A name for a recording that was given none."""
-    return Path(f"guestprof-{now:%Y%m%d-%H%M%S}.guestprof")
-
-
 def _parse_vcpus(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     return None if value is None else parse_vcpus(value)
 
@@ -83,3 +43,105 @@ def parse_vcpus(text: str) -> tuple[int, ...]:
             raise click.BadParameter(f"{text!r} is no list of vCPU numbers; write for example 0,2-3", param_hint="--vcpu")
         numbers.update(range(int(first), int(last if dash else first) + 1))
     return tuple(sorted(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What ``sampling_options`` were given as: how to record, and where contents of the guest's files may come from."""
+
+    frequency: float
+    duration: float | None
+    output: Path | None
+    vcpus: tuple[int, ...] | None
+    user: bool
+    storage: bool
+    sysroots: tuple[Path, ...]
+    symbol_dirs: tuple[Path, ...]
+    max_halt: float
+    raw: bool
+    force: bool
+    quiet: bool
+    verbose: bool
+
+
+_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+def sampling_options(function: Command) -> Command:
+    """-F, -d, -o, --vcpu, --raw ...: how to record. The command gets them as one argument, ``sampling``."""
+
+    @functools.wraps(function)
+    def packed(*arguments: object, **values: object) -> object:
+        own = {field.name: values.pop(field.name) for field in fields(SamplingOptions)}
+        return function(*arguments, sampling=SamplingOptions(**own), **values)  # type: ignore[arg-type]
+
+    return cast("Command", _SAMPLING(packed))
+
+
+_SAMPLING = _compose(
+    click.option(
+        "-F",
+        "--frequency",
+        type=click.FloatRange(0.1, 10_000),
+        default=100,
+        show_default=True,
+        metavar="HZ",
+        help="Halts a second; each halt samples every vCPU.",
+    ),
+    click.option("-d", "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Until Ctrl-C if not given."),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Default: guestprof-DATE-TIME.guestprof.",
+    ),
+    click.option("--vcpu", "vcpus", metavar="LIST", callback=_parse_vcpus, help="Sample only these, for example 0,2-3."),
+    click.option("--user/--no-user", default=True, show_default=True, help="Whether to walk user stacks."),
+    click.option(
+        "--storage/--no-storage",
+        default=True,
+        show_default=True,
+        help="Whether to read files that user stacks go through from the guest's own disks and initrd, read-only.",
+    ),
+    click.option(
+        "--sysroot",
+        "sysroots",
+        type=_DIRECTORY,
+        multiple=True,
+        metavar="DIR",
+        help="The guest's files as a directory of this machine, where nothing else has them.",
+    ),
+    click.option(
+        "--symbol-dir",
+        "symbol_dirs",
+        type=_DIRECTORY,
+        multiple=True,
+        metavar="DIR",
+        help="Files with symbols, by build ID or path (such as /usr/lib/debug).",
+    ),
+    click.option(
+        "--max-halt",
+        type=click.FloatRange(0.2, 1000),
+        default=1000 * DEFAULT_MAX_HALT_S,
+        show_default=True,
+        metavar="MS",
+        help="How long reading memory through the stub may halt the guest at a time.",
+    ),
+    click.option("--raw", is_flag=True, help="Also keep what stacks are unwound from: some KB a sample, 10 MB a kernel."),
+    click.option("--force", is_flag=True, help="Replace an existing file."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
+    click.option("-v", "--verbose", is_flag=True, help="Say what is found and decided."),
+)
+
+
+def find_target(connect: str | None, pid: int | None, qmp: str | None) -> TargetAddress:
+    """The guest that the options name. A usage error where --connect and --pid are both there."""
+    if connect is not None and pid is not None:
+        raise click.UsageError("give --connect or --pid, not both")
+    return resolve_target(connect=connect, pid=pid, qmp=qmp)
+
+
+def default_output(now: datetime) -> Path:
+    """A name for a recording that was given none."""
+    return Path(f"guestprof-{now:%Y%m%d-%H%M%S}.guestprof")

@@ -9,21 +9,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from guest.cache import KernelCache
+from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
 from guestprof.version import version
 from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.reader import Recording
 from recording.store import RecordingWriter
+from sampler.knowledge import Caches, Sources
+from sampler.memory import DEFAULT_MAX_HALT_S
 from sampler.recorder import Outcome, Progress, Recorder, RecorderOptions
-from sampler.session import Session
+from sampler.session import FileSources, Session
+from sampler.user_stacks import USER_STACK_SIZE
 
 _PROGRESS_PERIOD_S = 0.5
 _EVENT_PERIOD_S = 0.25
@@ -33,14 +36,36 @@ _WATCHED = ("SHUTDOWN", "POWERDOWN", "GUEST_PANICKED")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to record, and what to say meanwhile. ``watch`` is asked between samples and returns why to stop, or None."""
+    """How to record, and what to say meanwhile.
+
+    vcpus: sample only these. sources: of files that user stacks go through. max_halt_s: see ``sampler.memory.StubMemory``.
+    watch: is asked between samples and returns why to stop, or None.
+    """
 
     recorder: RecorderOptions
     output: Path
+    vcpus: tuple[int, ...] | None = None
+    sources: FileSources = field(default_factory=FileSources)
+    max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
     verbose: bool = False
     watch: Callable[[], str | None] | None = None
+
+
+def run_options(sampling: SamplingOptions, *, until_symbol: str | None = None, prepare: bool = False) -> RunOptions:
+    """What the options of a command say."""
+    size = USER_STACK_SIZE if sampling.user else 0
+    return RunOptions(
+        RecorderOptions(sampling.frequency, sampling.duration, sampling.raw, until_symbol, size, prepare),
+        sampling.output or default_output(datetime.now()),  # noqa: DTZ005  (a file name in local time)
+        sampling.vcpus,
+        FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),
+        sampling.max_halt / 1000,
+        sampling.force,
+        sampling.quiet,
+        sampling.verbose,
+    )
 
 
 def record_session(session: Session, options: RunOptions) -> Outcome:
@@ -52,7 +77,8 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
         jitter = random.Random()  # noqa: S311  (nothing to keep secret)
-        recorder = Recorder(session.target, session.memory, writer, options.recorder, cache=KernelCache.of_user(), rng=jitter)
+        sources = Sources(session.memory, Caches.of_user(), session.files)
+        recorder = Recorder(session.target, sources, writer, options.recorder, rng=jitter)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, options, signals, say))
         writer.set_meta("ended", outcome.reason)
@@ -147,6 +173,8 @@ class _Speaker:
             parts.append(f"guest halted {quality.halted_share:.1%} of the time")
         if quality.complete_share is not None:
             parts.append(f"{quality.complete_share:.1%} of kernel stacks whole")
+        if quality.user_complete_share is not None:
+            parts.append(f"{quality.user_complete_share:.1%} of user stacks whole")
         self._line(f"Wrote {self._options.output}: {', '.join(parts)}.")
         self._line(f"Next: guestprof report {shlex.quote(str(self._options.output))}")
 

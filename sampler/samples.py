@@ -26,7 +26,10 @@ _WITHOUT_USER = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL, StackEnd.IDLE_
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A capture on its way to being a sample. ``process``: what its task had mapped, None where that is not known or nothing."""
+    """A capture on its way to being a sample.
+
+    process: what its task had mapped, None where that is not known. has_memory: False for a task that has freed its memory.
+    """
 
     halt: int
     boot: int
@@ -35,6 +38,7 @@ class Pending:
     capture: Capture
     task: Task | None = None
     process: ProcessCode | None = None
+    has_memory: bool = True
 
     @property
     def size(self) -> int:
@@ -44,18 +48,21 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A sample, and the files (by image) that its user stack met before they were known: it can be made again."""
+    """A sample, and what its user stack can be walked again with when files become known that it met too early.
+
+    saved: the user registers. unread: those files, by image.
+    """
 
     sample: Sample
+    pending: Pending
+    saved: Mapping[str, int] | None
     unread: frozenset[int]
 
 
 class SampleMaker:
     """Makes samples under the kernel that is known at the time."""
 
-    def __init__(
-        self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None]
-    ) -> None:
+    def __init__(self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None]) -> None:
         """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address."""
         self._architecture = architecture
         self._spaces = spaces
@@ -66,6 +73,7 @@ class SampleMaker:
         self._contexts: ContextFinder | None = None
         self._calls: SystemCalls | None = None
         self._first_task: Task | None = None
+        self._exec = (0, 0)
 
     @property
     def tasks(self) -> TaskReader | None:
@@ -74,19 +82,18 @@ class SampleMaker:
 
     def set_kernel(self, kernel: Kernel | None, unwinder: KernelUnwinder | None) -> str | None:
         """Use a kernel that was found, read anew or lost. Returns why its tasks cannot be told, None where they can."""
-        is_same = kernel is not None and self._kernel is not None and kernel.symbols is self._kernel.symbols
-        had_types = is_same and self._kernel is not None and self._kernel.structs is kernel.structs if kernel else False
+        before = self._kernel
         self._kernel, self._unwinder = kernel, unwinder
         if kernel is None:
             self._tasks = self._contexts = self._calls = self._first_task = None
             return None
-        if not is_same or self._calls is None:
+        if before is None or kernel.symbols is not before.symbols or kernel.space is not before.space:
             tables = dict(self._architecture.kernel_code.system_call_tables.values())
             self._calls = SystemCalls(kernel.space, kernel.symbols, tables)
-            self._tasks = None
-        if not is_same or self._contexts is None:
             self._contexts = ContextFinder(self._architecture, self._name_at)
-        if had_types and self._tasks is not None:
+            loader = kernel.symbols.find("load_elf_binary")
+            self._exec = (loader.address, loader.address + loader.size) if loader else (0, 0)
+        elif kernel.structs is before.structs:
             return None
         if kernel.structs is None:
             return None
@@ -109,7 +116,7 @@ class SampleMaker:
         process = None
         if self._spaces is not None and not task.is_kernel_thread and words.mm:
             process = self._spaces.look(words)
-        return replace(pending, task=task, process=process)
+        return replace(pending, task=task, process=process, has_memory=bool(words.mm))
 
     def make(self, pending: Pending) -> Made:
         """The sample of a capture."""
@@ -122,10 +129,15 @@ class SampleMaker:
         context, in_call = self._contexts.find(chain, task, saved) if self._contexts else ContextFinder.without_kernel(chain)
         call = self._system_call(saved) if in_call and saved is not None else None
         frames = tuple([self._with_image(frame) for frame in chain.frames])
-        frames, user_end, unread = self._with_user(Callchain(frames, chain.end), task, saved, pending)
-        made = Callchain(frames, chain.end, user_end)
-        capture = pending.capture
-        return Made(Sample(pending.halt, capture.vcpu, pending.boot, pending.weight_ns, made, task, context, call), unread)
+        vcpu = pending.capture.vcpu
+        sample = Sample(pending.halt, vcpu, pending.boot, pending.weight_ns, Callchain(frames, chain.end), task, context, call)
+        return self.with_user(Made(sample, pending, saved, _NO_IMAGES))
+
+    def with_user(self, made: Made) -> Made:
+        """A sample whose user stack is walked (again): its kernel part stays as it is, also when that kernel is gone."""
+        sample = made.sample
+        frames, user_end, unread = self._with_user(sample.callchain, sample.task, made.saved, made.pending)
+        return replace(made, sample=replace(sample, callchain=Callchain(frames, sample.callchain.end, user_end)), unread=unread)
 
     def _unwound(self, capture: Capture) -> Unwound:
         if self._unwinder is not None:
@@ -145,6 +157,7 @@ class SampleMaker:
         self, kernel: Callchain, task: Task | None, saved: Mapping[str, int] | None, pending: Pending
     ) -> tuple[tuple[Frame, ...], UserEnd | None, frozenset[int]]:
         """The frames with the user stack behind them, why that ended (None: there is none), and which files were not known yet."""
+        own = tuple([frame for frame in kernel.frames if frame.space is not Space.USER])
         if saved is None:
             is_process = task is not None and not task.is_kernel_thread
             lost = is_process and kernel.end not in _WITHOUT_USER
@@ -152,12 +165,21 @@ class SampleMaker:
             return kernel.frames, wanted if lost else None, _NO_IMAGES
         if self._spaces is None:
             return kernel.frames, UserEnd.NOT_WANTED, _NO_IMAGES
-        own = kernel.frames if kernel.end is not StackEnd.USER_MODE else ()
+        if not pending.has_memory:
+            return own, UserEnd.NO_MEMORY, _NO_IMAGES
         if pending.process is None:
             pc = saved[self._architecture.pc]
             return (*own, Frame(pc, pc, Space.USER)), UserEnd.NO_MAPPINGS, _NO_IMAGES
         walk = self._spaces.unwind(saved, pending.capture, pending.process)
+        if not walk.end.is_proper and self._is_in_exec(own):
+            # The registers are still those that the old program called execve with.
+            return own, UserEnd.NO_MEMORY, _NO_IMAGES
         return (*own, *walk.frames), walk.end, walk.unread
+
+    def _is_in_exec(self, frames: tuple[Frame, ...]) -> bool:
+        """Whether a kernel stack goes through the part of execve that replaces the process' memory (fs/exec.c, fs/binfmt_elf.c)."""
+        low, high = self._exec
+        return any(low <= frame.lookup_pc < high for frame in frames)
 
     def _system_call(self, saved: Mapping[str, int]) -> SystemCall | None:
         code = self._architecture.kernel_code

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +18,28 @@ from recording.errors import GuestprofError, StubError, TransportError
 from sampler.discovery import QemuProcess, TargetAddress, find_process
 from sampler.guard import Guard
 from sampler.launch import make_private_directory
-from sampler.memory import OpenedMemory, open_memory
+from sampler.memory import DEFAULT_MAX_HALT_S, OpenedMemory, open_memory
 from sampler.qmp import Qmp, QmpEvent
+from sampler.storage import GuestDisks
 from sampler.target import Target
 from unwind.arch import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class FileSources:
+    """Where contents of the guest's files may come from beside its memory.
+
+    storage: its own disks, initrd and shares. sysroots, symbol_dirs: directories of this machine.
+    """
+
+    storage: bool = True
+    sysroots: tuple[Path, ...] = ()
+    symbol_dirs: tuple[Path, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing may be read."""
+        return not (self.storage or self.sysroots or self.symbol_dirs)
 
 
 class Session:
@@ -49,8 +68,16 @@ class Session:
         vcpus: Sequence[int] | None = None,
         resume_at_exit: bool | None = None,
         timeout_s: float = 5.0,
+        max_halt_s: float = DEFAULT_MAX_HALT_S,
+        sources: FileSources = FileSources(storage=False),
     ) -> None:
+        """sources: what ``files`` finds contents of the guest's files in."""
         self._address = address
+        self._max_halt_s = max_halt_s
+        self._sources = sources
+        self._process: QemuProcess | None = None
+        self._socket: Path | None = None
+        self.files: GuestDisks | None = None
         self._closing: list[Callable[[], None]] = []
         self._qmp: Qmp | None = None
         self._certain = True
@@ -93,6 +120,8 @@ class Session:
         opened = self._open_memory()
         self.memory = opened.as_physical()
         self.memory_reason = opened.fallback_reason
+        self._process = process
+        self._open_files()
         self.qemu_version = self._qmp.version() if self._qmp else self.target.monitor("info version").strip() or "unknown"
         self.accelerator = self._find_accelerator(process)
 
@@ -115,29 +144,47 @@ class Session:
         qmp = self._address.qmp if self._qmp is not None else None
         if gdb is not None:
             if resume:
-                self._start_guard(Guard(gdb, qmp=qmp))
+                directory = self._make_directory() if qmp is not None and self._sources.storage else None
+                self._start_guard(Guard(gdb, qmp=qmp, exports=self._socket, remove=directory))
             return gdb
         if self._qmp is None:
             raise TransportError("this QEMU has no gdb stub and no QMP socket to open one with; start it with -s")
-        directory = _private_directory(self.pid)
+        directory = self._make_directory()
         gdb = f"unix:{directory}/gdb"
-        try:
-            self._start_guard(Guard(gdb, qmp=qmp, opened=True, remove=directory))
-            self._closing.append(lambda: shutil.rmtree(directory, ignore_errors=True))
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        self._start_guard(Guard(gdb, qmp=qmp, opened=True, exports=self._socket, remove=directory))
         # Before, not behind: it may be interrupted when QEMU has already done it.
         self._closing.append(self._close_stub)
         self._qmp.open_gdbstub(f"{directory}/gdb")
         return gdb
+
+    def _make_directory(self) -> Path:
+        """A private directory for sockets that QEMU opens for us; removed at the end, by the guard if need be."""
+        directory = _private_directory(self.pid)
+        self._closing.append(lambda: shutil.rmtree(directory, ignore_errors=True))
+        self._socket = directory / "nbd" if self._sources.storage else None
+        return directory
+
+    def _open_files(self) -> None:
+        """Contents of files; nothing is opened before the first is wanted."""
+        sources = self._sources
+        if sources.is_empty:
+            return
+        qmp, process = (self._qmp, self._process) if sources.storage else (None, None)
+        disks = GuestDisks(qmp, process, socket=self._socket, sysroots=sources.sysroots, symbol_dirs=sources.symbol_dirs)
+        self._closing.append(lambda: self._close_files(disks))
+        self.files = disks
+
+    def _close_files(self, disks: GuestDisks) -> None:
+        """Take QEMU's exports away; if that cannot be done, the guard is to try."""
+        certain, self._certain = self._certain, False
+        self._certain = (disks.close() or self._has_ended()) and certain
 
     def _start_guard(self, guard: Guard) -> None:
         # QMP serves one client: it must be free before the guard needs it, so the guard is dismissed or called after it is closed.
         self._closing.insert(0, lambda: guard.goodbye() if self._certain else guard.call())
 
     def _open_memory(self) -> OpenedMemory:
-        opened = open_memory(self.target, self.pid, self._qmp.monitor if self._qmp else None)
+        opened = open_memory(self.target, self.pid, self._qmp.monitor if self._qmp else None, self._max_halt_s)
         self._closing.append(opened.memory.close)
         return opened
 
@@ -161,14 +208,14 @@ class Session:
 
     def _detach(self) -> None:
         resume = self.target.resume_at_exit
-        self._certain = False
+        before, self._certain = self._certain, False
         certain = self.target.detach()
         if self._qmp is not None and resume:
             with contextlib.suppress(GuestprofError):
                 if self._qmp.status() == "paused":
                     self._qmp.resume()
                 certain = True
-        self._certain = certain or self._has_ended()
+        self._certain = before and (certain or self._has_ended())
 
     def _close_stub(self) -> None:
         """Take away the stub that we opened; if that cannot be done, the guard is to try."""
@@ -178,7 +225,7 @@ class Session:
             if self._qmp is not None:
                 self._qmp.close_gdbstub()
         except GuestprofError:
-            certain = self._has_ended()
+            certain = certain and self._has_ended()
         self._certain = certain
 
     def _has_ended(self) -> bool:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from pathlib import Path
 
 import click
 
 from guestprof.boot_run import BootOptions, record_boot
-from guestprof.options import default_output, sampling_options
-from guestprof.recording_run import RunOptions
+from guestprof.options import SamplingOptions, sampling_options
+from guestprof.recording_run import run_options
 from guestprof.signals import raise_on_sigterm
-from sampler.recorder import RecorderOptions
 
 
 def _regex(_context: click.Context, _parameter: click.Parameter, value: str | None) -> re.Pattern[str] | None:
@@ -30,14 +27,7 @@ def _regex(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- QEMU ARGS...")
 def boot(
     *,
-    frequency: float,
-    duration: float | None,
-    output: Path | None,
-    vcpus: tuple[int, ...] | None,
-    raw: bool,
-    force: bool,
-    quiet: bool,
-    verbose: bool,
+    sampling: SamplingOptions,
     until_console: re.Pattern[str] | None,
     until_symbol: str | None,
     keep_running: bool,
@@ -51,6 +41,4 @@ def boot(
     guestprof boot -d 20 -- qemu-system-x86_64 -m 1G -nographic -kernel vmlinuz -initrd initrd -append console=ttyS0
     """  # noqa: D301  (click reads \b)
     raise_on_sigterm()
-    path = output or default_output(datetime.now())  # noqa: DTZ005  (a file name in local time)
-    run = RunOptions(RecorderOptions(frequency, duration, raw, until_symbol), path, force, quiet, verbose)
-    record_boot(command, run, BootOptions(vcpus, until_console, keep_running))
+    record_boot(command, run_options(sampling, until_symbol=until_symbol), BootOptions(until_console, keep_running))

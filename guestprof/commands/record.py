@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
-
 import click
 
-from guestprof.options import default_output, find_target, sampling_options, target_options
-from guestprof.recording_run import RunOptions, record_session, require_kernel, require_running
+from guestprof.options import SamplingOptions, find_target, sampling_options, target_options
+from guestprof.recording_run import record_session, require_kernel, require_running, run_options
 from guestprof.signals import raise_on_sigterm
-from sampler.recorder import RecorderOptions
 from sampler.session import Session
 
 
@@ -22,14 +18,7 @@ def record(
     connect: str | None,
     pid: int | None,
     qmp: str | None,
-    frequency: float,
-    duration: float | None,
-    output: Path | None,
-    vcpus: tuple[int, ...] | None,
-    raw: bool,
-    force: bool,
-    quiet: bool,
-    verbose: bool,
+    sampling: SamplingOptions,
 ) -> None:
     """Profile a running guest.
 
@@ -37,9 +26,10 @@ def record(
     through which a stub is opened for the time of the recording.
     """
     raise_on_sigterm()
-    path = output or default_output(datetime.now())  # noqa: DTZ005  (a file name in local time)
-    options = RunOptions(RecorderOptions(frequency, duration, raw), path, force, quiet, verbose)
-    with Session(find_target(connect, pid, qmp), vcpus=vcpus) as session:
+    options = run_options(sampling, prepare=True)
+    with Session(
+        find_target(connect, pid, qmp), vcpus=options.vcpus, max_halt_s=options.max_halt_s, sources=options.sources
+    ) as session:
         require_running(session)
         outcome = record_session(session, options)
-    require_kernel(outcome, path)
+    require_kernel(outcome, options.output)

@@ -1,0 +1,135 @@
+"""All that is known of a guest, kept up to date: its kernel, what that has loaded, its tasks, its processes' files.
+
+What becomes known is put where it is needed: into the planner of halts, into the maker of samples, and as images into the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from guest.cache import KernelCache
+from guest.elf.cache import ElfCache
+from guest.kernel import Kernel
+from guest.kernel_code import LoadedPiece
+from guest.memory import PhysicalMemory
+from recording.model import FrameKind, Image
+from sampler.planner import HaltPlanner
+from sampler.samples import SampleMaker
+from sampler.tracker import KernelTracker, TrackerEvents
+from sampler.user_files import FileFinder
+from sampler.userspace import ImageStore, UserSpaces
+from unwind.arch import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """What earlier recordings have read of kernels and of files with user code."""
+
+    kernels: KernelCache
+    files: ElfCache
+
+    @classmethod
+    def of_user(cls) -> Caches:
+        """Those in this user's cache directory."""
+        return cls(KernelCache.of_user(), ElfCache.of_user())
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory."""
+
+    memory: PhysicalMemory
+    caches: Caches
+    finder: FileFinder | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeEvents:
+    """Whom to tell: a kernel was found; something of it changed (also directly after it was found); it is gone (why)."""
+
+    found: Callable[[Kernel], None]
+    changed: Callable[[Kernel], None]
+    gone: Callable[[str], None]
+
+
+class Knowledge:
+    """Owns the tracker, the planner, the maker of samples and the processes' code; see there for what to do with them."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        sources: Sources,
+        images: ImageStore,
+        events: KnowledgeEvents,
+        tell: Callable[[str, str], None],
+        user_stack_size: int,
+    ) -> None:
+        """tell: takes the kind and the sentence of an event. user_stack_size: bytes, 0 for no user stacks."""
+        memory = sources.memory
+        self._images = images
+        self._events = events
+        self._tell = tell
+        self._loaded: dict[int, int] = {}
+        self._problem: str | None = None
+        self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size)
+        on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
+        self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on)
+        self.spaces: UserSpaces | None = None
+        if user_stack_size:
+            self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)
+        self.maker = SampleMaker(architecture, self.spaces, self._image_at)
+
+    def _kernel_found(self, kernel: Kernel) -> None:
+        self._images.add_image(kernel_image(kernel, self.tracker.boot))
+        self._tell("kernel-found", f"Linux {kernel.release} was found by {kernel.found_by}")
+        if kernel.orc is None:
+            why = kernel.orc_problem or "the kernel has no ORC table"
+            self._tell("no-unwind-table", f"frame pointers are followed instead of ORC: {why}")
+        self._kernel_changed(kernel)
+        self._events.found(kernel)
+
+    def _kernel_changed(self, kernel: Kernel) -> None:
+        if self.spaces is not None:
+            self.spaces.set_kernel(kernel, self.tracker.boot)
+        problem = self.maker.set_kernel(kernel, self.tracker.unwinder) or kernel.structs_problem
+        if problem is not None and problem != self._problem:
+            self._tell("no-tasks", f"tasks and user code cannot be told: {problem}")
+        self._problem = problem
+        self.planner.set_kernel(kernel, self.maker.tasks)
+        self._events.changed(kernel)
+
+    def _kernel_gone(self, why: str) -> None:
+        self._events.gone(why)
+        self.planner.set_kernel(None)
+        self.maker.set_kernel(None, None)
+        if self.spaces is not None:
+            self.spaces.set_kernel(None, self.tracker.boot)
+        self._loaded.clear()
+        self._tell("kernel-gone", why)
+
+    def _code_changed(self, loaded: Sequence[LoadedPiece], unloaded: Sequence[LoadedPiece]) -> None:
+        """Modules came and went; so did code that the kernel makes, which is worth an image but no event."""
+        for code in unloaded:
+            self._loaded.pop(code.address, None)
+            if code.kind is FrameKind.MODULE:
+                self._tell("module-unloaded", code.name)
+        for code in loaded:
+            if code.kind is FrameKind.MODULE:
+                where = f" at {code.ranges[0][0]:#x}" if code.ranges else ""
+                self._tell("module-loaded", f"{code.name}{where}")
+            image = Image(code.name, code.kind, self.tracker.boot, code.build_id, code.ranges, code.symbols)
+            self._loaded[code.address] = self._images.add_image(image)
+        if self.tracker.kernel is not None:
+            self._events.changed(self.tracker.kernel)
+
+    def _image_at(self, address: int) -> int | None:
+        code = self.tracker.module_at(address)
+        return None if code is None else self._loaded.get(code.address)
+
+
+def kernel_image(kernel: Kernel, boot: int) -> Image:
+    """A kernel as an image with names; its boot code belongs to it also when that was freed."""
+    is_there = kernel.text.contains(kernel.init_text[0])
+    ranges = kernel.text.ranges if is_there else (*kernel.text.ranges, kernel.init_text)
+    return Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, kernel.symbols.text_only())

@@ -1,0 +1,224 @@
+"""What the guest's processes have mapped becomes code that a user stack can be walked through, file by file.
+
+A process' mappings are read right after the halt that saw it run; the files behind them (``sampler/user_files.py``) are shared by all
+processes, and read in small steps between samples. Stacks that met what was not known yet are walked again when it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from guest.elf.cache import ElfCache
+from guest.kernel import Kernel
+from guest.memory import PhysicalMemory, Steps
+from guest.paging import AddressSpace
+from guest.tasks import TaskWords
+from guest.user.contents import PagePool, ProcessContents
+from guest.user.mappings import FileIdentity, Mapping, MappingReader, Mappings
+from guest.user.page_cache import PageCache
+from recording.errors import BadImageError, GuestMemoryError
+from recording.model import FrameKind, Image
+from recording.symbols import SymbolTable
+from sampler.user_files import FileFinder, UserFile, UserFileReader
+from unwind.arch import Architecture, Registers
+from unwind.capture import Capture
+from unwind.user import Region, UserUnwinder, UserWalk
+
+_MAX_PROCESSES = 4096
+_VDSO = "[vdso]"
+_MAX_VDSO = 1 << 16
+_LOOKS_TO_FORGET = 64
+"""After so many readings of mappings, pages of files that were not in memory are looked for again."""
+
+
+class ImageStore(Protocol):
+    """Where images go: a recording that is being written."""
+
+    def add_image(self, image: Image) -> int:
+        """Keep an image; its index."""
+
+    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+        """Complete an image that was added before."""
+
+
+class ProcessCode:
+    """What a process had mapped when a sample saw it, as ``unwind.user.UserCode``."""
+
+    def __init__(self, mappings: Mappings, file_of: Callable[[Mapping], UserFile | int]) -> None:
+        """``file_of``: the file of an executable mapping, or the image that stands for memory of no file."""
+        self._mappings = mappings
+        self._file_of = file_of
+        self.stack_top = mappings.stack_top
+
+    def find_region(self, address: int) -> Region | None:
+        """The executable mapping at an address."""
+        mapping = self._mappings.find(address)
+        if mapping is None or not mapping.is_executable:
+            return None
+        file = self._file_of(mapping)
+        if isinstance(file, UserFile):
+            return Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file)
+        return Region(mapping.start, mapping.end, 0, file)
+
+
+@dataclass(slots=True)
+class _Process:
+    stamp: tuple[int, ...] | None
+    code: ProcessCode
+
+
+class UserSpaces:
+    """All user code of one recording."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        memory: PhysicalMemory,
+        images: ImageStore,
+        finder: FileFinder | None,
+        cache: ElfCache,
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """finder: None where nothing but guest memory is to be used. tell: takes the kind and the sentence of an event."""
+        self._architecture = architecture
+        self._memory = memory
+        self._images = images
+        self._tell = tell
+        self._unwinder = UserUnwinder(architecture)
+        self._reader = UserFileReader(architecture, finder, cache)
+        self._pages = PagePool()
+        self._kernel: Kernel | None = None
+        self._boot = 0
+        self._mappings: MappingReader | None = None
+        self._page_cache: PageCache | None = None
+        self._processes: OrderedDict[int, _Process] = OrderedDict()
+        self._files: dict[tuple[object, ...], UserFile] = {}
+        self._plain: dict[str, int] = {}
+        self._jobs: deque[tuple[UserFile, Steps[None]]] = deque()
+        self._looks = 0
+
+    def set_kernel(self, kernel: Kernel | None, boot: int) -> None:
+        """Use a kernel that was found or read anew; None when it is gone."""
+        before = self._kernel
+        self._kernel, self._boot = kernel, boot
+        if kernel is not None and before is not None and kernel.structs is before.structs and kernel.space is before.space:
+            return
+        self._mappings = self._page_cache = None
+        self._processes.clear()
+        if kernel is None or kernel.structs is None:
+            return
+        try:
+            self._mappings = MappingReader(kernel.space, kernel.symbols, kernel.structs)
+        except BadImageError as error:
+            self._tell("no-mappings", f"user code cannot be told by file: {error}")
+        try:
+            self._page_cache = PageCache(kernel.space, kernel.symbols, kernel.structs)
+        except BadImageError as error:
+            self._tell("no-page-cache", f"the guest's page cache cannot be read: {error}")
+
+    def look(self, words: TaskWords) -> ProcessCode | None:
+        """What the process of a task has mapped now; None where that cannot be read."""
+        reader = self._mappings
+        if reader is None:
+            return None
+        known = self._processes.get(words.mm)
+        stamp = reader.stamp(words.mm)
+        if known is not None and known.stamp == stamp and stamp is not None:
+            self._processes.move_to_end(words.mm)
+            return known.code
+        try:
+            mappings = reader.read(words.mm)
+        except GuestMemoryError:
+            return None
+        self._looks += 1
+        if self._looks % _LOOKS_TO_FORGET == 0:
+            self._pages.forget_missing()
+        code = ProcessCode(mappings, lambda mapping: self._file_of(mapping, mappings))
+        self._processes[words.mm] = _Process(stamp, code)
+        if len(self._processes) > _MAX_PROCESSES:
+            self._processes.popitem(last=False)
+        return code
+
+    def unwind(self, registers: Registers, capture: Capture, code: ProcessCode) -> UserWalk:
+        """The user stack of a capture."""
+        return self._unwinder.unwind(registers, capture.read, code, code.stack_top)
+
+    def _file_of(self, mapping: Mapping, mappings: Mappings) -> UserFile | int:
+        if mapping.file is not None:
+            return self._file(mapping.file, mapping.path)
+        if mapping.path == _VDSO:
+            return self._vdso(mapping, mappings)
+        return self._plain_image(mapping.path)
+
+    def _add_image(self, name: str) -> int:
+        return self._images.add_image(Image(name, FrameKind.USER, self._boot, None, (), None))
+
+    def _file(self, identity: FileIdentity, path: str) -> UserFile:
+        key = (identity.device, identity.number, identity.generation, identity.size, identity.mtime_ns, identity.source)
+        file = self._files.get(key)
+        if file is None:
+            file = self._files[key] = UserFile(self._add_image(path), path)
+            self._jobs.append((file, self._reader.read(file, identity, self._page_cache, self._pages)))
+        return file
+
+    def _vdso(self, mapping: Mapping, mappings: Mappings) -> UserFile | int:
+        """The kernel's own library; there is one for each kind of process, told by its size."""
+        key = (_VDSO, self._boot, mapping.end - mapping.start)
+        file = self._files.get(key)
+        if file is not None:
+            return file
+        if self._kernel is None or mappings.page_table is None or mapping.end - mapping.start > _MAX_VDSO:
+            return self._plain_image(_VDSO)
+        space = AddressSpace(self._memory, self._architecture.paging, mappings.page_table, self._kernel.space.levels)
+        file = self._files[key] = UserFile(self._add_image(_VDSO), _VDSO)
+        self._jobs.append((file, self._reader.read_image(file, ProcessContents(space, mapping))))
+        return file
+
+    def _plain_image(self, path: str) -> int:
+        if path not in self._plain:
+            self._plain[path] = self._add_image(path)
+        return self._plain[path]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` would do anything."""
+        return bool(self._jobs)
+
+    def may_learn(self, images: frozenset[int]) -> bool:
+        """Whether more will become known of any of these files (by image)."""
+        files = {file.image: file for file in self._files.values()} if images else {}
+        wanted = [file for image in images if (file := files.get(image)) is not None]
+        for file in wanted:
+            file.is_missed = True
+        return any(not file.is_final for file in wanted)
+
+    def step(self) -> list[int]:
+        """Do a few milliseconds of reading; the files (by image) of which all is known now that ever will be."""
+        if not self._jobs:
+            return []
+        file, work = self._jobs[0]
+        try:
+            next(work)
+        except StopIteration:
+            pass
+        except BadImageError as error:
+            file.problem = str(error)
+            file.is_foreign = file.elf is None
+        except GuestMemoryError as error:
+            file.problem = str(error)
+        else:
+            return []
+        self._jobs.popleft()
+        file.is_final = True
+        build_id = file.elf.build_id if file.elf is not None else None
+        self._images.update_image(file.image, build_id=build_id, symbols=file.symbols)
+        return [file.image]
+
+    def tell_problems(self) -> None:
+        """Say of which files contents were missed, when the recording ends."""
+        for file in self._files.values():
+            if file.is_missed and file.problem:
+                self._tell("file-unreadable", f"{file.path}: {file.problem}")
