@@ -117,21 +117,24 @@ class ElfFile:
         return self.contents.read(offset, size)
 
     def link_address(self, file_offset: int, *, is_executable: bool | None = None) -> int | None:
-        """The link-time address of a file offset, None where no segment maps it.
+        """The link-time address of a file offset, None where no segment maps it, or several do.
 
         Segments are mapped in whole pages, so that a page can be part of two of them: the one that begins in it is meant, or the
         one that is (not) executable where the caller knows that.
         """
         page = file_offset // PAGE_SIZE * PAGE_SIZE
-        best: tuple[tuple[bool, bool], int] | None = None
+        best: tuple[bool, bool] = (False, False)
+        found: set[int] = set()
         for load in self.header.loads:
             start = load.offset // PAGE_SIZE * PAGE_SIZE
             if not load.file_size or not start <= file_offset < -(-(load.offset + load.file_size) // PAGE_SIZE) * PAGE_SIZE:
                 continue
             rank = (is_executable in {None, load.is_executable}, start == page)
-            if best is None or rank > best[0]:
-                best = (rank, load.address + file_offset - load.offset)
-        return None if best is None else best[1]
+            if not found or rank > best:
+                best, found = rank, set()
+            if rank == best:
+                found.add(load.address + file_offset - load.offset)
+        return found.pop() if len(found) == 1 else None
 
     def bias(self, mapping_start: int, mapping_offset: int, *, is_executable: bool | None = None) -> int | None:
         """Run-time minus link-time addresses in a mapping of this file; None where no segment is mapped there."""

@@ -38,21 +38,23 @@ def _jumps(file: ElfFile) -> Mapping[bytes, _Slot]:
     return {}
 
 
-def read_plt(file: ElfFile, symbols: Partial, names: Partial) -> Steps[list[ElfSymbol]]:
-    """A symbol for each stub whose function is known. ``symbols``, ``names``: .dynsym and .dynstr."""
+def read_plt(file: ElfFile, symbols: Partial, names: Partial) -> Steps[tuple[list[ElfSymbol], bool]]:
+    """A symbol for each stub whose function is known, and whether that is all. ``symbols``, ``names``: .dynsym and .dynstr."""
     jumps = _jumps(file)
     if not jumps:
-        return []
-    slots = yield from _read_slots(file, symbols, names)
+        return [], True
+    slots, is_complete = yield from _read_slots(file, symbols, names)
     found: list[ElfSymbol] = []
     for name in PLT_SECTIONS if slots else ():
         section = file.section(name)
         if section is not None and section.size <= MAX_PLT:
             code = file.contents.read(section.offset, section.size)
-            if code is not None:
+            if code is None:
+                is_complete = False
+            else:
                 found += _stubs(code, section, jumps, slots)
             yield
-    return found
+    return found, is_complete
 
 
 def _stubs(code: bytes, section: Section, jumps: Mapping[bytes, _Slot], slots: Mapping[int, str]) -> list[ElfSymbol]:
@@ -70,10 +72,11 @@ def _stubs(code: bytes, section: Section, jumps: Mapping[bytes, _Slot], slots: M
     return found
 
 
-def _read_slots(file: ElfFile, symbols: Partial, names: Partial) -> Steps[dict[int, str]]:
-    """GOT slot -> name of the function that belongs there."""
+def _read_slots(file: ElfFile, symbols: Partial, names: Partial) -> Steps[tuple[dict[int, str], bool]]:
+    """GOT slot -> name of the function that belongs there, and whether that is all."""
     layout = file.header.format
     slots: dict[int, str] = {}
+    is_complete = True
     shift = 32 if layout.pointer_size == 8 else 8
     for section_name in RELOCATIONS:
         section = file.section(section_name)
@@ -81,6 +84,7 @@ def _read_slots(file: ElfFile, symbols: Partial, names: Partial) -> Steps[dict[i
             continue
         entry = layout.rela if section_name.startswith(".rela") else layout.rel
         table = yield from read_partial(file.contents, section.offset, section.size // entry.size * entry.size)
+        is_complete = is_complete and not table.missing
         for index, (slot, info, *_) in enumerate(entry.iter_unpack(table.data)):
             if not index % _PER_STEP:
                 yield
@@ -89,4 +93,4 @@ def _read_slots(file: ElfFile, symbols: Partial, names: Partial) -> Steps[dict[i
                 name = names.name(layout.symbol.unpack_from(symbols.data, position)[0])
                 if name:
                     slots[slot] = name
-    return slots
+    return slots, is_complete

@@ -63,11 +63,12 @@ def read_symbols(file: ElfFile, debug: ElfFile | None = None) -> Steps[ElfSymbol
     else:
         is_whole = static.is_complete
     entries, names, is_complete = yield from _read_dynamic(file)
-    found = static.symbols + (yield from read_plt(file, entries, names))
+    stubs, is_plt_complete = yield from read_plt(file, entries, names)
+    found = static.symbols + stubs
     if not is_whole:
         found += yield from parse_symbols(file.header.format, entries, names, code)
     table = yield from make_table(found, code)
-    is_complete = is_complete and static.is_complete and file.sections is not None
+    is_complete = is_complete and is_plt_complete and static.is_complete and file.sections is not None
     return ElfSymbols(table, is_complete, bool(static.symbols))
 
 

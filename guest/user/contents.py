@@ -8,10 +8,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from guest.user.mappings import FileIdentity, Mapping
+from guest.user.mappings import FileIdentity, Mapping
 
 PAGE_SIZE = 4096
 """Of the page cache (and the kernel's smallest page everywhere that files are read through it)."""
