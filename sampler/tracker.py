@@ -136,7 +136,6 @@ class KernelTracker:
         if self._modules is not None and now_ns >= self._next_modules_ns and kernel.has_own_space:
             self._next_modules_ns = now_ns + self._modules_every_ns
             if self._is_outdated(kernel):
-                self._reads_modules = True
                 return self._read_loaded(kernel)
         return None
 
@@ -222,6 +221,7 @@ class KernelTracker:
 
     def _describe(self, kernel: Kernel) -> Steps[None]:
         """Read the layouts of the kernel's structs, then what they lead to."""
+        self._reads_modules = True
         try:
             structs = yield from read_structs(kernel.space, kernel.symbols)
         except BadImageError as error:
@@ -244,6 +244,7 @@ class KernelTracker:
 
     def _read_loaded(self, kernel: Kernel) -> Steps[None]:
         """Read what is new of modules and generated code. The unwinder keeps what it knows of the kernel's own code."""
+        self._reads_modules = True
         before = kernel.loaded
         modules, generated = before.modules, before.generated
         if self._modules is not None and self._modules.has_changed(kernel.space):
