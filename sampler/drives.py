@@ -6,11 +6,14 @@ QMP does not tell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from guest.storage.host import Share
 from guest.storage.images import ImageFile
@@ -191,3 +194,34 @@ def _nest(settings: Mapping[str, str]) -> dict[str, Any]:
 
 def _absolute(path: str, cwd: Path | None) -> str:
     return str(cwd / path if cwd is not None else path)
+
+
+def find_virtiofs_shares(sockets: Sequence[tuple[str, str]]) -> list[Share]:
+    """The directories that the virtiofsd processes behind these sockets share."""
+    tags = {path: tag for tag, path in sockets}
+    found: dict[Share, None] = {}
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("unix"):
+            if str(connection.laddr) in tags and connection.pid:
+                with contextlib.suppress(psutil.Error):
+                    directory = shared_directory(psutil.Process(connection.pid).cmdline())
+                    if directory:
+                        found[Share("virtiofs", directory, tags[str(connection.laddr)])] = None
+    return list(found)
+
+
+def shared_directory(arguments: Sequence[str]) -> str | None:
+    """``--shared-dir DIR`` (the virtiofsd in Rust) or ``-o source=DIR`` (the one in C) of a virtiofsd; None for other programs."""
+    if not arguments or not Path(arguments[0]).name.startswith("virtiofsd"):
+        return None
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if argument == "--shared-dir":
+            return following
+        if argument.startswith("--shared-dir="):
+            return argument.partition("=")[2]
+        if argument == "-o":
+            for setting in following.split(","):
+                if setting.startswith("source="):
+                    return setting.partition("=")[2]
+    return None

@@ -174,8 +174,11 @@ def _stream(make: Callable[[], Any]) -> Callable[[_Source], Iterator[bytes]]:
         machine = make()
         try:
             while not machine.eof and (data := source.rest()):
-                yield machine.decompress(data)
-        except (zlib.error, OSError, lzma.LZMAError, EOFError, ValueError) as error:
+                # Nothing may come of a piece; to a source that would be the end.
+                if unpacked := machine.decompress(data):
+                    yield unpacked
+        except Exception as error:
+            # Each library has an error of its own: zlib.error, LZMAError, OSError, ZstdError.
             raise StorageError(f"its compressed part is damaged ({error})") from error
         source.put_back(machine.unused_data)
 

@@ -18,7 +18,7 @@ from guest.storage.files import StreamContents, WantedFile, path_suffixes
 from recording.errors import MissingDependencyError, StorageError
 
 _MAX_SUBVOLUMES = 256
-_MAX_FAT_STEPS = 1 << 20
+_MAX_FAT_STEPS = 1 << 18
 _MAX_ENTRIES = 1 << 16
 
 
