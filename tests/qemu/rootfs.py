@@ -48,7 +48,7 @@ _MASKED = (
 )
 _MMDEBSTRAP_OPTIONS = (
     *(
-        "--variant=apt",
+        "--variant=essential",
         "--quiet",
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "3"',
