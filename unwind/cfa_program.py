@@ -11,7 +11,7 @@ from unwind.dwarf import Reader
 
 _MAX_REMEMBERED = 256
 _MAX_RULES = 256
-_MAX_CELLS = 1 << 18
+_MAX_CELLS = 1 << 16
 """Of a function's table: rows by registers that have a rule."""
 
 

@@ -12,6 +12,8 @@ from unwind.cfa_program import Cfa, Common, Rule, State, Where
 from unwind.dwarf import Reader
 from unwind.rules import Expression, Memory, Operator, Row, RowKind, Saved
 
+_MAX_CACHED = 1 << 14
+
 
 class Lowering:
     """Makes rows of states, the same row for the same state."""
@@ -28,6 +30,8 @@ class Lowering:
         key = (state, common.return_column, common.is_signal)
         row = self._rows.get(key)
         if row is None:
+            if len(self._rows) >= _MAX_CACHED:
+                self._rows.clear()
             row = self._rows[key] = self._lower(state, common)
         return row
 

@@ -26,7 +26,8 @@ _MAX_FUNCTIONS = 1 << 18
 _MAX_END_MARKS = 64
 _MAX_PAGES = 256
 _MAX_CACHED = 1 << 16
-"""Rows by address, functions, common entries that are kept; then all are forgotten."""
+"""Rows by address that are kept; then all are forgotten."""
+_MAX_CACHED_FUNCTIONS = 1 << 12
 _EXTENDED = 0xFFFF_FFFF
 _STEP = 256
 
@@ -171,7 +172,7 @@ class EhFrame:
                 function = FunctionRows(common, start, end, Program(common, reader, start).run())
         except BadImageError:
             function = None
-        if len(self._functions) >= _MAX_CACHED:
+        if len(self._functions) >= _MAX_CACHED_FUNCTIONS:
             self._functions.clear()
         self._functions[address] = function
         return function
@@ -184,7 +185,7 @@ class EhFrame:
             raise BadImageError(f"the entry at {address:#x} of an unwind table belongs to no function")
         known = self._commons.get(common)
         if known is None:
-            if len(self._commons) >= _MAX_CACHED:
+            if len(self._commons) >= _MAX_CACHED_FUNCTIONS:
                 self._commons.clear()
             known = self._commons[common] = self._parse_common(common)
         return known, reader
