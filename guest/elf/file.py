@@ -9,8 +9,10 @@ import hashlib
 from bisect import bisect_right
 
 from guest.elf.header import (
+    MAX_NOTES,
     MAX_TABLE,
     PT_GNU_EH_FRAME,
+    PT_NOTE,
     Header,
     Section,
     Segment,
@@ -87,11 +89,15 @@ class ElfFile:
     def digest(self, *more: object) -> str:
         """What tells this file from others by its first page: build ID (where there is one), then a digest of headers and size.
 
-        A file and its stripped copy share their build ID and differ in their headers. ``more``: is part of the digest.
+        A file and its stripped copy share their build ID and differ in their headers. ``more``: what tells files without a build ID
+        apart, such as the time of the last change; two builds may agree in all the rest.
         """
-        text = repr((self.contents.size, *more)).encode()
-        headers = hashlib.sha256(self.header.raw + text).hexdigest()
-        return headers if self.build_id is None else self.build_id[:40] + headers[:16]
+        size = repr(self.contents.size).encode()
+        if self.build_id is not None:
+            return self.build_id[:40] + hashlib.sha256(self.header.raw + size).hexdigest()[:16]
+        parts = (part for part in self.header.segments if part.type == PT_NOTE and part.file_size <= MAX_NOTES)
+        known = b"".join(self.contents.read(part.offset, part.file_size) or b"" for part in parts)
+        return hashlib.sha256(self.header.raw + size + known + repr(more).encode()).hexdigest()
 
     def code(self) -> Code:
         """Where its code is."""

@@ -19,7 +19,7 @@ PLT_SECTIONS = (".plt", ".plt.sec", ".plt.bnd", ".iplt")
 RELOCATIONS = (".rela.plt", ".rel.plt", ".rela.iplt", ".rel.iplt")
 MAX_PLT = 1 << 20
 _STUB_SIZE = 16
-_PER_STEP = 1 << 11
+_PER_STEP = 1 << 9
 _RANK = 400
 _JUMP = struct.Struct("<i")
 
@@ -52,14 +52,15 @@ def read_plt(file: ElfFile, symbols: Partial, names: Partial) -> Steps[tuple[lis
             if code is None:
                 is_complete = False
             else:
-                found += _stubs(code, section, jumps, slots)
-            yield
+                found += yield from _read_stubs(code, section, jumps, slots)
     return found, is_complete
 
 
-def _stubs(code: bytes, section: Section, jumps: Mapping[bytes, _Slot], slots: Mapping[int, str]) -> list[ElfSymbol]:
+def _read_stubs(code: bytes, section: Section, jumps: Mapping[bytes, _Slot], slots: Mapping[int, str]) -> Steps[list[ElfSymbol]]:
     found: list[ElfSymbol] = []
     for start in range(0, len(code), _STUB_SIZE):
+        if not start % (_PER_STEP * _STUB_SIZE):
+            yield
         stub = code[start : start + _STUB_SIZE]
         for opcode, slot in jumps.items():
             at = stub.find(opcode)

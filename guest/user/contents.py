@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ PAGE_SIZE = 4096
 MAX_READ = 1 << 26
 """More than any table of a file that is read at once; a longer read means that a length in the file is wrong."""
 _MISSING_LIMIT = 1 << 16
+_BATCH = 64
 
 
 class FileContents(Protocol):
@@ -35,8 +37,8 @@ class FileContents(Protocol):
 class PageReader(Protocol):
     """The guest's page cache (``guest/user/page_cache.py``)."""
 
-    def read_page(self, inode: int, index: int) -> bytes | None:
-        """A page of a file by the address of its inode, None where it is not resident."""
+    def read_pages(self, inode: int, indexes: Sequence[int]) -> list[bytes | None]:
+        """Pages of a file by the address of its inode, None for those that are not resident."""
         ...
 
 
@@ -107,25 +109,42 @@ class PagePool:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def read_page(self, page_cache: PageReader, identity: FileIdentity, index: int) -> bytes | None:
-        """A page of a file, from here or from the page cache. Raises GuestMemoryError where its tables cannot be read."""
-        key = (identity, index)
-        page = self._pages.get(key)
-        if page is not None:
-            self._pages.move_to_end(key)
-            return page
-        if key in self._missing:
+    def read_pages(self, page_cache: PageReader, identity: FileIdentity, first: int, end: int) -> list[bytes] | None:
+        """Pages [first, end) of a file, from here or from the page cache; None if one of them is missing.
+
+        Raises GuestMemoryError where the page cache's tables cannot be read.
+        """
+        keys = [(identity, index) for index in range(first, end)]
+        if not self._missing.isdisjoint(keys):
             return None
-        page = page_cache.read_page(identity.inode, index)
-        if page is None:
-            if len(self._missing) >= _MISSING_LIMIT:
-                self._missing.clear()
-            self._missing.add(key)
-            return None
+        found: dict[tuple[FileIdentity, int], bytes] = {}
+        for key in keys:
+            page = self._pages.get(key)
+            if page is not None:
+                found[key] = page
+                self._pages.move_to_end(key)
+        wanted = [key for key in keys if key not in found]
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            for key, page in zip(batch, page_cache.read_pages(identity.inode, [index for _, index in batch]), strict=True):
+                if page is None:
+                    self._miss(key)
+                else:
+                    found[key] = page
+                    self._keep(key, page)
+            if len(found) < len(keys) - len(wanted) + start + len(batch):
+                return None
+        return [found[key] for key in keys]
+
+    def _keep(self, key: tuple[FileIdentity, int], page: bytes) -> None:
         self._pages[key] = page
         if len(self._pages) > self._limit:
             self._pages.popitem(last=False)
-        return page
+
+    def _miss(self, key: tuple[FileIdentity, int]) -> None:
+        if len(self._missing) >= _MISSING_LIMIT:
+            self._missing.clear()
+        self._missing.add(key)
 
     def forget_missing(self, identity: FileIdentity | None = None) -> None:
         """Ask the page cache again for what it did not have, of one file or of all."""
@@ -153,12 +172,9 @@ class PageCacheContents:
         if not size:
             return b""
         first = offset // PAGE_SIZE
-        pages: list[bytes] = []
-        for index in range(first, (offset + size - 1) // PAGE_SIZE + 1):
-            page = self._pool.read_page(self._page_cache, self._identity, index)
-            if page is None:
-                return None
-            pages.append(page)
+        pages = self._pool.read_pages(self._page_cache, self._identity, first, (offset + size - 1) // PAGE_SIZE + 1)
+        if pages is None:
+            return None
         start = offset - first * PAGE_SIZE
         return b"".join(pages)[start : start + size]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -38,9 +39,9 @@ class Cache:
         self.pages = pages
         self.asked: list[tuple[int, int]] = []
 
-    def read_page(self, inode: int, index: int) -> bytes | None:
-        self.asked.append((inode, index))
-        return DATA[4096 * index : 4096 * index + 4096].ljust(4096, b"\0") if index in self.pages else None
+    def read_pages(self, inode: int, indexes: Sequence[int]) -> list[bytes | None]:
+        self.asked += [(inode, index) for index in indexes]
+        return [DATA[4096 * index : 4096 * index + 4096].ljust(4096, b"\0") if index in self.pages else None for index in indexes]
 
 
 class Space:
