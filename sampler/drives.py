@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +100,14 @@ def _drives(options: Sequence[tuple[str, str]], devices: Sequence[Mapping[str, s
     named: dict[str, Drive] = {}
     nodes: dict[str, Any] = {}
     used: dict[Drive, None] = {}
+    counts: Counter[str] = Counter()
     for number, (option, value) in enumerate(options):
         if option == "blockdev":
             node = _parse_json(value) if value.startswith("{") else _nest(split_settings(value, "driver"))
             nodes[str(node.get("node-name", ""))] = node
         elif option == "drive":
             settings = split_settings(value, "file")
-            drive = _drive(settings, cwd, number)
+            drive = _drive(settings, cwd, counts)
             if drive is not None and settings.get("if") != _FIRMWARE:
                 named[settings.get("id", f"#{number}")] = drive
                 if settings.get("if") != "none":
@@ -136,12 +138,12 @@ def image_of_query(image: Mapping[str, Any], cwd: str) -> ImageFile | None:
     return found
 
 
-def _drive(settings: Mapping[str, str], cwd: Path | None, number: int) -> Drive | None:
+def _drive(settings: Mapping[str, str], cwd: Path | None, counts: Counter[str]) -> Drive | None:
+    interface = settings.get("if", "drive")
+    counts[interface] += 1
     form = settings.get("format") or settings.get("driver")
-    if form in _PROTOCOLS:
-        form = "raw"
     image = _image_of(settings.get("file") or settings.get("file.filename") or settings.get("filename", ""), form, cwd)
-    return Drive(settings.get("id") or f"{settings.get('if', 'drive')}{number}", image) if image else None
+    return Drive(settings.get("id") or f"{interface}{counts[interface] - 1}", image) if image else None
 
 
 def _image_of(name: str, form: str | None, cwd: Path | None) -> ImageFile | None:
@@ -150,7 +152,7 @@ def _image_of(name: str, form: str | None, cwd: Path | None) -> ImageFile | None
     before, colon, _ = name.partition(":")
     if not name or (colon and "/" not in before) or name.startswith("/dev/fdset/"):
         return None
-    return ImageFile(_absolute(name, cwd), None if form in _PROTOCOLS else form)
+    return ImageFile(_absolute(name, cwd), "raw" if form in _PROTOCOLS else form)
 
 
 def _resolve(node: Any, nodes: Mapping[str, Any], cwd: Path | None, depth: int = 0) -> ImageFile | None:  # noqa: ANN401  (JSON)

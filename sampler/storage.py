@@ -171,9 +171,7 @@ class GuestDisks:
         if self._is_closed:
             return None, {"miss": "the guest's storage is closed"}
         if self._deaths >= _MAX_DEATHS:
-            return None, {
-                "miss": "the guest's storage made its reader fail again and again; --sysroot DIR gives a copy of its files"
-            }
+            return None, {"miss": "reading the guest's storage failed again and again; --sysroot DIR gives a copy of its files"}
         link: Link | None = None
         try:
             if self._sources is None:

@@ -101,7 +101,7 @@ class Link:
         deadline = self._clock() + timeout_s
         while not self.poll(ticket, _PAUSE_S * 10):
             if self._clock() > deadline:
-                raise StorageError(f"the guest's storage did not answer within {timeout_s:.0f} s")
+                raise StorageError("the guest's storage did not answer in time")
         return self.collect(ticket)
 
     def _is_readable(self, pause_s: float) -> bool:
