@@ -6,7 +6,9 @@ Console: ``maps PID COMM`` before the lines of a process' maps, ``cgroup PID PAT
 from __future__ import annotations
 
 import re
+import shutil
 import stat
+import subprocess
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.qemu.kernel_modules import find_modules, module_entries
 END_MARK = "end of maps"
 MAPPINGS_TRUTH = Program("mappings-truth", "mappings_truth.c", ("-fno-pie", "-no-pie", "-static"))
 MODULES = ("overlay", "loop", "ext4")
+_MKE2FS = "/sbin/mke2fs"
 LONG = "directory-with-a-name-too-long-to-lie-inside-its-dentry"
 
 _INIT = f"""#!/bin/busybox sh
@@ -25,42 +28,37 @@ _INIT = f"""#!/bin/busybox sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mkdir -p /tmp /bound /stacked /ov /ext4 /cg /huge /jail
-mount -t tmpfs tmp /tmp
+mkdir -p /scratch /bound /stacked /ov /ext4 /cg /huge /jail
+mount -t tmpfs scratch /scratch
 while read -r f; do insmod "$f"; done </modules/list
 run() {{ "$@" sleep 2147483647 & pids="$pids $!"; }}
 sleep 2147483647 & pids=$!
-cp /bin/busybox /tmp/busybox
-run /tmp/busybox
-mkdir -p /tmp/{LONG}/b
-cp /bin/busybox "/tmp/{LONG}/b/busybox of a name that is too long as well: $(printf '\\377')"
-run /tmp/{LONG}/b/busybox*
-mount --bind /tmp/{LONG}/b /bound
+cp /bin/busybox /scratch/busybox
+run /scratch/busybox
+mkdir -p /scratch/{LONG}/b
+cp /bin/busybox "/scratch/{LONG}/b/busybox of a name that is too long as well: $(printf '\\377')"
+run /scratch/{LONG}/b/busybox*
+mount --bind /scratch/{LONG}/b /bound
 run /bound/busybox*
 mount -t tmpfs lower /stacked
 mount -t tmpfs upper /stacked
 cp /bin/busybox /stacked/busybox
 run /stacked/busybox
-cp /bin/busybox /tmp/busybox-gone
-run /tmp/busybox-gone
-mkdir /tmp/moved
-cp /bin/busybox /tmp/moved/busybox
-run /tmp/moved/busybox
-mkdir -p /tmp/lower /tmp/upper /tmp/work
-cp /bin/busybox /tmp/lower/busybox-low
-mount -t overlay -o lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work overlay /ov
+cp /bin/busybox /scratch/busybox-gone
+run /scratch/busybox-gone
+mkdir /scratch/moved
+cp /bin/busybox /scratch/moved/busybox
+run /scratch/moved/busybox
+mkdir -p /scratch/lower /scratch/upper /scratch/work
+cp /bin/busybox /scratch/lower/busybox-low
+mount -t overlay -o lowerdir=/scratch/lower,upperdir=/scratch/upper,workdir=/scratch/work overlay /ov
 cp /bin/busybox /ov/busybox-up
 run /ov/busybox-low
 run /ov/busybox-up
-dd if=/dev/zero of=/tmp/disk bs=1M count=8 2>/dev/null
-mkfs.ext2 -F /tmp/disk >/dev/null 2>&1
-mount -o loop /tmp/disk /ext4 || mount -t ext4 -o loop /tmp/disk /ext4
-cp /bin/busybox /ext4/busybox
-sync
-umount /ext4
-mount -t ext4 -o loop /tmp/disk /ext4
-run /ext4/busybox
-cat /ext4/busybox >/dev/null
+if [ -f /ext4.image ]; then
+    mount -t ext4 -o loop,ro /ext4.image /ext4
+    run /ext4/busybox
+fi
 mount -t tmpfs -o huge=always huge /huge
 cp /bin/busybox /huge/busybox
 run /huge/busybox
@@ -69,20 +67,20 @@ mount -t tmpfs jail /jail
 cp /bin/busybox /jail/busybox
 run chroot /jail /busybox
 run unshare -m /bin/busybox
-mappings-truth /tmp/busybox &
+mappings-truth /scratch/busybox &
 pids="$pids $!"
 mount -t cgroup2 cg /cg
 mkdir -p /cg/system.slice/a-service.service
 echo $! >/cg/system.slice/a-service.service/cgroup.procs
 sleep 1
-rm /tmp/busybox-gone
-mv /tmp/moved /tmp/away
+rm /scratch/busybox-gone
+mv /scratch/moved /scratch/away
 for pid in $pids; do
     echo "maps $pid $(cat /proc/$pid/comm)"
     cat /proc/$pid/maps
     echo "cgroup $pid $(grep ^0:: /proc/$pid/cgroup | cut -c4-)"
 done
-stat -c "file %n %i %s %Y %t" /bin/busybox /tmp/busybox /ext4/busybox
+stat -c "file %n %i %s %Y" /bin/busybox /scratch/busybox
 echo "{END_MARK}"
 while :; do sleep 1000; done
 """
@@ -102,6 +100,7 @@ def build_mappings_initramfs(kernel: Path, suite: str, busybox: bytes, directory
     """The initramfs. Raises MissingDependencyError where there is no compiler, or no modules of the kernel."""
     build_programs(directory, (MAPPINGS_TRUTH,))
     program = (directory / MAPPINGS_TRUTH.name).read_bytes()
+    image = _build_ext4(busybox, directory)
     directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys")]
     archive = pack_newc(
         [
@@ -110,11 +109,26 @@ def build_mappings_initramfs(kernel: Path, suite: str, busybox: bytes, directory
             Entry("bin/busybox", stat.S_IFREG | 0o755, busybox),
             Entry("bin/mappings-truth", stat.S_IFREG | 0o755, program),
             Entry("init", stat.S_IFREG | 0o755, _INIT.encode()),
+            *([Entry("ext4.image", stat.S_IFREG | 0o644, image)] if image else []),
             *module_entries(find_modules(kernel, suite, MODULES)),
         ]
     )
     deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
     return deflate.compress(archive) + deflate.flush()
+
+
+def _build_ext4(busybox: bytes, directory: Path) -> bytes | None:
+    """A disk with a file /busybox, None where this machine cannot make one."""
+    if shutil.which(_MKE2FS) is None:
+        return None
+    tree = directory / "tree"
+    tree.mkdir(exist_ok=True)
+    (tree / "busybox").write_bytes(busybox)
+    (tree / "busybox").chmod(0o755)
+    image = directory / "ext4.image"
+    command = [_MKE2FS, "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d", str(tree), str(image), "6M"]
+    subprocess.run(command, check=True, capture_output=True)
+    return image.read_bytes()
 
 
 def parse_console(console: bytes) -> list[Shown]:
