@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from guest.elf.debugdata import MAX_PACKED
 from guest.elf.dynamic import find_dynamic_symbols
 from guest.elf.file import ElfFile, open_elf
+from guest.elf.go_functions import read_go_functions
 from guest.elf.header import MAX_NOTES, PT_NOTE, SHN_XINDEX, SHT_DYNSYM, SHT_SYMTAB
 from guest.elf.plt import MAX_PLT, PLT_SECTIONS, RELOCATIONS
 from guest.memory import CHUNK_SIZE, Steps
@@ -44,12 +45,14 @@ def read_sections(contents: FileContents) -> Steps[RangeContents | None]:
     if file is None or file.sections is None:
         return None
     wanted = list(_wanted(file))
+    tracked = _Tracked(contents)
     if not file.sections:
-        tracked = _Tracked(contents)
         place = yield from find_dynamic_symbols(tracked, file.header, file.find_offset)
-        wanted += tracked.ranges
         if place is not None:
             wanted += [(place.offset, place.size), (place.names_offset, place.names_size)]
+    elif file.symbol_sections(SHT_SYMTAB) is None:
+        yield from read_go_functions(ElfFile(tracked, file.header), file.code())
+    wanted += tracked.ranges
     found: list[tuple[int, bytes]] = []
     room = MAX_TOTAL
     for offset, size in wanted:

@@ -1,7 +1,8 @@
 """The symbols of a file, from the best source that it has, become one table at link-time addresses.
 
 ``.symtab`` names all functions; a stripped file has the exported ones in ``.dynsym`` and, on some distributions, the others in
-``.gnu_debugdata``. A separate debug file (``--symbol-dir``) has the ``.symtab`` that was stripped off.
+``.gnu_debugdata``; a Go program has them in a table of its own. A separate debug file (``--symbol-dir``) has the ``.symtab``
+that was stripped off.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from guest.elf.debugdata import read_debugdata
 from guest.elf.dynamic import find_dynamic_symbols
 from guest.elf.file import ElfFile, open_elf
+from guest.elf.go_functions import read_go_functions
 from guest.elf.header import MAX_TABLE, SHT_DYNSYM, SHT_SYMTAB, Section
 from guest.elf.partial import Partial, read_partial
 from guest.elf.plt import read_plt
@@ -57,11 +59,11 @@ def read_symbols(file: ElfFile, debug: ElfFile | None = None) -> Steps[ElfSymbol
     static = yield from _read_symtab(file, code)
     if not static.symbols and debug is not None:
         static = yield from _read_symtab(debug, code)
+    is_whole = bool(static.symbols) and static.is_complete
     if not static.symbols:
         static = yield from _read_debugdata(file, code)
-        is_whole = False
-    else:
-        is_whole = static.is_complete
+    if not static.symbols and static.is_complete:
+        static = _Found(*(yield from read_go_functions(file, code)))
     entries, names, is_complete = yield from _read_dynamic(file)
     stubs, is_plt_complete = yield from read_plt(file, entries, names)
     found = static.symbols + stubs
