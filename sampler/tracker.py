@@ -19,6 +19,7 @@ from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.modules import ModuleReader
 from recording.errors import BadImageError, GuestMemoryError
+from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, Registers
 from unwind.kernel import KernelUnwinder
 
@@ -64,9 +65,12 @@ class KernelTracker:
         cache: KernelCache,
         events: TrackerEvents,
         *,
-        can_peek: bool = False,
+        can_peek: bool | None = None,
     ) -> None:
-        """can_peek: reading ``memory`` costs the guest nothing, so that modules can be looked for after every halt."""
+        """can_peek: reading ``memory`` costs the guest nothing, so that modules can be looked for after every halt.
+
+        None: that is so if it is QEMU's own.
+        """
         self.kernel: Kernel | None = None
         self.unwinder: KernelUnwinder | None = None
         self.boot = 0
@@ -82,6 +86,7 @@ class KernelTracker:
         self._next_refresh_ns = 0
         self._next_doubt_ns = 0
         self._refresh_wanted = False
+        can_peek = isinstance(memory, ProcessMemory) if can_peek is None else can_peek
         self._modules_every_ns = 0 if can_peek else _MODULES_NS
         self._next_modules_ns = 0
         self._next_structs_ns = 0
