@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("sampler", "unwind", "guest", "recording", "exporters", "guestprof")
-DISTRIBUTIONS = {"qemu": "qemu.qmp", "elftools": "pyelftools"}
+DISTRIBUTIONS = {"qemu": "qemu.qmp", "elftools": "pyelftools", "rust_demangler": "rust-demangler"}
 """Import name -> distribution, where they differ."""
 
 _BUILD = "import setuptools.build_meta as backend, sys; backend.build_wheel(sys.argv[1])"
@@ -78,8 +78,12 @@ def test_dependencies_are_what_is_imported() -> None:
                 if isinstance(node, ast.Import):
                     imported |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
-                    imported.add(node.module.split(".")[0])
+                    # The dissect libraries share a name and are a distribution each.
+                    parts = node.module.split(".")
+                    imported.add(".".join(parts[:2]) if parts[0] == "dissect" else parts[0])
     third_party = {DISTRIBUTIONS.get(name, name) for name in imported - set(PACKAGES) - set(sys.stdlib_module_names)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared = {re.split(r"[<>=!~ ;\[]", requirement)[0] for requirement in project["dependencies"]}
-    assert third_party == declared
+    optional = {re.split(r"[<>=!~ ;\[]", requirement)[0] for requirement in project["optional-dependencies"]["storage"]}
+    assert third_party - optional == declared
+    assert third_party & optional == {name for name in optional if name.startswith("dissect.")}

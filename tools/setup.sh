@@ -13,6 +13,8 @@ fail() {
     exit 1
 }
 has() { command -v "$1" >/dev/null 2>&1; }
+# Debian's users do not have these directories in their PATH.
+has_tool() { has "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 
 has_static_busybox() {
     for name in busybox busybox.static busybox-static; do
@@ -69,6 +71,16 @@ look() {
         has npm || need npm 'npm'
         has cpio || need cpio 'cpio'
         has lz4 || need lz4 'lz4'
+        has zstd || need zstd 'zstd'
+        has qemu-img || need qemu-utils 'qemu-img and qemu-nbd'
+        has_tool mke2fs || need e2fsprogs 'e2fsprogs (mke2fs, debugfs)'
+        # A test of a file system whose tools are not there is skipped, with the reason.
+        has_tool mkfs.xfs || optional="$optional xfsprogs"
+        has_tool mkfs.btrfs || optional="$optional btrfs-progs"
+        has mksquashfs || optional="$optional squashfs-tools"
+        has_tool mkfs.vfat || optional="$optional dosfstools"
+        has mcopy || optional="$optional mtools"
+        has_tool sfdisk || optional="$optional fdisk"
         # Not a package everywhere (Ubuntu has it as a snap only): the test of the SVG skips itself, with the reason.
         has chromium || has chromium-browser || has google-chrome || optional="$optional chromium"
         has chromedriver || optional="$optional chromium-driver"
