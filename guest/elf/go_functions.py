@@ -60,6 +60,7 @@ def _parse(
     """``table``: (address, place of the function's record) of each function, an end address, then the records."""
     found: list[ElfSymbol] = []
     half = entry.size // 2
+    room = names.most_text
     next_address = struct.Struct(order + ("Q" if half == 8 else "I"))
     name_offset = struct.Struct(order + "I")
     count = min(count, (len(table.data) - half) // entry.size)
@@ -75,6 +76,9 @@ def _parse(
         start, end = text + address, text + next_address.unpack_from(table.data, position + entry.size)[0]
         limit = code.end_at(start)
         name = names.name(name_offset.unpack_from(table.data, place + half)[0])
+        room -= len(name or "")
+        if room < 0:
+            break
         if limit is not None and start < end and name:
             found.append(ElfSymbol(start, _RANK, name, min(end, limit), "t"))
     return found

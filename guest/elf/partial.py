@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from guest.memory import CHUNK_SIZE, Steps
@@ -22,7 +23,13 @@ class Partial:
         """Whether these bytes are known."""
         if not 0 <= offset <= offset + size <= len(self.data):
             return False
-        return all(end <= offset or offset + size <= start for start, end in self.missing)
+        before = bisect_left(self.missing, (offset + size, 0))
+        return before == 0 or self.missing[before - 1][1] <= offset
+
+    @property
+    def most_text(self) -> int:
+        """More than the characters of all names together, unless names are made to share text so that they fill our memory."""
+        return 2 * len(self.data) + (1 << 20)
 
     def name(self, offset: int) -> str | None:
         """The text up to the next NUL; None where it is not known or beyond the table."""

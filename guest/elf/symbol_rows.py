@@ -85,6 +85,7 @@ def parse_symbols(layout: Format, entries: Partial, names: Partial, code: Code) 
     found: list[ElfSymbol] = []
     size = layout.symbol.size
     wide = layout.pointer_size == 8
+    room = names.most_text
     count = min(len(entries.data) // size, MAX_SYMBOLS)
     for index, row in enumerate(layout.symbol.iter_unpack(memoryview(entries.data)[: count * size])):
         if not index % _PER_STEP:
@@ -100,6 +101,9 @@ def parse_symbols(layout: Format, entries: Partial, names: Partial, code: Code) 
         if limit is None or (entries.missing and not entries.knows(index * size, size)):
             continue
         text = names.name(name)
+        room -= len(text or "")
+        if room < 0:
+            break
         if text and not _NOT_CODE.match(text):
             end = min(address + length, limit) if length else 0
             found.append(_symbol(address, end, kind, info >> 4, _VERSION.sub("", text)))
