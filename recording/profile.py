@@ -94,6 +94,7 @@ class Profile:
         self._frame_indexes: dict[tuple[int, int], int] = {}
         self._function_indexes: dict[Function, int] = {}
         self._stacks: dict[tuple[int, int, int | None], Stack] = {}
+        self._resolved: dict[tuple[int, int, int | None, int | None, int | None], tuple[Stack | None, Origin | None]] = {}
         self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
         self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
         self.functions: list[Function] = []
@@ -106,9 +107,8 @@ class Profile:
 
     def _counted(self) -> Iterator[Count]:
         for row in self._recording.stack_totals(self.selection):
-            stack = self._stack(row.callchain, row.boot, row.context)
-            origin = self._origin(stack, row.task, row.context, row.system_call)
-            if self._is_selected(stack, origin):
+            stack, origin = self._resolve(row.callchain, row.boot, row.task, row.context, row.system_call)
+            if stack is not None and origin is not None:
                 yield Count(stack, origin, row.vcpu, row.samples, row.weight_ns)
 
     @property
@@ -137,17 +137,25 @@ class Profile:
     def _moments(self, rows: Iterable[tuple[Any, ...]], origin_ns: int) -> Iterator[Moment]:
         """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""
         now_ns = origin_ns
-        for _, time_ns, weight_ns, callchain, boot, task, context, call in rows:
+        for _, time_ns, weight_ns, *what in rows:
             if (gap_ns := time_ns - weight_ns - now_ns) > 0:
                 yield Moment(None, None, now_ns - origin_ns, gap_ns)
                 now_ns += gap_ns
+            stack, origin = self._resolve(*what)
+            yield Moment(stack, origin, now_ns - origin_ns, weight_ns)
+            now_ns += weight_ns
+
+    def _resolve(
+        self, callchain: int, boot: int, task: int | None, context: int | None, call: int | None
+    ) -> tuple[Stack | None, Origin | None]:
+        """A sample's stack and origin, both None where it is not selected."""
+        key = (callchain, boot, task, context, call)
+        known = self._resolved.get(key)
+        if known is None:
             stack = self._stack(callchain, boot, context)
             origin = self._origin(stack, task, context, call)
-            if self._is_selected(stack, origin):
-                yield Moment(stack, origin, now_ns - origin_ns, weight_ns)
-            else:
-                yield Moment(None, None, now_ns - origin_ns, weight_ns)
-            now_ns += weight_ns
+            known = self._resolved[key] = (stack, origin) if self._is_selected(stack, origin) else (None, None)
+        return known
 
     def _is_selected(self, stack: Stack, origin: Origin) -> bool:
         wanted = self.selection
