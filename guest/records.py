@@ -17,8 +17,6 @@ _MAX_SLICE = 2048
 """Bytes between the first and the last member of a record. The largest that is read, struct mm_struct, has about 1,400."""
 
 _PAGE_SHIFT = 12
-_WORD = 64
-_WORTH_MERGING = 4
 
 Values = tuple[Any, ...]
 """A record's members in the order in which they were asked for: unsigned integers, or bytes for those of another size."""
@@ -79,23 +77,34 @@ def read_records(space: AddressSpace, wanted: Iterable[tuple[Record, int]]) -> l
 
 
 def read_slices(space: AddressSpace, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
-    """As ``space.read_many``, but what lies in one page is read in one piece: the kernel keeps structs of a kind close together."""
-    if len(requests) < _WORTH_MERGING:
-        return space.read_many(list(requests))
-    spans: dict[int, list[int]] = {}
+    """As ``space.read_many``, for slices of structs: what lies in one page, where the kernel keeps structs of a kind, is one read.
+
+    A slice may lie in two pages, but not in more: None then.
+    """
+    spans: dict[int, tuple[int, int]] = {}
     for address, size in requests:
         page = address >> _PAGE_SHIFT
-        if address + size - 1 >> _PAGE_SHIFT == page:
-            span = spans.setdefault(page, [address, address + size])
-            span[0] = min(span[0], address)
-            span[1] = max(span[1], address + size)
-        else:
-            spans[address << _WORD | size] = [address, address + size]
-    answers = space.read_many([(start, end - start) for start, end in spans.values()])
-    pieces = {key: (span[0], data) for (key, span), data in zip(spans.items(), answers, strict=True)}
+        end = address + size
+        boundary = page + 1 << _PAGE_SHIFT
+        if end > boundary:
+            low, high = spans.get(page + 1, (boundary, boundary))
+            spans[page + 1] = boundary, max(high, end)
+            end = boundary
+        known = spans.get(page)
+        if known is None:
+            spans[page] = address, end
+        elif address < known[0] or end > known[1]:
+            low, high = known
+            spans[page] = min(low, address), max(high, end)
+    places = {page: (physical, high - low) for page, (low, high) in spans.items() if (physical := space.translate(low)) is not None}
+    pages = dict(zip(places, space.memory.read_many(list(places.values())), strict=True))
     results: list[bytes | None] = []
     for address, size in requests:
         page = address >> _PAGE_SHIFT
-        start, data = pieces[page if address + size - 1 >> _PAGE_SHIFT == page else address << _WORD | size]
-        results.append(None if data is None else data[address - start : address - start + size])
+        data = pages.get(page)
+        start = address - spans[page][0]
+        if data is not None and address + size > page + 1 << _PAGE_SHIFT:
+            rest = pages.get(page + 1)
+            data = None if rest is None else data + rest
+        results.append(data[start : start + size] if data is not None and len(data) >= start + size else None)
     return results
