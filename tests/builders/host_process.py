@@ -1,4 +1,4 @@
-"""A stopped process of this machine: its threads as gdb walks them, and as guestprof does out of the same memory."""
+"""A stopped child of this process: its threads as gdb walks them, and as guestprof does out of the same memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Thread:
 
 
 class HostProcess:
-    """A process that is stopped while it is looked at."""
+    """A child process that is stopped while it is looked at."""
 
     def __init__(self, pid: int, tables: dict[str, TableOfFile] | None = None) -> None:
         """``tables``: kept between processes."""
@@ -57,6 +57,7 @@ class HostProcess:
     def stop(self) -> None:
         """Stop it and read its mappings."""
         os.kill(self._pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self.stack_top = int(Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[25])
         self.regions = []
         for line in Path(f"/proc/{self._pid}/maps").read_text().splitlines():
