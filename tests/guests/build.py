@@ -40,7 +40,13 @@ USER_TRUTH = (
     Program(
         "ut-fp",
         "user_truth.c",
-        ("-fPIE", "-pie", "-fno-omit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"),
+        (
+            "-fPIE",
+            "-pie",
+            "-fno-omit-frame-pointer",
+            "-fno-asynchronous-unwind-tables",
+            "-fno-unwind-tables",
+        ),
     ),
     Program("ut-stripped", "user_truth.c", ("-fPIE", "-pie", "-s")),
     Program("ut-cxx", "user_truth_cxx.cc", ("-fPIE", "-pie")),
@@ -54,6 +60,9 @@ USER_TRUTH = (
 TASK_TRUTH = Program("task-truth", "task_truth.c", ("-fno-pie", "-no-pie", "-static"))
 """Tasks that share processors, and the guest's own account of them."""
 PROGRAMS = (*USER_TRUTH, TASK_TRUTH)
+"""What the root file system holds."""
+INIT = Program("init", "init.c", ("-fno-pie", "-no-pie", "-static"))
+"""The initramfs' first process."""
 
 
 def build_programs(directory: Path, programs: tuple[Program, ...] = PROGRAMS) -> None:

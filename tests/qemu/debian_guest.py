@@ -1,20 +1,22 @@
 """A stock kernel, its modules and the Debian image become a running guest whose disk and network are virtio devices.
 
-The initramfs loads the kernel's own modules, mounts the disk and hands over to the image's systemd, or to the program that
-``guestprof.init=PATH`` on the kernel's command line names. All kernels boot the same image; each guest writes to its own overlay.
+The initramfs (tests/guests/init.c) loads the kernel's own modules, mounts the disk and hands over to the image's systemd, or to the
+program that ``guestprof.init=PATH`` on the command line names. All kernels boot the same image, each guest with its own overlay.
 """
 
 from __future__ import annotations
 
 import stat
 import subprocess
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestprof.initramfs import Entry, find_busybox, pack_newc
+from guestprof.initramfs import Entry, pack_newc
+from tests.guests.build import INIT, build_programs
 from tests.qemu.guests import QEMU, Guest, GuestOptions
-from tests.qemu.kernel_modules import MODULES_LIST, find_modules, module_entries
+from tests.qemu.kernel_modules import find_modules, module_entries
 from tests.qemu.rootfs import PROGRAMS_DIRECTORY
 
 WORKLOAD_MARK = "guestprof: debian workload"
@@ -22,24 +24,6 @@ WORKLOAD_MARK = "guestprof: debian workload"
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "overlay")
 """Loaded by the initramfs, with what they depend on, where the kernel has not built them in."""
 TASK_TRUTH = f"/{PROGRAMS_DIRECTORY}/task-truth"
-
-_INIT = f"""#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-while read -r file; do insmod "$file"; done </{MODULES_LIST}
-disk=/dev/vda
-[ ! -b /dev/vda1 ] || disk=/dev/vda1
-mount -t ext4 "$disk" /root || exec sh
-ip link set lo up
-ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2
-init=$(sed -n "s/.*guestprof\\\\.init=\\\\([^ ]*\\\\).*/\\\\1/p" /proc/cmdline)
-arguments=$(sed -n "s/.*guestprof\\\\.arguments=\\\\([^ ]*\\\\).*/\\\\1/p" /proc/cmdline | tr , " ")
-umount /proc
-mount --move /dev /root/dev
-# shellcheck disable=SC2086
-exec switch_root /root "${{init:-/sbin/init}}" $arguments
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +43,14 @@ class DebianOptions:
 
 def build_debian_initramfs(kernel: Path, suite: str) -> bytes:
     """The initramfs for one kernel, gzipped. Raises MissingDependencyError."""
-    directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "root")]
+    with tempfile.TemporaryDirectory(prefix="gp-init-") as name:
+        build_programs(Path(name), (INIT,))
+        init = (Path(name) / INIT.name).read_bytes()
     archive = pack_newc(
         [
-            *directories,
+            *(Entry(name, stat.S_IFDIR | 0o755) for name in ("dev", "proc", "root")),
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-            Entry("bin/busybox", stat.S_IFREG | 0o755, find_busybox()),
-            Entry("init", stat.S_IFREG | 0o755, _INIT.encode()),
+            Entry("init", stat.S_IFREG | 0o755, init),
             *module_entries(find_modules(kernel, suite, MODULES)),
         ]
     )
