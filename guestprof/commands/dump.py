@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporters.text import printable
 from guestprof.options import find_target, target_options
 from guestprof.signals import raise_on_sigterm
 from recording.model import Task
@@ -25,6 +26,7 @@ def dump(*, connect: str | None, pid: int | None, qmp: str | None, as_json: bool
     with Session(find_target(connect, pid, qmp), sources=FileSources()) as session:
         snapshot = take_snapshot(session, Caches.of_user())
     namer = Namer(snapshot.images)
+    namer.prepare(frame for each in snapshot.vcpus for frame in each.callchain.frames)
     rows = [(each, [namer.name(frame, 0) for frame in each.callchain.frames]) for each in snapshot.vcpus]
     if as_json:
         click.echo(json.dumps([_as_json(*row) for row in rows], indent=2))
@@ -34,7 +36,8 @@ def dump(*, connect: str | None, pid: int | None, qmp: str | None, as_json: bool
         click.echo(f"\nvCPU {each.vcpu}: {_describe(each)}")
         for frame, named in zip(each.callchain.frames, names, strict=True):
             offset = "" if named.offset is None else f"+{named.offset:#x}"
-            click.echo(f"  {frame.pc:#018x}  {named.name}{offset}  {named.module}{'  (guess)' if frame.guess else ''}")
+            place = f"{printable(named.name)}{offset}  {printable(named.module)}"
+            click.echo(f"  {frame.pc:#018x}  {place}{'  (guess)' if frame.guess else ''}")
 
 
 def _describe(each: VcpuSnapshot) -> str:
@@ -50,7 +53,7 @@ def _describe(each: VcpuSnapshot) -> str:
 
 def _task_name(task: Task) -> str:
     name = task.comm if task.comm == task.process else f"{task.comm} of {task.process}"
-    return f"{name} ({task.pid})"
+    return f"{printable(name)} ({task.pid})"
 
 
 def _as_json(each: VcpuSnapshot, names: list[NamedFrame]) -> dict[str, Any]:
