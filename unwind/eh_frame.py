@@ -6,7 +6,6 @@ pages of the sorted table in ``.eh_frame_hdr``, and the entries of one function 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, Literal
@@ -15,7 +14,8 @@ from recording.errors import BadImageError
 from unwind.arch import UserAbi
 from unwind.cfa_program import Common, Program
 from unwind.cfa_rows import FunctionRows, Lowering
-from unwind.dwarf import OMIT, Encoding, Reader, fixed_encoding
+from unwind.dwarf import OMIT, Reader, fixed_encoding
+from unwind.frame_index import FunctionIndex, SearchTable
 from unwind.rules import Row
 
 _PAGE: Final = 4096
@@ -68,8 +68,8 @@ class EhFrame:
         self._functions: dict[int, FunctionRows | None] = {}
         self._commons: dict[int, Common] = {}
         self._pages: dict[int, bytes] = {}
-        self._table: _SearchTable | None = None
-        self._index: _Index | None = None
+        self._table: SearchTable | None = None
+        self._index: FunctionIndex | None = None
 
     def find_row(self, address: int) -> Row | Unread | None:
         """The row for a link-time address; None where the table says nothing about it, or is damaged there."""
@@ -110,7 +110,7 @@ class EhFrame:
         function = self._functions[entry] if entry in self._functions else self._parse_function(entry)
         return None if function is None else function.find(address, self._lowering)
 
-    def _find_table(self) -> _SearchTable | None:
+    def _find_table(self) -> SearchTable | None:
         """The sorted table of the header, None if there is none."""
         if self._table is None and self._header is not None:
             address, size = self._header
@@ -130,7 +130,7 @@ class EhFrame:
             start = address + reader.position
             count = min(count, (size - reader.position) // (2 * encoding.size))
             mask = (1 << 8 * self._abi.pointer_size) - 1
-            self._table = _SearchTable(start, count, encoding, mask, self._read_header)
+            self._table = SearchTable(start, count, encoding, mask, self._read_header)
         return self._table
 
     def _build_index(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ class EhFrame:
         if self._frames is None:
             return
         start, size = self._frames
-        address, index, marks = start, _Index(), 0
+        address, index, marks = start, FunctionIndex(), 0
         for number in range(_MAX_FUNCTIONS):
             if size and address >= start + size:
                 break
@@ -286,48 +286,3 @@ class EhFrame:
                 self._pages.clear()
             self._pages[address] = page
         return page
-
-
-class _SearchTable:
-    """The sorted table of ``.eh_frame_hdr``: address of a function -> address of its entry."""
-
-    __slots__ = ("_count", "_encoding", "_mask", "_read", "_start")
-
-    def __init__(self, start: int, count: int, encoding: Encoding, mask: int, read: Callable[[int, int], bytes]) -> None:
-        """``encoding``: of both pointers of an entry. read: raises where the bytes are not known."""
-        self._start = start
-        self._count = count
-        self._encoding = encoding
-        self._mask = mask
-        self._read = read
-
-    def find(self, address: int) -> int | None:
-        """Address of the entry of the last function that begins at or below an address."""
-        found = bisect_right(range(0, 2 * self._count, 2), address, key=self._pointer) - 1
-        return self._pointer(2 * found + 1) if found >= 0 else None
-
-    def _pointer(self, index: int) -> int:
-        encoding = self._encoding
-        place = self._start + index * encoding.size
-        value = int.from_bytes(self._read(place, encoding.size), encoding.byteorder, signed=encoding.signed)
-        return value + encoding.base + (place if encoding.is_relative else 0) & self._mask
-
-
-class _Index:
-    """The same made of the entries themselves."""
-
-    def __init__(self) -> None:
-        self._functions: list[tuple[int, int, int]] = []
-        self._starts: list[int] = []
-
-    def add(self, start: int, end: int, entry: int) -> None:
-        if start < end:
-            self._functions.append((start, end, entry))
-
-    def finish(self) -> None:
-        self._functions.sort()
-        self._starts = [start for start, _end, _entry in self._functions]
-
-    def find(self, address: int) -> int | None:
-        found = bisect_right(self._starts, address) - 1
-        return self._functions[found][2] if found >= 0 else None
