@@ -116,6 +116,8 @@ class Remembered(Generic[K, T]):
     def _fetch(self, words: dict[_Key, Any], keys: Iterable[_Key]) -> None:
         """Read what is not there yet."""
         wanted = [key for key in dict.fromkeys(keys) if key not in words]
+        if not wanted:
+            return
         requests = [what.request(address) if isinstance(what, Record) else (address, what) for what, address in wanted]
         for (what, address), data in zip(wanted, read_slices(self._space, requests), strict=True):
             words[what, address] = data if data is None or not isinstance(what, Record) else what.values(data)

@@ -104,6 +104,9 @@ class MappingReader:
         self._special_ops = special.address if special else None
         self._special = Record(structs, "vm_special_mapping", ("name",))
         self._special_names: Remembered[int, str] = Remembered(space, self._special_name)
+        image = symbols.find("_text"), symbols.find("_end")
+        self._image = range(image[0].address, image[1].address) if image[0] and image[1] else range(0)
+        self._static_names: dict[int, str] = {}
         self._gate_area = Record(structs, "vm_area_struct", ("vm_start", "vm_end"))
         self._gate_symbols = symbols.find("gate_vma"), symbols.find("vsyscall_mode")
         self._gate: tuple[Mapping, ...] | None = None
@@ -150,7 +153,7 @@ class MappingReader:
 
     def _describe(self, areas: Sequence[Values], process: _Process) -> list[Mapping]:
         files = self._files.read([area[5] for area in areas if area[5] and area[3] & _VM_EXEC])
-        special = self._special_names.read([area[7] for area in areas if area[7] and area[6] == self._special_ops])
+        special = self._read_special({area[7] for area in areas if area[7] and area[6] == self._special_ops})
         mappings = []
         for start, end, page, flags, _mm, file, operations, private in areas:
             known: OpenFile | None = None
@@ -167,6 +170,12 @@ class MappingReader:
             else:
                 mappings.append(Mapping(start, end, page * PAGE_SIZE, is_executable, known.identity, known.path, known.is_deleted))
         return mappings
+
+    def _read_special(self, wanted: set[int]) -> dict[int, str | None]:
+        """Names of special mappings; those that are part of the kernel's image (all but uprobes') do not change."""
+        found = self._special_names.read(wanted - self._static_names.keys())
+        self._static_names |= {address: name for address, name in found.items() if name and address in self._image}
+        return {**self._static_names, **found}
 
     def _special_name(self, mapping: int, reads: Reads) -> str:
         (name,) = reads.record(self._special, mapping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, MAPLE, RED_BLACK, Heap, maple_inner, maple_leaf
@@ -23,9 +24,9 @@ class Process:
     root: int
 
 
-def build_process(*, is_maple: bool = True) -> Process:
-    """[0x400000, 0x401000) and [0x401000, 0x402000) of /usr/prog, heap, a library, data, vdso, stack."""
-    heap = Heap(MAPLE if is_maple else RED_BLACK, [(SPECIAL_OPS, "d", "special_mapping_vmops")])
+def build_process(*, is_maple: bool = True, image: Sequence[tuple[int, str, str]] = ()) -> Process:
+    """[0x400000, 0x401000) and [0x401000, 0x402000) of /usr/prog, heap, a library, data, vdso, stack. image: more symbols."""
+    heap = Heap(MAPLE if is_maple else RED_BLACK, [(SPECIAL_OPS, "d", "special_mapping_vmops"), *image])
     heap.take(0x2000)
     root = heap.dentry(b"/")
     usr = heap.dentry(b"usr", root)

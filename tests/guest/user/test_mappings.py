@@ -68,6 +68,15 @@ def test_the_second_time_files_cost_one_batch() -> None:
     assert second.mappings[1].file is first.mappings[1].file
 
 
+def test_names_in_the_kernels_image_are_read_once() -> None:
+    process = build_process(image=[(HEAP, "T", "_text"), (HEAP + HEAP_SIZE, "B", "_end")])
+    reader = reader_of(process)
+    reader.read(process.mm)
+    before = process.heap.memory.batches
+    assert [each.path for each in reader.read(process.mm).mappings[5:7]] == ["[vvar]", "[vdso]"]
+    assert process.heap.memory.batches - before == 6
+
+
 def test_a_renamed_directory_and_a_written_file_are_seen() -> None:
     process = build_process()
     reader = reader_of(process)
