@@ -40,12 +40,12 @@ class Backlog:
         return bool(self._fresh) and now_ns - self._fresh[0].taken_ns > _MAX_LAG_NS
 
     def wait_for_kernel(self, pending: Pending) -> None:
-        """Keep a capture until a kernel is found, where there is room."""
+        """Keep a capture until more is known of the kernel, where there is room."""
         if self._has_room(pending):
             self._for_kernel.append(pending)
 
-    def kernel_found(self) -> None:
-        """Those that waited for it are walked again."""
+    def kernel_known(self) -> None:
+        """More is known of the kernel: those that waited for that are walked again."""
         self._again.extend(self._for_kernel)
         self.kernel_gone()
 

@@ -162,6 +162,7 @@ class Recorder:
             error = None if self._samples else gone
         except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
+        self._backlog.kernel_known()
         self._drain()
         self._finish_files()
         while self._raw is not None and self._raw.step():
@@ -262,12 +263,22 @@ class Recorder:
         chain = made.sample.callchain
         if chain.end is StackEnd.BAD_RETURN_ADDRESS:
             self._tracker.want_refresh()
-        if chain.end is StackEnd.NO_KERNEL:
+        if self._came_too_early(made):
             self._backlog.wait_for_kernel(pending)
         if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
             self._reached = True
         if self._raw is not None:
             self._raw.add(pending.halt, pending.capture)
+
+    def _came_too_early(self, made: Made) -> bool:
+        """Whether more of the kernel has to be known for a sample: itself, its types, a module that was loaded just before."""
+        chain, kernel = made.sample.callchain, self._tracker.kernel
+        if kernel is None or chain.end is StackEnd.NO_KERNEL:
+            return chain.end is StackEnd.NO_KERNEL
+        if chain.end is StackEnd.NO_UNWIND_INFO:
+            low, high = kernel.architecture.kernel_code.module_area
+            return low <= chain.frames[-1].lookup_pc < high
+        return made.sample.task is None and kernel.structs is None and chain.end is StackEnd.IDLE_ROOT
 
     def _drain(self) -> None:
         while self._backlog:
@@ -302,10 +313,11 @@ class Recorder:
             ("kernel_build_id", kernel.build_id),
         ):
             self._writer.set_meta(key, value)
-        self._backlog.kernel_found()
         self._set_until(kernel)
 
     def _kernel_changed(self, kernel: Kernel) -> None:
+        if kernel.structs is not None or kernel.structs_problem is not None:
+            self._backlog.kernel_known()
         if self._raw is not None:
             self._raw.kernel_changed(kernel, self._tracker.boot)
 

@@ -27,7 +27,7 @@ _FIRST_RETRY_NS = 100_000_000
 _LAST_RETRY_NS = 5_000_000_000
 _REFRESH_NS = 500_000_000
 _SETTLE_NS = 50_000_000
-"""Between two looks at a kernel that has just begun to run programs: it settles now, and loads its first modules."""
+"""Between two looks at a kernel that is about to set up its CPUs' variables, or that has just begun to run programs and settles."""
 _DOUBT_NS = 50_000_000
 _MODULES_NS = 100_000_000
 """Between two looks at the list of modules where each of them costs a halt."""
@@ -131,7 +131,8 @@ class KernelTracker:
 
     def _find_work(self, kernel: Kernel, runs_programs: bool, now_ns: int) -> Steps[None] | None:
         if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
-            self._next_refresh_ns = now_ns + (_SETTLE_NS if runs_programs and not kernel.is_settled else _REFRESH_NS)
+            settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
+            self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)
             has_new_text, self._refresh_wanted = self._refresh_wanted, False
             return self._refresh(kernel, has_new_text=has_new_text)
         if kernel.structs is None and now_ns >= self._next_structs_ns:

@@ -85,7 +85,7 @@ class UserFileReader:
         if resident is not None:
             file.adopt(resident, UserRows(resident, self._abis))
             yield
-            whole = self._cache.load_file(resident.digest())
+            whole = self._cache.load_file(resident.digest(identity.mtime_ns))
         if whole is None and self._finder is not None:
             whole = yield from self._read_stored(file, identity, resident, self._finder)
         elif whole is None:
@@ -122,7 +122,7 @@ class UserFileReader:
         if resident is not None and resident.header.raw != whole.header.raw:
             file.problem = "the guest runs another file than the one that was found in its place"
             return None
-        self._cache.save_file(whole.digest(), ranges)
+        self._cache.save_file(whole.digest(identity.mtime_ns), ranges)
         return whole
 
     def _read_symbols(self, file: UserFile, elf: ElfFile) -> Steps[SymbolTable]:
