@@ -12,7 +12,7 @@ from recording.profile import Profile
 from recording.reader import Recording
 from tests.guests.build import USER_TRUTH
 from tests.qemu.conftest import TRUTH_REPORT, TruthRecording
-from tests.qemu.truth import TICK_S, Times, parse_report, tolerance
+from tests.qemu.truth import TICK_S, Times, evenness, parse_report, tolerance
 
 pytestmark = pytest.mark.qemu
 
@@ -53,41 +53,44 @@ def tasks(profile: Profile) -> list[tuple[Task, int, int]]:
     return [(count.origin.task, count.samples, count.weight_ns) for count in profile.counts if count.origin.task is not None]
 
 
+@pytest.fixture(scope="module")
+def observed(truth_recording: TruthRecording, tasks: list[tuple[Task, int, int]]) -> int:
+    """How many samples of equal weight the samples with a task are worth: on a busy machine halts are late, and weights differ."""
+    with Recording.open(truth_recording.path) as recording:
+        share = evenness(sample.weight_ns for sample in recording.samples() if sample.task is not None)
+    return int(share * sum(number for _task, number, _weight_ns in tasks))
+
+
 def test_each_sample_has_a_task(profile: Profile) -> None:
     share = profile.quality().task_share
     assert share is not None
     assert share >= 0.995
 
 
-def test_threads_have_the_guests_shares(tasks: list[tuple[Task, int, int]], threads: dict[int, Times]) -> None:
+def test_threads_have_the_guests_shares(tasks: list[tuple[Task, int, int]], threads: dict[int, Times], observed: int) -> None:
     """Of the time of all threads that were there at the end, each has the share that the guest's scheduler counted."""
-    samples: Counter[int] = Counter()
     time_ns: Counter[int] = Counter()
-    for task, number, weight_ns in tasks:
+    for task, _number, weight_ns in tasks:
         if task.pid in threads:
-            samples[task.pid] += number
             time_ns[task.pid] += weight_ns
     run_ns = sum(thread.run_ns for thread in threads.values())
-    assert samples.total() > 3000
     for tid, thread in threads.items():
         expected, got = thread.run_ns / run_ns, time_ns[tid] / time_ns.total()
-        assert got == pytest.approx(expected, abs=tolerance(expected, samples.total(), REST)), thread
+        assert got == pytest.approx(expected, abs=tolerance(expected, observed, REST)), thread
     # The same clock, within what halts take of it.
     assert time_ns.total() == pytest.approx(run_ns, rel=0.15)
 
 
-def test_processes_have_the_guests_shares(tasks: list[tuple[Task, int, int]], processes: dict[int, Times]) -> None:
+def test_processes_have_the_guests_shares(tasks: list[tuple[Task, int, int]], processes: dict[int, Times], observed: int) -> None:
     """The same by /proc/PID/stat's user and system time, whose grain is a hundredth of a second; ended threads are in it."""
-    samples: Counter[int] = Counter()
     time_ns: Counter[int] = Counter()
-    for task, number, weight_ns in tasks:
+    for task, _number, weight_ns in tasks:
         if task.tgid in processes:
-            samples[task.tgid] += number
             time_ns[task.tgid] += weight_ns
     ticks = sum(process.ticks for process in processes.values())
     for pid, process in processes.items():
         expected, got = process.ticks / ticks, time_ns[pid] / time_ns.total()
-        assert got == pytest.approx(expected, abs=tolerance(expected, samples.total(), REST) + 1 / ticks), process
+        assert got == pytest.approx(expected, abs=tolerance(expected, observed, REST) + 1 / ticks), process
 
 
 def test_threads_and_processes_have_their_names(tasks: list[tuple[Task, int, int]], threads: dict[int, Times]) -> None:
@@ -95,6 +98,9 @@ def test_threads_and_processes_have_their_names(tasks: list[tuple[Task, int, int
     for task, _samples, _weight_ns in tasks:
         seen.setdefault(task.pid, set()).add(task)
     for tid, thread in threads.items():
+        if thread.run_ns < 500_000_000:
+            # Perhaps in no sample.
+            continue
         if thread.comm.isascii():
             # Among others: early samples have the name from before exec or prctl.
             assert (thread.comm.decode(), thread.pid) in {(task.comm, task.tgid) for task in seen[tid]}
@@ -123,19 +129,13 @@ def test_time_in_system_calls(profile: Profile, threads: dict[int, Times]) -> No
     assert names["read"] + names["getppid"] >= 0.98 * (names.total() - names[None])
 
 
-def test_children_that_have_ended(tasks: list[tuple[Task, int, int]], threads: dict[int, Times]) -> None:
+def test_children_that_have_ended(tasks: list[tuple[Task, int, int]], threads: dict[int, Times], observed: int) -> None:
     """Short-lived children are in no line any more: their time is in their parent's account."""
     (parent,) = (thread for thread in threads.values() if thread.comm == b"truth-forks")
     pids = {thread.pid for thread in threads.values()}
-    ended = [
-        (number, weight_ns)
-        for task, number, weight_ns in tasks
-        if task.tgid not in pids and task.process in {"truth-child", "truth-forks"}
-    ]
+    names = {"truth-child", "truth-forks"}
+    ended_ns = sum(weight_ns for task, _number, weight_ns in tasks if task.tgid not in pids and task.process in names)
     lasting_ns = sum(weight_ns for task, _number, weight_ns in tasks if task.pid in threads)
-    samples = sum(number for _task, number, _weight_ns in tasks)
     expected = parent.ended_ticks * TICK_S * 1e9 / sum(thread.run_ns for thread in threads.values())
     assert expected > 0.01
-    assert sum(weight_ns for _number, weight_ns in ended) / lasting_ns == pytest.approx(
-        expected, abs=tolerance(expected, samples, REST)
-    )
+    assert ended_ns / lasting_ns == pytest.approx(expected, abs=tolerance(expected, observed, REST))

@@ -89,6 +89,13 @@ def tolerance(share: float, samples: int, rest: float) -> float:
     return 4 * math.sqrt(max(share * (1 - share), 1e-6) / max(samples, 1)) + rest
 
 
+def evenness(weights: Iterable[int]) -> float:
+    """The part of their number that samples of equal weight would need to say as much (Kish's effective sample size)."""
+    values = list(weights)
+    squares = sum(value * value for value in values)
+    return sum(values) ** 2 / squares / len(values) if squares else 0.0
+
+
 def own_path(count: Count, program: str) -> CallPath:
     """The program's own functions in a stack, root first: from main, or the thread's first function, to the interrupted one."""
     module = f"/{PROGRAMS_DIRECTORY}/{program}"
