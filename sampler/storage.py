@@ -23,14 +23,12 @@ from sampler.discovery import QemuProcess
 from sampler.drives import StorageFacts, find_virtiofs_shares, image_of_query
 from sampler.guard import EXPORT_PREFIX
 from sampler.qmp import Qmp
-from sampler.storage_link import Link
+from sampler.storage_link import Link, StoredFile
 
 _MIN_DISK = 1 << 16
 _FIRMWARE = "pflash"
 _FIND_TIMEOUT_S = 60.0
-_READ_TIMEOUT_S = 5.0
 _MAX_DEATHS = 3
-_MAX_READ = 1 << 20
 
 
 class Identity(Protocol):
@@ -65,32 +63,6 @@ class Identity(Protocol):
     def mtime_ns(self) -> int:
         """Time of last change."""
         ...
-
-
-class StoredFile:
-    """A file of the guest's storage. origin: where it was found, for the report ("ext4 on virtio0 partition 1")."""
-
-    def __init__(self, disks: GuestDisks, link: Link, number: int, size: int, origin: str) -> None:
-        self._disks = disks
-        self._link = link
-        self._number = number
-        self.size = size
-        self.origin = origin
-
-    def read(self, offset: int, size: int) -> bytes | None:
-        """Exactly these bytes; None where they cannot be read. Waits for them: ask for no more than 256 KiB in one step."""
-        if not 0 <= offset <= offset + size <= self.size:
-            return None
-        pieces = []
-        for start in range(offset, offset + size, _MAX_READ):
-            piece = self._disks.read(self._link, self._number, start, min(_MAX_READ, offset + size - start))
-            if piece is None:
-                return None
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def __del__(self) -> None:
-        self._link.release(self._number)
 
 
 class GuestDisks:
@@ -144,7 +116,7 @@ class GuestDisks:
         link, answer = yield from self._ask({"job": "find", "file": wanted})
         if link is None or "file" not in answer:
             return str(answer.get("miss", "its storage could not be read"))
-        return StoredFile(self, link, answer["file"], answer["size"], answer["origin"])
+        return StoredFile(link, answer["file"], answer["size"], answer["origin"])
 
     def find_symbol_files(self, build_id: str, path: str) -> Steps[list[StoredFile]]:
         """Files of ``--symbol-dir`` that may have a build ID (hex), best first; the caller looks whether they do."""
@@ -153,23 +125,14 @@ class GuestDisks:
         link, answer = yield from self._ask({"job": "symbols", "build_id": build_id, "path": path})
         if link is None:
             return []
-        return [StoredFile(self, link, each["file"], each["size"], each["origin"]) for each in answer.get("files", [])]
-
-    def read(self, link: Link, number: int, offset: int, size: int) -> bytes | None:
-        """For ``StoredFile``: bytes of a file that the worker has open."""
-        if self._is_closed or link is not self._link:
-            return None
-        try:
-            ticket = link.send({"job": "read", "file": number, "offset": offset, "size": size})
-            return link.wait(ticket, _READ_TIMEOUT_S).data
-        except StorageError:
-            self._end_worker()
-            return None
+        return [StoredFile(link, each["file"], each["size"], each["origin"]) for each in answer.get("files", [])]
 
     def _ask(self, request: dict[str, Any]) -> Steps[tuple[Link | None, dict[str, Any]]]:
         """An answer of the worker, which is started if there is none; without a link where there is no answer."""
         if self._is_closed:
             return None, {"miss": "the guest's storage is closed"}
+        if self._link is not None and self._link.is_closed:
+            self._end_worker()
         if self._deaths >= _MAX_DEATHS:
             return None, {"miss": "reading the guest's storage failed again and again; --sysroot DIR gives a copy of its files"}
         link: Link | None = None
@@ -217,7 +180,7 @@ class GuestDisks:
                 missing.append(str(error))
         if not disks:
             disks = [_describe(drive.name, None, drive.image) for drive in self._facts.drives]
-        if not disks and self._qmp is None and self._process is None:
+        if not disks and self._qmp is None and self._process is None and not self._directories["sysroots"]:
             missing.append("QEMU's disks are not known: --qmp PATH tells them")
         yield
         shares = [*self._facts.shares, *(find_virtiofs_shares(self._facts.virtiofs) if self._facts.virtiofs else ())]

@@ -1,4 +1,4 @@
-"""The recorder's end of the pipe to ``sampler/storage_worker.py``: requests out, answers in, without waiting unless told to."""
+"""The recorder's end of the pipe to ``sampler/storage_worker.py``: requests out, answers in; a file that it has open."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _PAUSE_S = 0.001
 _MAX_LINE = 1 << 22
 _MAX_DATA = 1 << 20
 _READ_SIZE = 1 << 18
+_READ_TIMEOUT_S = 5.0
+_AHEAD = 1 << 17
+"""From this size on, reading is expected to go on behind a piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Link:
         self._forgotten: set[int] = set()
         self._released: list[int] = []
         self._count = 0
+        self.is_closed = False
 
     @property
     def pid(self) -> int:
@@ -147,7 +151,8 @@ class Link:
             self._forgotten.add(ticket)
 
     def close(self) -> None:
-        """End the worker; never raises."""
+        """End the worker; never raises. A second call does nothing."""
+        self.is_closed = True
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()
@@ -155,3 +160,66 @@ class Link:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
+
+
+class StoredFile:
+    """A file of the guest's storage. origin: where it was found, for the report ("ext4 on virtio0 partition 1")."""
+
+    def __init__(self, link: Link, number: int, size: int, origin: str) -> None:
+        self._link = link
+        self._number = number
+        self._ahead: tuple[int, int, int] | None = None
+        self.size = size
+        self.origin = origin
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Exactly these bytes; None where they cannot be read. Waits for them: ask for no more than 256 KiB in one step."""
+        if not 0 <= offset <= offset + size <= self.size:
+            return None
+        pieces = []
+        for start in range(offset, offset + size, _MAX_DATA):
+            piece = self._read_piece(start, min(_MAX_DATA, offset + size - start))
+            if piece is None:
+                return None
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _read_piece(self, offset: int, size: int) -> bytes | None:
+        ticket = self._take_ahead(offset, size) or self._request(offset, size)
+        data = None if ticket is None else self._wait(ticket)
+        end = offset + size
+        if data is not None and size >= _AHEAD and end < self.size:
+            # A large piece: the one behind it will be asked for in the next step, so the worker can read it meanwhile.
+            following = min(size, self.size - end)
+            ticket = self._request(end, following)
+            self._ahead = None if ticket is None else (end, following, ticket)
+        return None if data is None or len(data) < size else data[:size]
+
+    def _request(self, offset: int, size: int) -> int | None:
+        try:
+            return self._link.send({"job": "read", "file": self._number, "offset": offset, "size": size})
+        except StorageError:
+            self._link.close()
+            return None
+
+    def _wait(self, ticket: int) -> bytes | None:
+        try:
+            return self._link.wait(ticket, _READ_TIMEOUT_S).data
+        except StorageError:
+            # A late answer must not be taken for another one; the next file starts a worker of its own.
+            self._link.close()
+            return None
+
+    def _take_ahead(self, offset: int, size: int) -> int | None:
+        """The ticket of what was asked for ahead, if it is what is wanted now; else it is dropped."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        if ahead[0] == offset and size <= ahead[1]:
+            return ahead[2]
+        self._link.forget(ahead[2])
+        return None
+
+    def __del__(self) -> None:
+        self._take_ahead(-1, 0)
+        self._link.release(self._number)

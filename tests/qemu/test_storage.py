@@ -25,7 +25,8 @@ from guest.memory import run_steps
 from recording.errors import StubError
 from sampler.discovery import find_process
 from sampler.qmp import Qmp
-from sampler.storage import GuestDisks, StoredFile
+from sampler.storage import GuestDisks
+from sampler.storage_link import StoredFile
 from tests.builders.disks import MTIME_S, PROGRAM, ext4_number, make_ext4, make_mbr, make_tree, need, run
 from tests.qemu.aftermath import await_guards_end
 from tests.qemu.guests import QEMU

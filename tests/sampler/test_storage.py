@@ -20,8 +20,8 @@ from guest.storage.images import ImageFile
 from recording.errors import StorageError, StubError, TransportError
 from sampler.discovery import QemuProcess
 from sampler.drives import Drive, StorageFacts
-from sampler.storage import GuestDisks, StoredFile
-from sampler.storage_link import Link
+from sampler.storage import GuestDisks
+from sampler.storage_link import Link, StoredFile
 from sampler.storage_worker import serve
 from tests.builders.disks import MTIME_S, PROGRAM, ext4_number, make_ext4, make_tree
 
@@ -79,6 +79,20 @@ def test_an_image_without_qmp(image: Path, program: Identity) -> None:
         assert file.read(-1, 1) is None
     assert file.read(0, 1) is None
     assert find(disks, program) == "the guest's storage is closed"
+
+
+def test_pieces_in_and_out_of_order(image: Path, program: Identity) -> None:
+    """The piece behind a large one is asked for ahead; it is taken where it is the next one, and dropped where it is not."""
+    with GuestDisks(None, qemu(image)) as disks:
+        file = found(disks, program)
+        size = 1 << 17
+        for offset, length in ((0, size), (size, size), (2 * size, 10), (0, size), (0, size), (size, 5), (5, 1), (0, 2 * size)):
+            assert file.read(offset, length) == PROGRAM[offset : offset + length]
+        assert file.read(0, size) == PROGRAM[:size]
+        other = found(disks, program)
+        assert other.read(7, size) == PROGRAM[7 : 7 + size]
+        del file
+        assert other.read(7 + size, 9) == PROGRAM[7 + size : 16 + size]
 
 
 def test_nothing_is_started_before_it_is_needed(image: Path) -> None:
