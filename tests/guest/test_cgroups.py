@@ -90,7 +90,7 @@ def test_a_kernel_without_them() -> None:
         CgroupReader(heap.space, heap.symbols, heap.structs)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_pointers_anywhere(data: st.DataObject) -> None:
     groups = Groups()

@@ -190,7 +190,7 @@ def _read_hostile(process: Process) -> None:
     assert process.heap.memory.batches - before <= MAX_BATCHES
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.lists(st.tuples(st.integers(0x3000, 0x5FF8), st.binary(min_size=1, max_size=8)), min_size=1, max_size=12))
 def test_changed_bytes_raise_nothing_but_memory_errors(is_maple: bool, changes: list[tuple[int, bytes]]) -> None:
     process = build_process(is_maple=is_maple)
@@ -199,7 +199,7 @@ def test_changed_bytes_raise_nothing_but_memory_errors(is_maple: bool, changes: 
     _read_hostile(process)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.booleans(), st.data())
 def test_pointers_to_other_structs_lead_nowhere_for_ever(is_maple: bool, data: st.DataObject) -> None:
     """Any pointer becomes any other, so that trees, directories and mounts run in circles."""

@@ -123,7 +123,7 @@ def test_a_kernel_without_the_array_of_pages_is_refused() -> None:
         PageCache(heap.space, SymbolTable.from_symbols([]), heap.structs)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damage_costs_pages_and_no_more(data: st.DataObject) -> None:
     """Nodes that lead to themselves or each other, wrong shifts, wrong folios: never an error, never many reads."""
