@@ -11,7 +11,19 @@ from importlib.resources import files
 from xml.sax.saxutils import escape, quoteattr
 from zlib import crc32
 
-from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, share, shortened, stacks_line
+from exporters.text import (
+    counted,
+    duration,
+    halted_line,
+    machine,
+    percent,
+    printable,
+    rate_line,
+    share,
+    shortened,
+    stacks_line,
+    user_line,
+)
 from recording.idle import is_idle_function
 from recording.profile import Profile
 from recording.views import TreeNode, call_tree
@@ -63,7 +75,11 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         _text(26, "title", machine(profile.meta) if title is None else printable(title)),
         _text(46, "sub", f"{counted(quality.samples, 'sample')}, {rate_line(quality)}; guest halted {halted_line(quality)}"),
-        _text(63, "sub", f"{duration(profile.weight_ns)} of vCPU time; {stacks_line(quality)}"),
+        _text(
+            63,
+            "sub",
+            "; ".join([f"{duration(profile.weight_ns)} of vCPU time", stacks_line(quality), *filter(None, [user_line(quality)])]),
+        ),
         f'<text id="details" x="{_PAD}" y="83"></text>',
         _legend(drawn),
         *[_frame(box, root, _TOP + (levels - 1 - box.level) * _ROW) for box in drawn],

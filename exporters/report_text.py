@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exporters.report import GroupBy, Row, SortBy, report_rows
-from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, shortened, stacks_line
+from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, shortened, stacks_line, user_line
 from recording.model import UserEnd
 from recording.profile import Profile
 from recording.quality import Quality
@@ -70,7 +70,7 @@ def _user_lines(quality: Quality, unreadable_files: Sequence[str]) -> list[str]:
     """How many user stacks are whole, what the others were lost to, and what would help."""
     if quality.user_complete_share is None:
         return ["user     no user stacks were asked for (--no-user)"] if UserEnd.NOT_WANTED in quality.user_ends else []
-    lines = [f"user     {percent(quality.user_complete_share, 2)} of the user stacks are whole"]
+    lines = [f"user     {user_line(quality)}"]
     lost = [(end, count) for end, count in quality.user_ends.items() if end in _HELP]
     lines += [
         f"         {counted(count, 'stack')} cut, {end.value}: {_HELP[end]}" for end, count in sorted(lost, key=lambda row: -row[1])

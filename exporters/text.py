@@ -92,6 +92,11 @@ def halted_line(quality: Quality) -> str:
     return f"{percent(quality.halted_share)} of the time; a halt takes {p50} (p50), {p99} (p99)"
 
 
+def user_line(quality: Quality) -> str:
+    """The share of complete user stacks; nothing where there are none."""
+    return "" if quality.user_complete_share is None else f"{percent(quality.user_complete_share, 2)} of the user stacks are whole"
+
+
 def stacks_line(quality: Quality) -> str:
     """The share of complete stacks."""
     if quality.complete_share is None:

@@ -26,6 +26,8 @@ FENCES = {
     "elftools": ("guest/elf",),
     "orjson": ("recording/store", "exporters/"),
     "click": ("guestprof/",),
+    "cxxfilt": ("recording/demangle_worker",),
+    "rust_demangler": ("recording/demangle_worker",),
     "rich": ("guestprof/",),
     "platformdirs": ("guestprof/", "guest/cache"),
     "dissect": ("guest/storage/",),
