@@ -26,7 +26,7 @@ _OPERATOR = re.compile(
     r"| (?:new|delete)(?:\[\])?| co_await\b| )"
 )
 _AFTER_PARAMETERS = re.compile(r"(?: const| volatile| noexcept| ?&&?)*((?: \[clone [^\]]*\])*)")
-_THUNKS = ("virtual thunk to ", "non-virtual thunk to ", "covariant return thunk to ")
+_THUNKS = ("virtual thunk to ", "non-virtual thunk to ", "covariant return thunk to ", "transaction clone for ")
 
 
 def is_mangled(name: str) -> bool:

@@ -25,6 +25,7 @@ CPLUSPLUS = {
     "_ZN1AnwEm": "A::operator new",
     "_ZThn16_N1A1fEv": "non-virtual thunk to A::f",
     "_ZTV3Foo": "vtable for Foo",
+    "_ZGTtNSt13runtime_errorD1Ev": "transaction clone for std::runtime_error::~runtime_error",
     "_Z1fIiEPFviEv": "void (*f<int>())(int)",
     "_ZGVZ1fvE1x": "guard variable for f()::x",
     "_ZN1A1fB5cxx11Ev": "A::f[abi:cxx11]",
