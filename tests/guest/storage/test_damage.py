@@ -135,7 +135,7 @@ def test_changed_bytes(images: Callable[[str], Case], name: str) -> None:
     assert isinstance(storage(Changed(data, {})).find_file(file), FoundFile)
     pages = used_pages(data)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.lists(st.tuples(st.sampled_from(pages), st.integers(0, _PAGE - 1), st.integers(0, 255)), min_size=1, max_size=12))
     def check(changes: list[tuple[int, int, int]]) -> None:
         device = Changed(data, {min(page + at, len(data) - 1): value for page, at, value in changes})
