@@ -33,9 +33,9 @@ from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from recording.errors import BadImageError, GuestprofError, MissingDependencyError
 from recording.model import Callchain, StackEnd
 from sampler.discovery import resolve_target
+from sampler.planner import HaltPlanner
 from sampler.rsp.registers import RegisterFile
 from sampler.session import Session
-from sampler.planner import HaltPlanner
 from sampler.target import HaltedState, Read, Target
 from sampler.tracker import KernelTracker, TrackerEvents
 from tests.qemu.guests import QEMU, Guest, GuestOptions

@@ -30,8 +30,8 @@ from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from sampler.discovery import TargetAddress
 from sampler.launch import LaunchedQemu
-from sampler.session import Session
 from sampler.planner import HaltPlanner
+from sampler.session import Session
 from sampler.tracker import KernelTracker, TrackerEvents
 
 RESULT = Path(__file__).parent / "results" / "overhead.json"

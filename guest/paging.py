@@ -145,7 +145,8 @@ class AddressSpace:
 class FreshSpace:
     """One set of page tables as they are at this moment, for a few small reads while the guest stands still.
 
-    Entries are read one by one and remembered until ``forget``: what a process, or the kernel for its stacks, maps changes all the time.
+    Entries are read one by one and remembered until ``forget``: what a process, or the kernel for its stacks, maps changes all the
+    time.
     """
 
     def __init__(self, memory: PhysicalMemory, paging: PagingFormat, root: int, levels: int) -> None:

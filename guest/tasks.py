@@ -1,8 +1,8 @@
 """Which task each CPU runs: the words that a halt copies become pid, names, address space and control group.
 
 Linux keeps the running task in a per-CPU variable (arch/x86/include/asm/current.h: ``current_task``, from 6.2 to 6.14
-``pcpu_hot.current_task``). Its facts lie close together in ``struct task_struct``, so a halt copies one slice of it; what follows from
-its pointers is read when the guest runs again.
+``pcpu_hot.current_task``). Its facts lie close together in ``struct task_struct``, so a halt copies one slice of it; what follows
+from its pointers is read when the guest runs again.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def measure_quality(halts: Iterable[Halt], tally: Tally, requested_hz: object) -
     kernel = sum(count for end, count in ends.items() if end.is_kernel)
     proper = sum(count for end, count in ends.items() if end.is_proper)
     entry = ends.get(StackEnd.ENTRY_WINDOW, 0)
-    of_user = sum(count for end, count in tally.user_ends.items() if end is not UserEnd.NOT_WANTED)
+    of_user = sum(count for end, count in tally.user_ends.items() if end.is_stack)
     whole_user = sum(count for end, count in tally.user_ends.items() if end.is_proper)
     in_linux = sum(ends.values()) - ends.get(StackEnd.FIRMWARE, 0)
     lengths = sorted(halt.halted_ns for halt in rows)

@@ -1,6 +1,6 @@
 """All that is known of a guest, kept up to date: its kernel, what that has loaded, its tasks, its processes' files.
 
-What becomes known is put where it is needed: into the planner of halts, into the maker of samples, and as images into the recording.
+What becomes known is put where it is needed: into the planner of halts, into the maker of samples, and as images into recordings.
 """
 
 from __future__ import annotations

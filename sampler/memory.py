@@ -162,9 +162,9 @@ class ProcessMemory:
 
 
 class StubMemory:
-    """The guest's memory through the stub. Each read halts the guest, in slices that ``max_halt_s`` bounds by what earlier ones took.
+    """The guest's memory through the stub. Each read halts the guest, in slices that ``max_halt_s`` bounds.
 
-    ``target.extra_halted_ns`` counts the time.
+    How long earlier ones took tells how long one may be; ``target.extra_halted_ns`` counts the time.
     """
 
     def __init__(self, target: Target, ranges: Sequence[MemoryRange], max_halt_s: float = DEFAULT_MAX_HALT_S) -> None:
@@ -254,8 +254,8 @@ def open_memory(
 ) -> OpenedMemory:
     """The best reader there is: QEMU's own memory if its process is known, may be read, and shows what the stub shows.
 
-    monitor: runs human monitor commands (QMP's); through the stub by default, which halts the guest meanwhile. max_halt_s: how long a
-    read through the stub may halt the guest.
+    monitor: runs human monitor commands (QMP's); through the stub by default, which halts the guest meanwhile.
+    max_halt_s: how long a read through the stub may halt the guest.
     """
     ask = monitor or target.monitor
     if pid is None:

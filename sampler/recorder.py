@@ -34,8 +34,8 @@ _MAX_STARVING_NS = 20_000_000
 class RecorderOptions:
     """``frequency_hz`` halts a second for ``duration_s`` (None: until stopped); ``raw`` keeps the captures themselves;
 
-    ``until_symbol`` ends the recording when that kernel function is reached. user_stack_size: bytes of a user stack that are copied at
-    most, 0 for no user stacks. prepare: the guest runs a kernel already: learn it before the first sample.
+    ``until_symbol`` ends the recording when that kernel function is reached. user_stack_size: bytes of a user stack that are copied
+    at most, 0 for no user stacks. prepare: the guest runs a kernel already: learn it before the first sample.
     """
 
     frequency_hz: float = 100.0

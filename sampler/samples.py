@@ -1,7 +1,7 @@
 """A capture becomes a sample: kernel stack, user stack, task, context and system call, with all that is known at the time.
 
-Right after the halt, ``note`` reads what would be gone later (names of the task's process, what it has mapped). Later ``make`` walks
-the stacks; it may be asked again for the same capture when more is known.
+Right after the halt, ``note`` reads what would be gone later (names of the task's process, what it has mapped). Later ``make``
+walks the stacks; it may be asked again for the same capture when more is known.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class SampleMaker:
     def with_user(self, made: Made) -> Made:
         """A sample whose user stack is walked (again): its kernel part stays as it is, also when that kernel is gone."""
         sample = made.sample
-        frames, user_end, unread = self._with_user(sample.callchain, sample.task, made.saved, made.pending)
+        frames, user_end, unread = self._walk_user(made)
         return replace(made, sample=replace(sample, callchain=Callchain(frames, sample.callchain.end, user_end)), unread=unread)
 
     def _unwound(self, capture: Capture) -> Unwound:
@@ -153,10 +153,9 @@ class SampleMaker:
         image = self._image_at(frame.lookup_pc) if low <= frame.lookup_pc < high else None
         return frame if image is None else Frame(frame.pc, frame.lookup_pc, frame.space, frame.guess, image)
 
-    def _with_user(
-        self, kernel: Callchain, task: Task | None, saved: Mapping[str, int] | None, pending: Pending
-    ) -> tuple[tuple[Frame, ...], UserEnd | None, frozenset[int]]:
+    def _walk_user(self, made: Made) -> tuple[tuple[Frame, ...], UserEnd | None, frozenset[int]]:
         """The frames with the user stack behind them, why that ended (None: there is none), and which files were not known yet."""
+        kernel, task, pending, saved = made.sample.callchain, made.sample.task, made.pending, made.saved
         own = tuple([frame for frame in kernel.frames if frame.space is not Space.USER])
         if saved is None:
             is_process = task is not None and not task.is_kernel_thread
@@ -170,7 +169,8 @@ class SampleMaker:
         if pending.process is None:
             pc = saved[self._architecture.pc]
             return (*own, Frame(pc, pc, Space.USER)), UserEnd.NO_MAPPINGS, _NO_IMAGES
-        walk = self._spaces.unwind(saved, pending.capture, pending.process)
+        in_call = made.sample.system_call is not None
+        walk = self._spaces.unwind(saved, pending.capture, pending.process, in_system_call=in_call)
         if not walk.end.is_proper and self._is_in_exec(own):
             # The registers are still those that the old program called execve with.
             return own, UserEnd.NO_MEMORY, _NO_IMAGES

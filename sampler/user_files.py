@@ -57,6 +57,11 @@ class UserFile:
         """Use these contents from now on."""
         self.elf, self._rows = elf, rows
 
+    @property
+    def entry(self) -> int | None:
+        """Link-time address at which the program begins, None for a library or where that is not known."""
+        return getattr(self.elf, "entry", None)
+
     def find_row(self, address: int) -> Row | Unread | None:
         """See ``unwind.user.UserRows``."""
         if self._rows is not None:

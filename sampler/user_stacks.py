@@ -1,6 +1,6 @@
 """What to copy of the running tasks and of their user stacks while the guest stands still.
 
-Of each vCPU: the per-CPU pointer to its task, a slice of the task, and where the task is a process' thread the top of its user stack.
+Of each vCPU: the per-CPU pointer to its task, a slice of the task, and of a process' thread the top of its user stack.
 The user stack pointer is the vCPU's own in user mode; in the kernel it is in the registers that were saved at the top of the task's
 kernel stack. Out of QEMU's process all of it is read at once; through the stub it takes a third round trip where a vCPU is in the
 kernel on behalf of a process.
@@ -43,7 +43,7 @@ class TaskPlanner:
         """By vCPU: (virtual address, bytes), of the halt at hand."""
 
     def set_kernel(self, kernel: Kernel | None, tasks: TaskReader | None) -> None:
-        """What is known of the kernel from now on; without ``tasks`` nothing is copied but the user stack of a vCPU in user mode."""
+        """What is known of the kernel from now on; without ``tasks`` only user stacks of vCPUs in user mode are copied."""
         self._kernel, self._tasks = kernel, tasks
         self._offsets.clear()
         paging = self._architecture.paging

@@ -1,7 +1,7 @@
 """What the guest's processes have mapped becomes code that a user stack can be walked through, file by file.
 
-A process' mappings are read right after the halt that saw it run; the files behind them (``sampler/user_files.py``) are shared by all
-processes, and read in small steps between samples. Stacks that met what was not known yet are walked again when it is.
+A process' mappings are read right after the halt that saw it run; the files behind them (``sampler/user_files.py``) are shared by
+all processes, and read in small steps between samples. Stacks that met what was not known yet are walked again when it is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ProcessCode:
             return None
         file = self._file_of(mapping)
         if isinstance(file, UserFile):
-            return Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file)
+            return Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry)
         return Region(mapping.start, mapping.end, 0, file)
 
 
@@ -142,9 +142,9 @@ class UserSpaces:
             self._processes.popitem(last=False)
         return code
 
-    def unwind(self, registers: Registers, capture: Capture, code: ProcessCode) -> UserWalk:
+    def unwind(self, registers: Registers, capture: Capture, code: ProcessCode, *, in_system_call: bool) -> UserWalk:
         """The user stack of a capture."""
-        return self._unwinder.unwind(registers, capture.read, code, code.stack_top)
+        return self._unwinder.unwind(registers, capture.read, code, code.stack_top, in_system_call=in_system_call)
 
     def _file_of(self, mapping: Mapping, mappings: Mappings) -> UserFile | int:
         if mapping.file is not None:

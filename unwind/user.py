@@ -13,6 +13,7 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
   there.
 * Unwind data led to the very beginning of a function, which no call does: glibc's makecontext() has its thread return to
   ``__start_context``.
+* There is no row, and the pc is within the program's entry point (static programs have no row there).
 * There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
 * A frame pointer that was followed here is 0 (System V ABI, AMD64 3.4.1: "mark the deepest stack frame by setting the frame pointer
   to zero"), as for Go's ``runtime.goexit``. An rbp of 0 that unwind data led to says nothing: it may be any value of the program's.
@@ -33,6 +34,8 @@ _DEPTH_LIMIT = 512
 """A stack of 16 KiB, as much as is copied unless the user asks for more, has room for at most twice as many frames."""
 _STACK_REACH = 1 << 16
 """A frame pointer further from the stack pointer is none; one that is nearer and cannot be read lies above what was copied."""
+_ENTRY_SIZE = 40
+"""Bytes of ``_start`` in front of the call that never returns, and that call; glibc's has 34 or 38 (x86-64), musl's fewer."""
 _ENTRY_WORDS = 8
 """Entry code pushes no more than this below the program's arguments before it calls C (i386's and x86-64's ``_dl_start_user``)."""
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -52,6 +55,7 @@ class Region:
     bias: run-time minus link-time addresses of its file.
     image: index of the file's image; None for memory of no file, whose frames keep their run-time addresses.
     rows: its unwind table, None where it is known to have none. (Not known yet: an object that answers UNREAD.)
+    entry: link-time address at which its program begins, None where that is not known.
     """
 
     start: int
@@ -59,6 +63,11 @@ class Region:
     bias: int = 0
     image: int | None = None
     rows: UserRows | None = None
+    entry: int | None = None
+
+    def is_entry(self, address: int) -> bool:
+        """Whether a link-time address is in the few instructions with which its program begins."""
+        return self.entry is not None and self.entry <= address < self.entry + _ENTRY_SIZE
 
 
 class UserCode(Protocol):
@@ -102,10 +111,13 @@ class UserUnwinder:
         read: Callable[[int, int], bytes | None],
         code: UserCode,
         stack_top: int | None = None,
+        *,
+        in_system_call: bool = False,
     ) -> UserWalk:
         """The frames of one thread. Never raises for what a guest may hold.
 
         read: bytes of user memory, None where they are not known whole. stack_top: where the kernel put the program's arguments.
+        in_system_call: the thread is in the kernel by a system call, so that its instruction stands before the pc.
         """
         abi = next((abi for abi in self._abis if abi.is_process(registers)), self._abis[-1])
         mask = (1 << 8 * abi.pointer_size) - 1
@@ -113,7 +125,8 @@ class UserUnwinder:
         if abi.pc not in known or abi.sp not in known:
             return UserWalk((), UserEnd.NO_REGISTERS)
         walk = _Walk(abi, self._read_word(abi, read), code, stack_top)
-        return walk.run(_Activation(known, code.find_region(known[abi.pc]), interrupted=True))
+        back = abi.system_call_size + 1 if in_system_call else 0
+        return walk.run(_Activation(known, code.find_region(known[abi.pc]), interrupted=True), back)
 
     def _read_word(self, abi: UserAbi, read: Callable[[int, int], bytes | None]) -> ReadWord:
         size, byteorder = abi.pointer_size, self._byteorder
@@ -138,8 +151,13 @@ class _Walk:
         self._guessed = False
         self._unread: int | None = None
 
-    def run(self, activation: _Activation) -> UserWalk:
-        """From the innermost frame to the end."""
+    def run(self, activation: _Activation, back: int) -> UserWalk:
+        """From the innermost frame to the end.
+
+        back: how far before the innermost pc another row is as good, 0 where none is. glibc ends the unwind data of ``clone`` in
+        front of its system call, which leaves the stack as it is, because what follows is not true of the child
+        (sysdeps/unix/sysv/linux/x86_64/clone.S).
+        """
         frames: list[Frame] = []
         step: _Step = activation
         while isinstance(step, _Activation):
@@ -153,9 +171,13 @@ class _Walk:
             address = pc - region.bias & _ADDRESS_MASK
             lookup = address if interrupted else address - 1 & _ADDRESS_MASK
             row = None if region.rows is None else region.rows.find_row(lookup)
+            if row is None and back and region.rows is not None:
+                row = region.rows.find_row(lookup - back)
+            back = 0
             is_start = row is None and not interrupted and self._is_start(region, address)
             if is_start:
                 lookup = address
+            is_start = is_start or (row is None and region.is_entry(lookup))
             if region.image is None:
                 lookup, address = lookup + region.bias & _ADDRESS_MASK, pc
             frames.append(Frame(address, lookup, Space.USER, by_pointer, region.image))

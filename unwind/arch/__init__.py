@@ -89,6 +89,7 @@ class UserAbi:
     callee_saved: those that a function leaves as they were unless its unwind row says otherwise.
     return_column: DWARF number of the return address.
     red_zone: bytes below the stack pointer that a function may use.
+    system_call_size: bytes of the instruction that makes a system call.
     is_process: whether registers of user mode belong to such a program.
     """
 
@@ -101,6 +102,7 @@ class UserAbi:
     callee_saved: tuple[str, ...]
     return_column: int
     red_zone: int
+    system_call_size: int
     is_process: Callable[[Registers], bool]
 
 

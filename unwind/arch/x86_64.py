@@ -109,6 +109,7 @@ _USER_ABIS = (
         callee_saved=("rbx", "rbp", "rsi", "rdi"),
         return_column=8,
         red_zone=0,
+        system_call_size=2,  # int $0x80, sysenter
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
     ),
     UserAbi(
@@ -122,6 +123,7 @@ _USER_ABIS = (
         callee_saved=("rbx", "rbp", "r12", "r13", "r14", "r15"),
         return_column=16,
         red_zone=128,
+        system_call_size=2,  # syscall
         is_process=lambda _registers: True,
     ),
 )
