@@ -9,9 +9,11 @@ import hashlib
 from bisect import bisect_right
 
 from guest.elf.header import (
+    ET_EXEC,
     MAX_NOTES,
     MAX_TABLE,
     PT_GNU_EH_FRAME,
+    PT_INTERP,
     PT_NOTE,
     Header,
     Section,
@@ -46,6 +48,17 @@ class ElfFile:
     def machine(self) -> int:
         """e_machine, as the file says it."""
         return self.header.machine
+
+    @property
+    def entry(self) -> int | None:
+        """Link-time address at which the program begins; None where the file names none that is code (most libraries)."""
+        address = self.header.entry
+        return address if address and any(load.is_executable and load.holds(address) for load in self._loads) else None
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it can be told to be a program rather than a library: some linkers give those an entry point too."""
+        return self.header.type == ET_EXEC or self.header.segment(PT_INTERP) is not None
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -25,7 +25,8 @@ MAX_TABLE = 1 << 26
 MAX_NOTES = 1 << 16
 _NT_GNU_BUILD_ID = 3
 
-PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_GNU_EH_FRAME = 1, 2, 4, 0x6474E550
+ET_EXEC = 2
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_GNU_EH_FRAME = 1, 2, 3, 4, 0x6474E550
 _EXECUTABLE = 1
 SHN_XINDEX = 0xFFFF
 SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL, SHT_DYNSYM = 0, 1, 2, 3, 4, 8, 9, 11
@@ -73,6 +74,10 @@ class Segment:
     memory_size: int
     is_executable: bool
 
+    def holds(self, address: int) -> bool:
+        """Whether the file has a byte for an address."""
+        return self.address <= address < self.address + self.file_size
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -97,12 +102,14 @@ class Section:
 class Header:
     """What the first bytes of a file say.
 
+    entry: e_entry.
     raw: those bytes, which differ between builds, and between a file and its stripped copy (offsets of all tables).
     """
 
     format: Format
     type: int
     machine: int
+    entry: int
     segments: tuple[Segment, ...]
     segment_offset: int
     section_offset: int
@@ -143,7 +150,9 @@ def read_header(contents: FileContents) -> Header | None:
     if raw is None:
         return None
     fields = layout.header.unpack_from(raw, _IDENT_SIZE)
-    kind, machine, _, _, segment_offset, section_offset, _, _, segment_size, segment_count, section_size, sections, names = fields
+    kind, machine, _, entry, segment_offset, section_offset, _, _, segment_size, segment_count, section_size, sections, names = (
+        fields
+    )
     if segment_count > _MAX_SEGMENTS or (segment_count and segment_size != layout.segment.size):
         raise BadImageError(f"an ELF file with {segment_count} program headers of {segment_size} bytes is damaged")
     table = _within(contents, segment_offset, segment_count * layout.segment.size, "the program headers")
@@ -152,7 +161,9 @@ def read_header(contents: FileContents) -> Header | None:
     segments = tuple(_segment(fields, layout.pointer_size) for fields in layout.segment.iter_unpack(table))
     for segment in segments:
         _check_load(segment)
-    return Header(layout, kind, machine, segments, segment_offset, section_offset, section_size, sections, names, raw + table)
+    return Header(
+        layout, kind, machine, entry, segments, segment_offset, section_offset, section_size, sections, names, raw + table
+    )
 
 
 def _within(contents: FileContents, offset: int, size: int, what: str) -> bytes | None:

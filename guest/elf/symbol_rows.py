@@ -35,6 +35,8 @@ _NOT_CODE = re.compile(
 _VERSION = re.compile(r"(?<=.)@@?[^@]*$")
 """Versioned names of .symtab, such as ``memcpy@@GLIBC_2.14``."""
 _LABEL_RANK, _UNSIZED_RANK = 1000, 500
+ENTRY_RANK = 2000
+"""Of a program's entry point by its header alone: any other name of the place is better."""
 GAP_KIND = "?"
 """Kind of the rows without a name."""
 

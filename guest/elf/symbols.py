@@ -16,11 +16,13 @@ from guest.elf.go_functions import read_go_functions
 from guest.elf.header import MAX_TABLE, SHT_DYNSYM, SHT_SYMTAB, Section
 from guest.elf.partial import Partial, read_partial
 from guest.elf.plt import read_plt
-from guest.elf.symbol_rows import Code, ElfSymbol, make_table, parse_symbols
+from guest.elf.symbol_rows import ENTRY_RANK, Code, ElfSymbol, make_table, parse_symbols
 from guest.memory import Steps
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 
+_ENTRY_REACH = 64
+"""Bytes after the entry point that are taken for its function; glibc's has 34 or 38 on x86-64."""
 _NOTHING = Partial(b"", ())
 
 
@@ -69,9 +71,24 @@ def read_symbols(file: ElfFile, debug: ElfFile | None = None) -> Steps[ElfSymbol
     found = static.symbols + stubs
     if not is_whole:
         found += yield from parse_symbols(file.header.format, entries, names, code)
+    if static.is_complete:
+        found += _entry_point(file, code, found)
     table = yield from make_table(found, code)
     is_complete = is_complete and is_plt_complete and static.is_complete and file.sections is not None
     return ElfSymbols(table, is_complete, bool(static.symbols))
+
+
+def _entry_point(file: ElfFile, code: Code, known: list[ElfSymbol]) -> list[ElfSymbol]:
+    """The function in which a program begins. Nobody exports it, so that a stripped program does not name it.
+
+    It is a label, so that a function that the table says is there counts more (``make_table``), and ends where the next one begins.
+    """
+    start = file.entry
+    limit = None if start is None or not file.is_program else code.end_at(start)
+    if start is None or limit is None:
+        return []
+    following = min((symbol.address for symbol in known if symbol.address > start), default=limit)
+    return [ElfSymbol(start, ENTRY_RANK, "_start", min(start + _ENTRY_REACH, limit, following), "t")]
 
 
 def _read_symtab(file: ElfFile, code: Code) -> Steps[_Found]:

@@ -180,3 +180,26 @@ def test_pages_that_are_not_known_cost_names_and_give_no_wrong_ones(seed: int, s
     assert file.build_id in {None, opened(data).build_id}
     if found.is_complete:
         assert found.table.to_blob() == whole.table.to_blob()
+
+
+def test_the_entry_of_a_stripped_program_is_named(tmp_path: Path) -> None:
+    program = compile_c(tmp_path)
+    stripped = tmp_path / "stripped"
+    subprocess.run([need("strip"), "-o", stripped, program], check=True)
+    whole = symbols_of(program).table.find("_start")
+    file = opened(stripped.read_bytes())
+    table = run_steps(read_symbols(file)).table
+    found = table.find("_start")
+    assert whole is not None
+    assert found is not None
+    assert found.address == whole.address == file.entry
+    assert found.size == 64 or found.address + found.size == min(row.address for row in table if row.address > found.address)
+    after = table.find_at(found.address + 64)
+    assert after is None or after.name != "_start"
+
+
+def test_the_entry_of_a_library_is_no_function(tmp_path: Path) -> None:
+    library = compile_c(tmp_path, "-shared", "-fPIC", "-Wl,-e,outer")
+    file = opened(library.read_bytes())
+    assert file.entry is not None
+    assert run_steps(read_symbols(file)).table.find("_start") is None
