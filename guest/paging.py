@@ -166,7 +166,7 @@ class FreshSpace:
         parts = []
         while size > 0:
             length = min(size, PAGE_SIZE - address % PAGE_SIZE)
-            physical = self._translate(address)
+            physical = self.translate(address)
             if physical is None:
                 return None
             try:
@@ -177,7 +177,8 @@ class FreshSpace:
             size -= length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _translate(self, address: int) -> int | None:
+    def translate(self, address: int) -> int | None:
+        """Physical address of a virtual one, or None where it is not mapped."""
         table = self._root
         for level in range(self.levels, 0, -1):
             shift = 12 + 9 * (level - 1)

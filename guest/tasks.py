@@ -8,7 +8,7 @@ from its pointers is read when the guest runs again.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from guest.cgroups import CgroupReader
@@ -17,7 +17,6 @@ from guest.structs import Field, Structs
 from recording.errors import BadImageError
 from recording.model import Task
 from recording.symbols import SymbolTable
-from unwind.capture import Capture
 
 _PF_KTHREAD = 0x0020_0000
 """include/linux/sched.h"""
@@ -66,6 +65,9 @@ class TaskReader:
             raise BadImageError(f"struct task_struct has its members {high - low} bytes apart; report this kernel")
         self._low, self._size = low, high - low
         self._current = _find_current(symbols, structs)
+        queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
+        self._scheduled = queues.address + running.offset if queues and running else self._current
+        self._page_table = structs.require("mm_struct", "pgd").offset
         first = symbols.find("init_task")
         self._first_task = first.address if first else 0
         self._groups = _cgroup_reader(space, symbols, structs)
@@ -74,6 +76,14 @@ class TaskReader:
     def current_address(self, cpu_offset: int) -> int:
         """Where the pointer to the running task lies of the CPU with that per-CPU offset."""
         return self._current + cpu_offset & 0xFFFF_FFFF_FFFF_FFFF
+
+    def scheduled_address(self, cpu_offset: int) -> int:
+        """Where the scheduler's pointer to the task lies that it has chosen for a CPU: a little ahead of ``current_address``."""
+        return self._scheduled + cpu_offset & 0xFFFF_FFFF_FFFF_FFFF
+
+    def page_table_address(self, words: TaskWords) -> int:
+        """Where the kernel address of a process' top-level page table lies. Not 0 only where ``words.mm`` is not."""
+        return words.mm + self._page_table & 0xFFFF_FFFF_FFFF_FFFF
 
     def slice_of(self, task: int) -> tuple[int, int]:
         """(address, size) of what a halt copies of a task."""
@@ -98,13 +108,27 @@ class TaskReader:
             number["cgroups"],
         )
 
-    def find_running(self, capture: Capture, cpu_offset: int) -> TaskWords | None:
-        """The task that a capture's CPU ran, from the words that were copied; None where they were not."""
-        pointer = capture.read(self.current_address(cpu_offset), _POINTER.size)
+    def find_running(
+        self, read: Callable[[int, int], bytes | None], cpu_offset: int, stack: tuple[int, int] | None
+    ) -> TaskWords | None:
+        """The task that a CPU runs, from words that ``read`` gives; None where it does not.
+
+        stack: the CPU's stack pointer and the size of a stack, None in user mode. In the middle of a switch from one task to another
+        the stack is the next task's already and the pointer to the running one is not (arch/x86/entry/entry_64.S,
+        ``__switch_to_asm``): whose stack it is decides.
+        """
+        words = self._read_task(read, self.current_address(cpu_offset))
+        if words is None or stack is None or 0 <= stack[0] - words.stack < stack[1]:
+            return words
+        scheduled = self._read_task(read, self.scheduled_address(cpu_offset))
+        return scheduled if scheduled is not None and 0 <= stack[0] - scheduled.stack < stack[1] else words
+
+    def _read_task(self, read: Callable[[int, int], bytes | None], where: int) -> TaskWords | None:
+        pointer = read(where, _POINTER.size)
         if pointer is None:
             return None
         (task,) = _POINTER.unpack(pointer)
-        data = capture.read(*self.slice_of(task))
+        data = read(*self.slice_of(task))
         return None if data is None else self.parse(task, data)
 
     def read_first_task(self) -> Task | None:

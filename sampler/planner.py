@@ -62,7 +62,9 @@ class HaltPlanner:
     def find_task(self, capture: Capture) -> TaskWords | None:
         """The task that a capture's vCPU ran, None where that is not known."""
         offset = self._tasks.offset_of(capture.registers)
-        return None if self._reader is None or offset is None else self._reader.find_running(capture, offset)
+        if self._reader is None or offset is None:
+            return None
+        return self._reader.find_running(capture.read, offset, self._tasks.kernel_stack(capture.registers))
 
 
 def _joined(pieces: Iterable[tuple[int, bytes]]) -> tuple[tuple[int, bytes], ...]:

@@ -8,7 +8,7 @@ kernel on behalf of a process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
@@ -18,8 +18,9 @@ from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture, Registers
 from unwind.rules import Missing, read_trap
 
-USER_STACK_SIZE = 16384
-"""Bytes of a user stack that are copied at most. Measured on a Debian guest: p50 2.1 K, p99 7 K, maximum 14 K."""
+USER_STACK_SIZE = 32768
+"""Bytes of a user stack that are copied at most. Measured on a Debian guest: p50 2.1 K, p99 7 K; some programs have 20 K."""
+_MAX_STAGES = 3
 _RED_ZONE = 128
 """Bytes below the stack pointer that a function may use without moving it (System V ABI, x86-64 3.2.2)."""
 Piece = tuple[int, bytes]
@@ -57,13 +58,22 @@ class TaskPlanner:
                 return base
         return None
 
+    def kernel_stack(self, registers: Registers) -> tuple[int, int] | None:
+        """A kernel stack pointer and the size of a task's kernel stack, None in user mode."""
+        arch = self._architecture
+        return None if arch.is_user(registers) else (registers[arch.sp], arch.stack_size)
+
     def begin(self) -> Sequence[Read]:
         """A halt begins: what can be asked for together with it."""
         self.copied = {}
         self._stage = 0
         if self._can_peek or self._tasks is None:
             return ()
-        return [Read(vcpu, self._tasks.current_address(offset), 8) for vcpu, offset in self._offsets.items()]
+        return [
+            Read(vcpu, where(offset), 8)
+            for vcpu, offset in self._offsets.items()
+            for where in (self._tasks.current_address, self._tasks.scheduled_address)
+        ]
 
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """What to read through the stub next, and whether that is all."""
@@ -87,16 +97,19 @@ class TaskPlanner:
         if self._tasks is None or offset is None:
             return reads, True
         self._offsets[vcpu] = offset
-        pointer = state.reads.get(Read(vcpu, self._tasks.current_address(offset), 8))
-        if pointer is None:
-            return [*reads, Read(vcpu, self._tasks.current_address(offset), 8)], self._stage > 1
-        piece = Read(vcpu, *self._tasks.slice_of(int.from_bytes(pointer, "little")))
-        data = state.reads.get(piece)
-        if data is None:
-            return [*reads, piece], is_user or self._stage > 2
-        if not is_user and self._user_stack_size:
-            words = self._tasks.parse(int.from_bytes(pointer, "little"), data)
-            saved = self._saved_registers(words, lambda address, size: _find(state, vcpu, address, size))
+        missing: list[Read] = []
+
+        def read(address: int, size: int) -> bytes | None:
+            data = _find(state, vcpu, address, size)
+            if data is None:
+                missing.append(Read(vcpu, address, size))
+            return data
+
+        words = self._tasks.find_running(read, offset, self.kernel_stack(registers))
+        if missing:
+            return [*reads, *missing], self._stage > _MAX_STAGES
+        if not is_user:
+            saved = self._user_registers(registers, words, lambda address, size: _find(state, vcpu, address, size))
             reads += [Read(vcpu, *piece) for piece in self._user_pieces(saved)] if saved else []
         return reads, True
 
@@ -108,52 +121,66 @@ class TaskPlanner:
         space.forget()
         for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             pieces = self.copied[vcpu] = []
-            is_user = self._architecture.is_user(registers)
             words = self._peek_task(space, registers, pieces)
-            user: Mapping[str, int] | None = registers if is_user else None
-            if not is_user and words is not None and not words.is_kernel_thread and self._user_stack_size:
-                user = self._saved_registers(words, space.read)
-            if user is None:
+            user = self._user_registers(registers, words, space.read)
+            own = self._user_space(space, registers, words)
+            if user is None or own is None:
                 continue
-            paging = self._architecture.paging
-            own = FreshSpace(self._memory, paging, paging.roots(registers)[0], space.levels)
             for address, size in self._user_pieces(user):
                 data = own.read(address, size)
                 if data is not None:
                     pieces.append((address, data))
 
     def _peek_task(self, space: FreshSpace, registers: Registers, pieces: list[Piece]) -> TaskWords | None:
+        """The running task; what was read to find it becomes part of the capture."""
         offset = self.offset_of(registers)
         if self._tasks is None or offset is None:
             return None
-        where = self._tasks.current_address(offset)
-        pointer = space.read(where, 8)
-        if pointer is None:
-            return None
-        task = int.from_bytes(pointer, "little")
-        address, size = self._tasks.slice_of(task)
-        data = space.read(address, size)
-        if data is None:
-            return None
-        pieces += [(where, pointer), (address, data)]
-        return self._tasks.parse(task, data)
 
-    def _saved_registers(self, words: TaskWords, read: Callable[[int, int], bytes | None]) -> Mapping[str, int] | None:
-        """The registers that were saved when the task entered the kernel, as far as the stack is to be found by them.
+        def read(address: int, size: int) -> bytes | None:
+            data = space.read(address, size)
+            if data is not None:
+                pieces.append((address, data))
+            return data
+
+        return self._tasks.find_running(read, offset, self.kernel_stack(registers))
+
+    def _user_space(self, space: FreshSpace, registers: Registers, words: TaskWords | None) -> FreshSpace | None:
+        """The page tables of a task's process. In the middle of a switch to another one the vCPU's may be that one's already."""
+        paging = self._architecture.paging
+        root: int | None = paging.roots(registers)[0]
+        if words is not None and self._tasks is not None:
+            if not words.mm:
+                return None
+            table = space.read(self._tasks.page_table_address(words), 8)
+            root = None if table is None else space.translate(int.from_bytes(table, "little"))
+        return None if root is None else FreshSpace(self._memory, paging, root, space.levels)
+
+    def _user_registers(
+        self, registers: Registers, words: TaskWords | None, read: Callable[[int, int], bytes | None]
+    ) -> Registers | None:
+        """The registers with which user code runs, or was left for the kernel; None where there are none, or they are not wanted.
 
         They may be stale in the first instructions of an entry; unwinding uses what it finds itself.
         """
-        arch, trap = self._architecture, self._architecture.kernel_code.trap
-        size, order = arch.pointer_size, arch.byteorder
+        arch = self._architecture
+        if arch.is_user(registers):
+            return registers
+        if words is None or words.is_kernel_thread or not self._user_stack_size:
+            return None
+        sp, word = registers[arch.sp], arch.pointer_size
+        low, high = arch.entry_stacks
+        # On the way in, the processor saves them at the top of an entry stack; the kernel then copies them to that of the task.
+        tops = [(sp // PAGE_SIZE + 1) * PAGE_SIZE] if low <= sp < high else []
+        tops += [words.stack + arch.stack_size - padding for padding in arch.kernel_code.user_trap_paddings]
 
         def read_word(address: int) -> int | None:
-            data = read(address, size)
-            return None if data is None else int.from_bytes(data, order)
+            data = read(address, word)
+            return None if data is None else int.from_bytes(data, arch.byteorder)
 
-        for padding in arch.kernel_code.user_trap_paddings:
-            saved = read_trap(
-                trap.partial, words.stack + arch.stack_size - padding - arch.pointer_size * len(trap.partial), read_word
-            )
+        layout = arch.kernel_code.trap.partial
+        for top in tops:
+            saved = read_trap(layout, top - word * len(layout), read_word)
             if not isinstance(saved, Missing) and arch.kernel_code.is_trap(saved) and arch.is_user(saved):
                 return saved
         return None

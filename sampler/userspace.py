@@ -19,9 +19,11 @@ from guest.tasks import TaskWords
 from guest.user.contents import PagePool, ProcessContents
 from guest.user.mappings import FileIdentity, Mapping, MappingReader, Mappings
 from guest.user.page_cache import PageCache
+from guest.user.perf_files import PerfMapFinder
 from recording.errors import BadImageError, GuestMemoryError
 from recording.model import FrameKind, Image
 from recording.symbols import SymbolTable
+from sampler.made_code import ANONYMOUS, MadeCode
 from sampler.user_files import FileFinder, UserFile, UserFileReader
 from unwind.arch import Architecture, Registers
 from unwind.capture import Capture
@@ -29,6 +31,8 @@ from unwind.user import Region, UserUnwinder, UserWalk
 
 _MAX_PROCESSES = 4096
 _VDSO = "[vdso]"
+_SHARED_MEMORY = ("/memfd:", "/dev/zero", "/SYSV")
+"""Memory that may be mapped twice, to be written and to be run, which are files to the kernel only."""
 _MAX_VDSO = 1 << 16
 _LOOKS_TO_FORGET = 64
 """After so many readings of mappings, pages of files that were not in memory are looked for again."""
@@ -40,7 +44,9 @@ class ImageStore(Protocol):
     def add_image(self, image: Image) -> int:
         """Keep an image; its index."""
 
-    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+    def update_image(
+        self, index: int, *, name: str | None = None, build_id: str | None = None, symbols: SymbolTable | None = None
+    ) -> None:
         """Complete an image that was added before."""
 
 
@@ -52,16 +58,23 @@ class ProcessCode:
         self._mappings = mappings
         self._file_of = file_of
         self.stack_top = mappings.stack_top
+        self._regions: dict[int, Region] = {}
 
     def find_region(self, address: int) -> Region | None:
         """The executable mapping at an address."""
         mapping = self._mappings.find(address)
         if mapping is None or not mapping.is_executable:
             return None
+        known = self._regions.get(mapping.start)
+        if known is not None:
+            return known
         file = self._file_of(mapping)
-        if isinstance(file, UserFile):
-            return Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry)
-        return Region(mapping.start, mapping.end, 0, file)
+        if not isinstance(file, UserFile):
+            return Region(mapping.start, mapping.end, 0, file)
+        region = Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry)
+        if file.elf is not None:
+            self._regions[mapping.start] = region
+        return region
 
 
 @dataclass(slots=True)
@@ -99,6 +112,7 @@ class UserSpaces:
         self._plain: dict[str, int] = {}
         self._jobs: deque[tuple[UserFile, Steps[None]]] = deque()
         self._looks = 0
+        self._made = MadeCode(images, self._add_image, finder)
 
     def set_kernel(self, kernel: Kernel | None, boot: int) -> None:
         """Use a kernel that was found or read anew; None when it is gone."""
@@ -108,6 +122,7 @@ class UserSpaces:
             return
         self._mappings = self._page_cache = None
         self._processes.clear()
+        self._made.set_kernel(None, None)
         if kernel is None or kernel.structs is None:
             return
         try:
@@ -118,12 +133,17 @@ class UserSpaces:
             self._page_cache = PageCache(kernel.space, kernel.symbols, kernel.structs)
         except BadImageError as error:
             self._tell("no-page-cache", f"the guest's page cache cannot be read: {error}")
+        try:
+            self._made.set_kernel(PerfMapFinder(kernel.space, kernel.structs), self._page_cache)
+        except BadImageError as error:
+            self._tell("no-perf-maps", f"code that programs made cannot be named: {error}")
 
     def look(self, words: TaskWords) -> ProcessCode | None:
         """What the process of a task has mapped now; None where that cannot be read."""
         reader = self._mappings
         if reader is None:
             return None
+        self._made.see(words)
         known = self._processes.get(words.mm)
         stamp = reader.stamp(words.mm)
         if known is not None and known.stamp == stamp and stamp is not None:
@@ -132,11 +152,14 @@ class UserSpaces:
         try:
             mappings = reader.read(words.mm)
         except GuestMemoryError:
-            return None
+            # It is changing them; what it had before is nearly the same, if it is the same process.
+            if known is None or known.stamp is None or stamp is None or not reader.is_same_process(known.stamp, stamp):
+                return None
+            return known.code
         self._looks += 1
         if self._looks % _LOOKS_TO_FORGET == 0:
             self._pages.forget_missing()
-        code = ProcessCode(mappings, lambda mapping: self._file_of(mapping, mappings))
+        code = ProcessCode(mappings, lambda mapping: self._file_of(mapping, mappings, words))
         self._processes[words.mm] = _Process(stamp, code)
         if len(self._processes) > _MAX_PROCESSES:
             self._processes.popitem(last=False)
@@ -146,9 +169,13 @@ class UserSpaces:
         """The user stack of a capture."""
         return self._unwinder.unwind(registers, capture.read, code, code.stack_top, in_system_call=in_system_call)
 
-    def _file_of(self, mapping: Mapping, mappings: Mappings) -> UserFile | int:
+    def _file_of(self, mapping: Mapping, mappings: Mappings, words: TaskWords) -> UserFile | int:
         if mapping.file is not None:
-            return self._file(mapping.file, mapping.path)
+            file = self._file(mapping.file, mapping.path)
+            is_made = file.is_foreign and mapping.path.startswith(_SHARED_MEMORY) and self._made.has_map(words)
+            return self._made.image(words) if is_made else file
+        if mapping.path == ANONYMOUS:
+            return self._made.image(words)
         if mapping.path == _VDSO:
             return self._vdso(mapping, mappings)
         return self._plain_image(mapping.path)
@@ -185,7 +212,7 @@ class UserSpaces:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
-        return bool(self._jobs)
+        return bool(self._jobs) or self._made.has_work
 
     def may_learn(self, images: frozenset[int]) -> bool:
         """Whether more will become known of any of these files (by image)."""
@@ -197,6 +224,9 @@ class UserSpaces:
 
     def step(self) -> list[int]:
         """Do a few milliseconds of reading; the files (by image) of which all is known now that ever will be."""
+        if self._made.has_work:
+            self._made.step()
+            return []
         if not self._jobs:
             return []
         file, work = self._jobs[0]
@@ -216,6 +246,10 @@ class UserSpaces:
         build_id = file.elf.build_id if file.elf is not None else None
         self._images.update_image(file.image, build_id=build_id, symbols=file.symbols)
         return [file.image]
+
+    def finish(self) -> None:
+        """The recording ends: look once more at what changes as long as programs run."""
+        self._made.finish()
 
     def tell_problems(self) -> None:
         """Say of which files contents were missed, when the recording ends."""

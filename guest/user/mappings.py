@@ -116,6 +116,14 @@ class MappingReader:
         process = self._read_process(mm)
         return None if process is None else process.stamp
 
+    @staticmethod
+    def is_same_process(stamp: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        """Whether two stamps of one ``mm`` are of one process that has not called execve in between."""
+        _root, _count, *before = stamp
+        _root, _count, *after = other
+        page_table_and_stack, places = slice(0, 2), slice(4, 7)
+        return before[page_table_and_stack] == after[page_table_and_stack] and before[places] == after[places]
+
     def read(self, mm: int) -> Mappings:
         """What a process has mapped. Raises GuestMemoryError where that cannot be read, or does not stand still."""
         return run_steps(self.read_in_steps(mm))
