@@ -95,7 +95,9 @@ WRITES = {
     "system_calls": "INSERT INTO system_calls VALUES (?, ?, ?, ?)",
     "samples": "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     "images": "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)",
-    "image_updates": "UPDATE images SET build_id = coalesce(?, build_id), symbols = coalesce(?, symbols) WHERE id = ?",
+    "image_updates": (
+        "UPDATE images SET name = coalesce(?, name), build_id = coalesce(?, build_id), symbols = coalesce(?, symbols) WHERE id = ?"
+    ),
     "image_ranges": "INSERT INTO image_ranges VALUES (?, ?, ?, ?)",
     "events": "INSERT INTO events VALUES (?, ?, ?, ?)",
     "captures": "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?, ?)",

@@ -144,12 +144,16 @@ class RecordingWriter:
             self._rows["image_ranges"].append((index, position, to_signed(start), to_signed(end)))
         return index
 
-    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+    def update_image(
+        self, index: int, *, name: str | None = None, build_id: str | None = None, symbols: SymbolTable | None = None
+    ) -> None:
         """Keep what became known of an image after it was added, and perhaps written; None leaves what is known.
 
         Samples may come before and after that: frames of user files refer to their image by its index.
         """
-        self._rows["image_updates"].append((*_late_columns(build_id, symbols), index))
+        self._rows["image_updates"].append(
+            (None if name is None else storable_text(name), *_late_columns(build_id, symbols), index)
+        )
 
     def add_event(self, event: Event) -> None:
         """Keep something that happened."""

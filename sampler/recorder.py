@@ -299,6 +299,8 @@ class Recorder:
     def _finish_files(self) -> None:
         """What user stacks still wait for is read now."""
         give_up_ns = self._clock() + _FINISH_FILES_NS
+        if self._guest.spaces is not None:
+            self._guest.spaces.finish()
         while self._clock() < give_up_ns and self._read_some():
             self._drain()
         self._drain()

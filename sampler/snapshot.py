@@ -50,9 +50,11 @@ class _Images:
         self.all.append(image)
         return len(self.all) - 1
 
-    def update_image(self, index: int, *, build_id: str | None = None, symbols: SymbolTable | None = None) -> None:
+    def update_image(
+        self, index: int, *, name: str | None = None, build_id: str | None = None, symbols: SymbolTable | None = None
+    ) -> None:
         """See ``sampler.userspace.ImageStore``."""
-        self.all[index] = replace(self.all[index], build_id=build_id, symbols=symbols)
+        self.all[index] = replace(self.all[index], name=name or self.all[index].name, build_id=build_id, symbols=symbols)
 
 
 def take_snapshot(session: Session, caches: Caches, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:

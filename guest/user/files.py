@@ -82,6 +82,10 @@ class FileReader:
         reads.want(self._inode, inode)
         if self._user is not None and mode & _FMODE_BACKING and mode & _FMODE_NOACCOUNT:
             mnt, dentry = reads.record(self._user, file)
+        return self.describe_at(mnt, dentry, inode, reads)
+
+    def describe_at(self, mnt: int, dentry: int, inode: int, reads: Reads) -> OpenFile:
+        """The file at a ``struct path``'s members with the contents of an inode. Raises GuestMemoryError."""
         identity = self._identify(inode, reads, (self._paths.dentry, dentry), (self._paths.mount, self._paths.mount_of(mnt)))
         path, is_deleted = self._paths.path(mnt, dentry, reads)
         if identity.file_system == "anon_inodefs":

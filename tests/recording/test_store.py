@@ -133,7 +133,7 @@ def test_tasks_contexts_and_user_stacks_come_back_and_are_kept_once(tmp_path: Pa
         assert next(iter(recording.timeline(Selection()))) == (0, 0, 1, 0, 0, 0, first.context, 0)
 
 
-def test_symbols_of_a_file_may_come_later(tmp_path: Path) -> None:
+def test_symbols_and_name_of_a_file_may_come_later(tmp_path: Path) -> None:
     path = tmp_path / "a.guestprof"
     early, late = (SymbolTable.from_symbols([(0x1000, "T", name)]) for name in ("early", "late"))
     with RecordingWriter(path, clock=Clock()) as writer:
@@ -143,10 +143,10 @@ def test_symbols_of_a_file_may_come_later(tmp_path: Path) -> None:
         writer.commit()
         writer.update_image(1, build_id="c0ffee")
         writer.update_image(2, build_id="00ff", symbols=early)
-        writer.update_image(2, symbols=late)
+        writer.update_image(2, name="/bin/d", symbols=late)
     with Recording.open(path) as recording:
         found = [(image.name, image.build_id, [symbol.name for symbol in image.symbols or ()]) for image in recording.images()]
-    assert found == [("/bin/a", None, ["late"]), ("/bin/b", "c0ffee", ["early"]), ("/bin/c", "00ff", ["late"])]
+    assert found == [("/bin/a", None, ["late"]), ("/bin/b", "c0ffee", ["early"]), ("/bin/d", "00ff", ["late"])]
 
 
 def test_a_recording_of_format_1_still_opens(tmp_path: Path) -> None:
