@@ -1,10 +1,15 @@
-"""The unwind table of a file, wherever it is: by PT_GNU_EH_FRAME, or by the section headers where there is no such segment."""
+"""The unwind tables of a file, wherever they are.
+
+``.eh_frame`` is found by PT_GNU_EH_FRAME, or by the section headers where there is no such segment. Where it says nothing, a Go
+program's own table does: it has the one for C code alone, or none at all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from guest.elf.file import ElfFile
+from guest.elf.go_rows import GoRows
 from guest.memory import Steps
 from recording.errors import BadImageError
 from unwind.arch import UserAbi
@@ -20,15 +25,18 @@ class UserRows:
         self._file = file
         self._abi = next((abi for abi in abis if abi.pointer_size == file.pointer_size), None)
         self._table: EhFrame | None = None
+        self._go = None if self._abi is None else GoRows(file, self._abi)
 
     def find_row(self, address: int) -> Row | Unread | None:
         """The row for a link-time address; None where the file says nothing about it."""
         if self._table is None:
             found = self._open()
-            if not isinstance(found, EhFrame):
+            if found is Unread.UNREAD:
                 return found
             self._table = found
-        row = self._table.find_row(address)
+        row = None if self._table is None else self._table.find_row(address)
+        if row is None and self._go is not None and self._file.sections:
+            row = self._go.find_row(address)
         return None if row is Unread.UNREAD and self._file.is_final else row
 
     def prepare(self) -> Steps[None]:
@@ -38,6 +46,9 @@ class UserRows:
             self._table = found if isinstance(found, EhFrame) else None
         if self._table is not None:
             yield from self._table.prepare()
+        if self._go is not None and self._file.sections:
+            self._go.open()
+            yield
 
     def _open(self) -> EhFrame | Unread | None:
         file = self._file

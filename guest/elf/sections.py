@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from guest.elf.debugdata import MAX_PACKED
 from guest.elf.dynamic import find_dynamic_symbols
 from guest.elf.file import ElfFile, open_elf
-from guest.elf.go_functions import read_go_functions
+from guest.elf.go_table import GoTable, find_go_table
 from guest.elf.header import MAX_NOTES, PT_NOTE, SHN_XINDEX, SHT_DYNSYM, SHT_SYMTAB
 from guest.elf.plt import MAX_PLT, PLT_SECTIONS, RELOCATIONS
 from guest.memory import CHUNK_SIZE, Steps
@@ -50,8 +50,6 @@ def read_sections(contents: FileContents) -> Steps[RangeContents | None]:
         place = yield from find_dynamic_symbols(tracked, file.header, file.find_offset)
         if place is not None:
             wanted += [(place.offset, place.size), (place.names_offset, place.names_size)]
-    elif file.symbol_sections(SHT_SYMTAB) is None:
-        yield from read_go_functions(ElfFile(tracked, file.header), file.code())
     wanted += tracked.ranges
     found: list[tuple[int, bytes]] = []
     room = MAX_TOTAL
@@ -80,6 +78,7 @@ def _wanted(file: ElfFile) -> Iterator[tuple[int, int]]:
         yield sections[index].offset, sections[index].size
     yield from ((part.offset, part.file_size) for part in header.segments if part.type == PT_NOTE and part.file_size <= MAX_NOTES)
     yield from _unwind_ranges(file)
+    yield from _go_ranges(file)
     for pair in (file.symbol_sections(SHT_DYNSYM), file.symbol_sections(SHT_SYMTAB)):
         yield from ((section.offset, section.size) for section in pair or ())
     named = [(name, MAX_PLT) for name in (*RELOCATIONS, *PLT_SECTIONS)]
@@ -106,6 +105,15 @@ def _unwind_ranges(file: ElfFile) -> Iterator[tuple[int, int]]:
     for load in file.segments:
         if load.offset <= offset < load.offset + load.file_size <= _MAX_UNWIND:
             yield load.offset, load.file_size
+
+
+def _go_ranges(file: ElfFile) -> Iterator[tuple[int, int]]:
+    """A Go program's table, and what it takes to find it again."""
+    tracked = _Tracked(file.contents)
+    table = find_go_table(ElfFile(tracked, file.header))
+    if isinstance(table, GoTable):
+        yield from tracked.ranges
+        yield table.offset, table.size
 
 
 def encode_ranges(ranges: RangeContents) -> dict[str, bytes]:

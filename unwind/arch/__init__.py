@@ -90,6 +90,8 @@ class UserAbi:
     return_column: DWARF number of the return address.
     red_zone: bytes below the stack pointer that a function may use.
     system_call_size: bytes of the instruction that makes a system call.
+    signal_frame: where, counted from the stack pointer that a signal handler returns with, the kernel saved what it interrupted;
+        empty where that is not known.
     is_process: whether registers of user mode belong to such a program.
     """
 
@@ -103,6 +105,7 @@ class UserAbi:
     return_column: int
     red_zone: int
     system_call_size: int
+    signal_frame: Mapping[str, int]
     is_process: Callable[[Registers], bool]
 
 

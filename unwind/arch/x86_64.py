@@ -110,6 +110,7 @@ _USER_ABIS = (
         return_column=8,
         red_zone=0,
         system_call_size=2,  # int $0x80, sysenter
+        signal_frame={},
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
     ),
     UserAbi(
@@ -124,6 +125,10 @@ _USER_ABIS = (
         return_column=16,
         red_zone=128,
         system_call_size=2,  # syscall
+        # struct rt_sigframe without its first word: ucontext's gregs are 40 bytes into it (asm/ucontext.h, asm/sigcontext.h).
+        signal_frame={
+            name: 40 + 8 * i for i, name in enumerate("r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip".split())
+        },
         is_process=lambda _registers: True,
     ),
 )

@@ -60,7 +60,8 @@ class Truth:
 
 def is_entry(symbol: Symbol, path: Path) -> bool:
     """Whether a name is the one that we give to a program's entry point, of which readelf knows nothing."""
-    return symbol.name == "_start" and symbol.address == opened(path.read_bytes()).entry
+    known = readelf(path, "--dyn-syms").names.get(symbol.address, {})
+    return symbol.name == "_start" and symbol.name not in known and symbol.address == opened(path.read_bytes()).entry
 
 
 readelf = functools.cache(Truth)
