@@ -18,8 +18,8 @@ from typing import Protocol
 
 from guest.memory import Steps
 from guest.tasks import TaskWords
+from guest.user.contents import PageReader
 from guest.user.files import OpenFile
-from guest.user.page_cache import PageCache
 from guest.user.perf_files import PerfMapFinder, PerfMapPlace, ProcessKey, drop_cut_lines, read_lines
 from guest.user.perf_map import MAX_FILE, parse_perf_map
 from recording.errors import GuestprofError
@@ -74,12 +74,12 @@ class MadeCode:
         self._finder = finder
         self._clock = clock
         self._places: PerfMapFinder | None = None
-        self._page_cache: PageCache | None = None
+        self._page_cache: PageReader | None = None
         self._programs: OrderedDict[tuple[int, int], _Program] = OrderedDict()
         self._jobs: deque[tuple[_Program, Steps[None]]] = deque()
         self._spent_ns = 0
 
-    def set_kernel(self, places: PerfMapFinder | None, page_cache: PageCache | None) -> None:
+    def set_kernel(self, places: PerfMapFinder | None, page_cache: PageReader | None) -> None:
         """Use what is known of a kernel that was found or read anew; what was known of its processes is forgotten."""
         self._places, self._page_cache = places, page_cache
         self._programs.clear()
@@ -146,7 +146,7 @@ class MadeCode:
             program.is_queued = True
             self._jobs.append((program, self._look(program, self._places, self._page_cache)))
 
-    def _look(self, program: _Program, places: PerfMapFinder, page_cache: PageCache) -> Steps[None]:
+    def _look(self, program: _Program, places: PerfMapFinder, page_cache: PageReader) -> Steps[None]:
         """Find a process' file, and read it if it is another than the last time."""
         file = None if program.place is None else places.look(program.place)
         if file is None:
@@ -164,7 +164,7 @@ class MadeCode:
             self._images.update_image(program.image, name=f"[JIT] tid {program.key.tgid}", symbols=symbols)
             program.stamp = stamp
 
-    def _read(self, file: OpenFile, page_cache: PageCache) -> Steps[bytes]:
+    def _read(self, file: OpenFile, page_cache: PageReader) -> Steps[bytes]:
         """The file's text: what was written lately is in the page cache, and all of it where that is its only place."""
         text, missing = yield from read_lines(page_cache, file, MAX_FILE)
         first = max(0, file.identity.size - len(text))

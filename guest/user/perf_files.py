@@ -7,7 +7,7 @@ symbolic links). Other files of ``/tmp`` are never looked into.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from guest.memory import Steps
@@ -15,15 +15,16 @@ from guest.paging import PAGE_SIZE, AddressSpace
 from guest.records import ADDRESS_MASK, Record, Values, read_records
 from guest.remembered import Reads, Remembered
 from guest.structs import Structs
+from guest.user.contents import PageReader
 from guest.user.files import FileReader, OpenFile
-from guest.user.page_cache import PageCache
 from guest.user.paths import PathReader
 from recording.errors import BadImageError, GuestMemoryError
 
 _DIRECTORY = b"tmp"
 _MAX_OPEN = 1 << 12
 """Open files that are looked at, low numbers first."""
-_MAX_CHILDREN = 1 << 15
+_MAX_CHILDREN = 1 << 13
+"""New entries are the first of their directory's list (fs/dcache.c: d_alloc)."""
 _MAX_MOUNTS = 1 << 12
 _MAX_STACKED = 16
 _MAX_LEVEL = 32
@@ -159,22 +160,17 @@ class PerfMapFinder:
     def _find_child(self, directory: int, name: bytes) -> Steps[int | None]:
         """The entry of a directory by its name, among those that the kernel has in memory."""
         first = self._read(self._children, directory)
-        link = first[0] if first else 0
         end = directory + self._children_at & ADDRESS_MASK
-        for number in range(_MAX_CHILDREN):
-            # A ring ends where it began, a list without a head at 0.
-            if link in (0, end):
+        for element in self._elements(self._child, first[0] if first else 0, end, self._sibling_at, _MAX_CHILDREN):
+            if element is None:
+                yield
+                continue
+            child, (parent, hashed, length, inline, inode, _next) = element
+            if parent != directory:
+                # The list has changed meanwhile.
                 break
-            child = link - self._sibling_at & ADDRESS_MASK
-            values = self._read(self._child, child)
-            if values is None or values[0] != directory:
-                # It has changed meanwhile.
-                break
-            _parent, hashed, length, inline, inode, link = values
             if hashed and inode and _is_named(name, length, inline):
                 return child
-            if not (number + 1) % _READS_PER_STEP:
-                yield
         return None
 
     def _enter(self, mount: int, dentry: int) -> Steps[tuple[int, int]]:
@@ -188,21 +184,34 @@ class PerfMapFinder:
 
     def _find_mount(self, mount: int, dentry: int) -> Steps[tuple[int, int] | None]:
         top = self._read(self._mount, mount)
-        link = top[3] if top else 0
         end = mount + self._mounts_at & ADDRESS_MASK
-        for number in range(_MAX_MOUNTS):
-            if link in (0, end):
+        for element in self._elements(self._mount, top[3] if top else 0, end, self._mount_child_at, _MAX_MOUNTS):
+            if element is None:
+                yield
+                continue
+            child, (parent, mountpoint, root, _mounts, _next) = element
+            if parent != mount:
                 break
-            child = link - self._mount_child_at & ADDRESS_MASK
-            values = self._read(self._mount, child)
-            if values is None or values[0] != mount:
-                break
-            _parent, mountpoint, root, _mounts, link = values
             if mountpoint == dentry:
                 return child, root
-            if not (number + 1) % _READS_PER_STEP:
-                yield
         return None
+
+    def _elements(self, record: Record, link: int, end: int, inside: int, limit: int) -> Iterator[tuple[int, Values] | None]:
+        """What a list links, with the values of ``record``, of which the last is the next link; None now and then, for a pause.
+
+        A ring ends where it began, a list without a ring at 0. inside: where the link lies in an element.
+        """
+        seen: set[int] = set()
+        while link not in (0, end) and link not in seen and len(seen) < limit:
+            seen.add(link)
+            address = link - inside & ADDRESS_MASK
+            values = self._read(record, address)
+            if values is None:
+                break
+            yield address, values
+            link = values[-1]
+            if not len(seen) % _READS_PER_STEP:
+                yield None
 
     def _describe(self, place: PerfMapPlace, reads: Reads) -> OpenFile:
         inode = self._inode_of(place.dentry, place, reads)
@@ -227,7 +236,7 @@ def _is_named(name: bytes, length: int, inline: bytes) -> bool:
     return length == len(name) and inline[:length] == name
 
 
-def read_lines(page_cache: PageCache, file: OpenFile, limit: int) -> Steps[tuple[bytes, list[tuple[int, int]]]]:
+def read_lines(page_cache: PageReader, file: OpenFile, limit: int) -> Steps[tuple[bytes, list[tuple[int, int]]]]:
     """The last ``limit`` bytes of a file's text, or up to a page more, as the page cache has it; and which ranges it has not.
 
     Ranges are [start, end) in the text; there it has newlines.

@@ -101,7 +101,7 @@ def check(profile: Profile) -> None:
             continue
         functions = [function for function in count.stack.functions if function.kind is FrameKind.USER]
         names = [function.name for function in functions]
-        made = [function for function in functions if function.module.startswith("[")]
+        made = [function for function in functions if function.module.startswith(("[anon]", "[JIT]"))]
         pids[task.comm] = task.tgid
         modules[task.comm] |= {function.module for function in made}
         match = re.fullmatch(r"_start .*main run jit_outer_(\d+) jit_inner_\1", " ".join(names))
