@@ -1,0 +1,144 @@
+"""The running task of a CPU, and what is told of it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guest.tasks import TaskReader, TaskWords
+from recording.errors import BadImageError
+from recording.model import Task
+from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+
+STACK_SIZE = 0x4000
+CPU = 0x100
+"""Offset of the CPU's variables: the symbols say where they would be without it."""
+CURRENT, QUEUE = HEAP + 0x3_0000 - CPU, HEAP + 0x3_0100 - CPU
+LAYOUTS: Mapping[str, tuple[int, Layout]] = {
+    **MAPLE,
+    "task_struct": (
+        512,
+        {
+            "flags": (16, 4),
+            "stack": (24, 8),
+            "mm": (64, 8),
+            "pid": (128, 4),
+            "tgid": (132, 4),
+            "group_leader": (160, 8),
+            "comm": (200, 16),
+            "cgroups": (240, 8),
+        },
+    ),
+    "rq": (64, {"curr": (32, 8)}),
+}
+
+
+class Cpu:
+    """A shell's thread runs; the scheduler has chosen it too."""
+
+    def __init__(self) -> None:
+        self.heap = Heap(LAYOUTS, [(CURRENT, "D", "current_task"), (QUEUE - 32, "D", "runqueues")])
+        self.process = self.task(b"bash", 40)
+        self.thread = self.task(b"worker\0junk", 41, 40, self.process, stack=HEAP + 0x8000)
+        self.run(self.thread, self.thread)
+
+    def task(self, comm: bytes, pid: int, tgid: int = 0, leader: int = 0, flags: int = 0, stack: int = HEAP + 0x4000) -> int:
+        address = self.heap.take(512)
+        return self.heap.put(
+            "task_struct",
+            address,
+            flags=flags,
+            stack=stack,
+            mm=HEAP + 0x2_0000,
+            pid=pid,
+            tgid=tgid or pid,
+            group_leader=leader or address,
+            comm=comm.ljust(16, b"\0"),
+        )
+
+    def run(self, current: int, scheduled: int) -> None:
+        self.heap.write(CURRENT + CPU, struct.pack("<Q", current))
+        self.heap.write(QUEUE + CPU, struct.pack("<Q", scheduled))
+
+    def reader(self) -> TaskReader:
+        return TaskReader(self.heap.space, self.heap.symbols, self.heap.structs)
+
+    def read(self, address: int, size: int) -> bytes | None:
+        return self.heap.space.read_many([(address, size)])[0]
+
+    def running(self, stack: tuple[int, int] | None = None) -> TaskWords:
+        words = self.reader().find_running(self.read, CPU, stack)
+        assert words is not None
+        return words
+
+
+def test_a_thread_has_its_own_name_and_that_of_its_process() -> None:
+    cpu = Cpu()
+    assert cpu.reader().describe(cpu.running(), 0) == Task(41, 40, "worker", "bash", is_kernel_thread=False)
+
+
+def test_kernel_threads_and_idle_tasks_have_no_user_part() -> None:
+    cpu = Cpu()
+    cpu.run(cpu.task(b"kworker/0:1", 7, flags=0x20_0000), 0)
+    assert cpu.reader().describe(cpu.running(), 0).is_kernel_thread
+    cpu.run(cpu.task(b"swapper/0", 0), 0)
+    assert cpu.reader().describe(cpu.running(), 0) == Task(0, 0, "swapper/0", "swapper/0", is_kernel_thread=True)
+
+
+def test_amid_a_switch_the_stack_decides_whose_moment_it_is() -> None:
+    cpu = Cpu()
+    other = cpu.task(b"next", 50, stack=HEAP + 0xC000)
+    cpu.run(cpu.thread, other)
+    assert cpu.running((HEAP + 0x8000 + 0x3F00, STACK_SIZE)).pid == 41
+    assert cpu.running((HEAP + 0xC000 + 0x3F00, STACK_SIZE)).pid == 50
+    # An interrupt stack is nobody's: the pointer to the running task is right there.
+    assert cpu.running((HEAP + 0x3_8000, STACK_SIZE)).pid == 41
+    assert cpu.running(None).pid == 41
+
+
+def test_a_name_that_is_no_utf_8_is_told_with_escapes() -> None:
+    cpu = Cpu()
+    cpu.run(cpu.task(b"\xff\xfe;\x1b[31m", 60), 0)
+    assert cpu.reader().describe(cpu.running(), 0).comm == "\\xff\\xfe;\x1b[31m"
+
+
+def test_a_process_whose_leader_is_gone_keeps_its_name_for_a_while() -> None:
+    cpu = Cpu()
+    reader = cpu.reader()
+    words = cpu.running()
+    assert reader.describe(words, 0).process == "bash"
+    cpu.heap.put("task_struct", cpu.process, pid=99, tgid=99, comm=b"stranger".ljust(16, b"\0"))
+    assert reader.describe(words, 2_000_000_000).process == "bash"
+    assert cpu.reader().describe(words, 0).process == "worker"
+
+
+def test_what_a_kernels_types_lack_is_named() -> None:
+    heap = Heap({**COMMON, "mm_struct": MAPLE["mm_struct"]}, [(CURRENT, "D", "current_task")])
+    with pytest.raises(BadImageError, match="task_struct"):
+        TaskReader(heap.space, heap.symbols, heap.structs)
+    heap = Heap(LAYOUTS)
+    with pytest.raises(BadImageError, match="current_task"):
+        TaskReader(heap.space, heap.symbols, heap.structs)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, HEAP_SIZE // 8 - 1), st.one_of(st.integers(0, 2**64 - 1), st.integers(HEAP, HEAP + HEAP_SIZE)))
+    ),
+    st.one_of(st.none(), st.tuples(st.integers(0, 2**64 - 1), st.just(STACK_SIZE))),
+)
+def test_damaged_tasks_never_raise(changes: list[tuple[int, int]], stack: tuple[int, int] | None) -> None:
+    cpu = Cpu()
+    for place, value in changes:
+        cpu.heap.memory.write(HEAP_PHYSICAL + 8 * place, struct.pack("<Q", value))
+    reader = cpu.reader()
+    words = reader.find_running(cpu.read, CPU, stack)
+    if words is not None:
+        task = reader.describe(words, 0)
+        assert len(task.comm) <= 64
+        assert len(task.process) <= 64
