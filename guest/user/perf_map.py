@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from heapq import heappop, heappush
+from heapq import heappop, heappush, merge
 from io import BytesIO
 
 from guest.memory import Steps
@@ -44,21 +44,35 @@ def parse_perf_map(text: bytes) -> Steps[SymbolTable]:
 
 def _make_table(ranges: list[tuple[int, int, int]], names: list[str]) -> Steps[SymbolTable]:
     """Of the ranges (start, end, minus line) that cover an address, that of the last line names it."""
-    ranges.sort()
-    edges = sorted({edge for start, end, _ in ranges for edge in (start, end)})
+    pieces = []
+    for first in range(0, len(ranges), _LINES_PER_STEP):
+        pieces.append(sorted(ranges[first : first + _LINES_PER_STEP]))
+        yield
+    waiting = merge(*pieces)
+    following = next(waiting, None)
     addresses, kinds, found = array("Q"), bytearray(), list[str]()
     covering: list[tuple[int, int]] = []
-    owner, position = 1, 0
-    yield
-    for number, edge in enumerate(edges):
+    ends: list[int] = []
+    owner = 1
+    dropped = 0
+    # Each range begins once and ends once.
+    for number in range(2 * len(ranges)):
         if not number % _LINES_PER_STEP:
             yield
-        while position < len(ranges) and ranges[position][0] == edge:
-            _, end, order = ranges[position]
-            heappush(covering, (order, end))
-            position += 1
+        edge = min(ends[0] if ends else _END, following[0] if following else _END)
+        if ends and ends[0] == edge:
+            heappop(ends)
+        elif following is not None:
+            heappush(covering, (following[2], following[1]))
+            heappush(ends, following[1])
+            following = next(waiting, None)
+        if (ends and ends[0] == edge) or (following is not None and following[0] == edge):
+            continue
         while covering and covering[0][1] <= edge:
             heappop(covering)
+            dropped += 1
+            if not dropped % _LINES_PER_STEP:
+                yield
         now = covering[0][0] if covering else 1
         if now != owner and edge < _END:
             addresses.append(edge)
