@@ -1,4 +1,4 @@
-"""One long-lived gdb with a kernel's DWARF, and the small stub that shows it a vCPU of the halted guest: registers → frames.
+"""One long-lived gdb with a kernel's or a program's files, and the small stub that shows it a halted vCPU: registers → frames.
 
 QEMU serves one gdb client at a time, and that is guestprof's. So gdb is connected to a stub of the benchmark, which answers ``g``
 with the register bytes that QEMU sent and ``m`` with guest memory read at that moment, a page at a time. What guestprof copied of
@@ -81,8 +81,8 @@ class GdbWalk:
 class Gdb:
     """A gdb process. Ends when the ``with`` block ends."""
 
-    def __init__(self, vmlinux: Path, offset: int) -> None:
-        """``offset``: run-time addresses minus those of the file. Raises MissingDependencyError or GdbFailedError."""
+    def __init__(self, load: str) -> None:
+        """``load``: the gdb command that reads the symbols. Raises MissingDependencyError or GdbFailedError."""
         self._registers = bytes(REGISTER_BYTES)
         self._read_page: ReadPage = lambda _page: None
         self._directory = tempfile.TemporaryDirectory(prefix="gp-gdb-")
@@ -94,7 +94,7 @@ class Gdb:
             self._control, theirs = socket.socketpair()
             environment = {
                 **os.environ,
-                "BENCH_SYMBOL_FILE": f"symbol-file -o {offset:#x} {vmlinux}",
+                "BENCH_SYMBOL_FILE": load,
                 "BENCH_STUB": str(path),
                 "BENCH_CONTROL": str(theirs.fileno()),
             }

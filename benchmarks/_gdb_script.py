@@ -40,10 +40,10 @@ class _Frame(Protocol):
 
 
 def _value(frame: _Frame, name: str) -> int:
-    """A register of a frame; 0 where it was saved in memory that cannot be read."""
+    """A register of a frame; 0 where it was saved in memory that cannot be read, or a 32-bit program has none of that name."""
     try:
         return int(frame.read_register(name)) & 0xFFFF_FFFF_FFFF_FFFF
-    except gdb.error:
+    except (gdb.error, ValueError):
         return 0
 
 

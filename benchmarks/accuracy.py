@@ -90,7 +90,7 @@ def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
         offset = slide(kernel, vmlinux)
         tally = Tally(kernel.release)
         _tell(f"Linux {kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
-        gdb = stack.enter_context(Gdb(vmlinux.path, offset))
+        gdb = stack.enter_context(Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}"))
         finder = TruthFinder(gdb, vmlinux, offset)
         for halt in range(halts):
             session.target.resume()
