@@ -31,13 +31,18 @@ _HANDLER = "runtime.sigtramp"
 """Marked as outermost, which is what the runtime wants; the kernel built a frame behind it."""
 _RESTORER = "runtime.sigreturn"
 """Beginning of the name of what signal handlers return to (also ``runtime.sigreturn__sigaction``): its first byte."""
+_CLOCKS = frozenset({"runtime.nanotime1", "runtime.walltime", "time.now"})
+"""They call the vDSO on g0's stack, which has room for C, and keep their own stack pointer in a register that C leaves alone."""
+_CLOCK_START = 32
+"""They have copied it when this many of their bytes have run, and switch stacks only after that."""
 _INJECTED = frozenset({"runtime.asyncPreempt", "runtime.sigpanic", "runtime.sigpanic0"})
 """Signal handlers make it look as if the interrupted instruction had called these (``pushCall``)."""
 _NAME_SIZE = 40
 _CHUNK = 256
 _MAX_DEPTHS = 1 << 16
 """Bytes of one function's table."""
-_MAX_DEPTH = 1 << 30
+_MAX_DEPTH = 1 << 31
+"""``runtime.call1073741824`` takes a little more than half of it."""
 _MAX_CACHED = 1 << 16
 
 
@@ -54,7 +59,7 @@ class GoRows:
         self._table: GoTable | None = None
         self._is_absent = abi.registers[abi.return_column] != abi.pc
         self._rows: dict[int, Row | None] = {}
-        self._made: dict[tuple[int, bool], Row] = {}
+        self._made: dict[tuple[str, int, bool], Row] = {}
 
     def open(self) -> None:
         """Find the table, which the first ``find_row`` would otherwise do."""
@@ -119,17 +124,20 @@ class GoRows:
             return Row(RowKind.END)
         if function.depths is None:
             return None
-        if address > function.start and function.flags & _WRITES_SP and name != _ON_BOTH:
-            return Row(RowKind.UNDEFINED)
-        depth = self._depth(table, function.depths, address - function.start)
+        offset, base = address - function.start, self._abi.sp
+        if offset and function.flags & _WRITES_SP and name != _ON_BOTH:
+            if name not in _CLOCKS:
+                return Row(RowKind.UNDEFINED)
+            if offset >= _CLOCK_START:
+                offset, base = _CLOCK_START, self._abi.go_clock_sp
+        depth = self._depth(table, function.depths, offset)
         if depth is None:
             return None
-        key = (depth, name in _INJECTED)
+        key = (base, depth, name in _INJECTED)
         if key not in self._made:
             if len(self._made) >= _MAX_CACHED:
                 self._made.clear()
-            offset = depth + self._abi.pointer_size
-            self._made[key] = Row(RowKind.CALL, self._abi.sp, offset, is_signal=key[1])
+            self._made[key] = Row(RowKind.CALL, base, depth + self._abi.pointer_size, is_signal=name in _INJECTED)
         return self._made[key]
 
     def _signal_row(self) -> Row:

@@ -92,6 +92,7 @@ class UserAbi:
     system_call_size: bytes of the instruction that makes a system call.
     signal_frame: where, counted from the stack pointer that a signal handler returns with, the kernel saved what it interrupted;
         empty where that is not known.
+    go_clock_sp: where Go's runtime keeps the stack pointer while it asks the vDSO for the time on another stack.
     is_process: whether registers of user mode belong to such a program.
     """
 
@@ -106,6 +107,7 @@ class UserAbi:
     red_zone: int
     system_call_size: int
     signal_frame: Mapping[str, int]
+    go_clock_sp: str
     is_process: Callable[[Registers], bool]
 
 

@@ -111,6 +111,7 @@ _USER_ABIS = (
         red_zone=0,
         system_call_size=2,  # int $0x80, sysenter
         signal_frame={},
+        go_clock_sp="rbp",  # Go's src/runtime/sys_linux_386.s
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
     ),
     UserAbi(
@@ -129,6 +130,7 @@ _USER_ABIS = (
         signal_frame={
             name: 40 + 8 * i for i, name in enumerate("r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip".split())
         },
+        go_clock_sp="r12",  # Go's src/runtime/sys_linux_amd64.s and time_linux_amd64.s
         is_process=lambda _registers: True,
     ),
 )
