@@ -15,16 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from benchmarks._gdb import PAGE, Gdb, ReadPage, encode_registers
+from guest.kernel import Kernel
 from guest.user.mappings import Mapping as MemoryMapping
 from recording.errors import BadImageError
 
 VDSO = "[vdso]"
 _PT_LOAD = 1
+_PF_X = 1
 _ELF32 = 1
 # gdb's i386 registers up to gs, 4 bytes each; the processor's keep their 64-bit names.
 _ORDER_32 = "rax rcx rdx rbx rsp rbp rsi rdi rip eflags".split()
 _SIZE_32 = 64
-_MAX_VDSO_PAGES = 16
+_MAX_VDSO = 1 << 16
 
 
 class GuestFiles:
@@ -49,8 +51,8 @@ class GuestFiles:
         return self.copies[path]
 
     def add(self, name: str, data: bytes) -> None:
-        """Keep what is in no file."""
-        copy = self._directory / f"{len(self.copies)}-{name.strip('[]')}"
+        """Keep what is in no file of the image, or use this in its place."""
+        copy = self._directory / f"{len(self.copies)}-{PurePosixPath(name).name.strip('[]')}"
         copy.write_bytes(data)
         self.copies[name] = copy
 
@@ -73,7 +75,7 @@ class Layout:
         return dict(self.files)
 
 
-def find_layout(mappings: Sequence[MemoryMapping], directory: str, files: GuestFiles, read_page: ReadPage) -> Layout | None:
+def find_layout(mappings: Sequence[MemoryMapping], directory: str, files: GuestFiles) -> Layout | None:
     """The layout of a process, None where its program is not in ``directory``."""
     code = [mapping for mapping in mappings if mapping.is_executable and (mapping.file is not None or mapping.path == VDSO)]
     program = next((mapping.path for mapping in code if mapping.file is not None and mapping.path.startswith(directory)), None)
@@ -87,34 +89,52 @@ def find_layout(mappings: Sequence[MemoryMapping], directory: str, files: GuestF
         if mapping.file is not None:
             image = files.copy(mapping.path).read_bytes()
             found[mapping.path] = mapping.start - mapping.offset - _address_of_offset(image, mapping.offset)
-        elif not is_32bit and _keep_vdso(mapping, files, read_page):
+        elif not is_32bit:
             found[VDSO] = mapping.start
     rest = sorted(item for item in found.items() if item[0] != program)
     return Layout(((program, found[program]), *rest), is_32bit)
 
 
-def _keep_vdso(mapping: MemoryMapping, files: GuestFiles, read_page: ReadPage) -> bool:
-    """The kernel's library is in memory only, all of it where a process has used all of it. Whether there is a copy now."""
-    if VDSO not in files.copies:
-        pages = [read_page(address) for address in range(mapping.start, mapping.end, PAGE)[:_MAX_VDSO_PAGES]]
-        if any(page is None for page in pages):
-            return False
-        files.add(VDSO, b"".join(page for page in pages if page is not None))
-    return True
+def read_vdso(kernel: Kernel) -> bytes:
+    """The library that the kernel maps into processes: processes have no more of it in memory than they have used.
+
+    ``struct vdso_image`` begins with its address and size (arch/x86/include/asm/vdso.h). Raises BadImageError, GuestMemoryError.
+    """
+    symbol = kernel.symbols.find("vdso_image_64")
+    if symbol is None:
+        raise BadImageError("the kernel has no symbol vdso_image_64, so gdb cannot be told of the vDSO")
+    address, size = struct.unpack("<QQ", kernel.space.read(symbol.address, 16))
+    return kernel.space.read(address, min(size, _MAX_VDSO))
+
+
+def executable_segments(image: bytes) -> list[bytes]:
+    """The code of an ELF file of 64 bits."""
+    return [image[at : at + length] for flags, at, _address, length in _loads(image) if flags & _PF_X]
 
 
 def _address_of_offset(image: bytes, offset: int) -> int:
-    """Link-time address minus file offset in the segment that a mapping from ``offset`` on shows (System V ABI, program header)."""
-    # Where program headers are, and in one of them: offset, address, size in the file.
-    table, sizes, word, places = ("<I", 42, "<I", (4, 8, 16)) if image[4] == _ELF32 else ("<Q", 54, "<Q", (8, 16, 32))
-    (start,) = struct.unpack_from(table, image, 28 if image[4] == _ELF32 else 32)
-    size, count = struct.unpack_from("<HH", image, sizes)
-    for header in range(start, start + size * count, size):
-        (kind,) = struct.unpack_from("<I", image, header)
-        at, address, length = (int(struct.unpack_from(word, image, header + place)[0]) for place in places)
-        if kind == _PT_LOAD and at - at % PAGE <= offset < at + length:
+    """Link-time address minus file offset in the segment that a mapping from ``offset`` on shows."""
+    for _flags, at, address, length in _loads(image):
+        if at - at % PAGE <= offset < at + length:
             return address - at
     raise BadImageError(f"no segment holds offset {offset:#x}; the guest runs another file than its disk image has")
+
+
+def _loads(image: bytes) -> list[tuple[int, int, int, int]]:
+    """Flags, offset, address and size in the file of all PT_LOAD segments (System V ABI, program header)."""
+    is_32bit = image[4] == _ELF32
+    # Where program headers are, how large and many; and what is wanted of each.
+    table, sizes, word, places = ("<I", 42, "<I", (24, 4, 8, 16)) if is_32bit else ("<Q", 54, "<Q", (4, 8, 16, 32))
+    (start,) = struct.unpack_from(table, image, 28 if is_32bit else 32)
+    size, count = struct.unpack_from("<HH", image, sizes)
+    loads = []
+    for header in range(start, start + size * count, size):
+        (kind,) = struct.unpack_from("<I", image, header)
+        (flags,) = struct.unpack_from("<I", image, header + places[0])
+        at, address, length = (int(struct.unpack_from(word, image, header + place)[0]) for place in places[1:])
+        if kind == _PT_LOAD:
+            loads.append((int(flags), at, address, length))
+    return loads
 
 
 class UserGdbs:

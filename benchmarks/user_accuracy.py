@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +26,7 @@ from random import Random
 from typing import Any
 
 from benchmarks._gdb import ReadPage
-from benchmarks._user_truth import GuestFiles, Layout, UserGdbs, find_layout
+from benchmarks._user_truth import VDSO, GuestFiles, Layout, UserGdbs, executable_segments, find_layout, read_vdso
 from benchmarks.accuracy import page_reader
 from guest.user.mappings import MappingReader
 from guestprof.debian import fetch_kernel
@@ -39,7 +39,7 @@ from sampler.knowledge import Caches, Knowledge, KnowledgeEvents, Sources
 from sampler.samples import Made, Pending
 from sampler.session import FileSources, Session
 from sampler.user_stacks import USER_STACK_SIZE
-from tests.guests.build import USER_TRUTH
+from tests.guests.build import USER_TRUTH, build_programs
 from tests.qemu.debian_guest import TASK_TRUTH, DebianOptions, start_debian
 from tests.qemu.guests import QEMU
 from tests.qemu.rootfs import PROGRAMS_DIRECTORY, root_image
@@ -49,6 +49,7 @@ _RESULTS = Path(__file__).parent / "results" / "user_accuracy.json"
 _VCPUS = 2
 _DIRECTORY = f"/{PROGRAMS_DIRECTORY}/"
 _READY = "truth: 1 end"
+_NO_TABLES = "-fno-asynchronous-unwind-tables"
 _FIND_TIMEOUT_S = 120.0
 _WALK_TIMEOUT_S = 60.0
 _PAUSE_S = 0.0005
@@ -128,6 +129,7 @@ class Comparer:
             state = self._session.target.capture(self._guest.planner)
             self._see(state)
             time.sleep(0.02)
+        self._files.add(VDSO, read_vdso(tracker.kernel))
 
     def _see(self, state: HaltedState) -> None:
         tracker = self._guest.tracker
@@ -151,7 +153,7 @@ class Comparer:
             read_page = page_reader(self._session.target, capture.vcpu)
             try:
                 mappings = MappingReader(kernel.space, kernel.symbols, kernel.structs).read(words.mm).mappings
-                layout = find_layout(mappings, _DIRECTORY, self._files, read_page)
+                layout = find_layout(mappings, _DIRECTORY, self._files)
             except GuestMemoryError:
                 continue
             if layout is not None:
@@ -209,6 +211,20 @@ def compare(ours: tuple[int, ...], theirs: tuple[int, ...], *, is_whole: bool) -
     return Verdict.TRUNCATED if not is_whole and theirs[: len(ours)] == ours else Verdict.DIFFERENT
 
 
+def add_tables(files: GuestFiles, directory: Path) -> None:
+    """Without tables gdb is lost where its guesses about prologues do not fit: it gets them from a build for debugging.
+
+    The guest's own file has none. Raises BadImageError where the two differ in their code.
+    """
+    for program in USER_TRUTH:
+        if _NO_TABLES in program.flags:
+            build_programs(directory, (replace(program, flags=(*program.flags, "-g")),))
+            made = (directory / program.name).read_bytes()
+            if executable_segments(made) != executable_segments(files.copy(_DIRECTORY + program.name).read_bytes()):
+                raise BadImageError(f"{program.name} was built by another compiler than that on the disk image; delete the image")
+            files.add(_DIRECTORY + program.name, made)
+
+
 def measure(kernel: Path, suite: str, image: Path, halts: int, rng: Random, note: Callable[[Comparison], None]) -> int:
     """Boot, and compare at so many halts that find one of the programs running; the number of all halts. Raises GuestprofError."""
     with ExitStack() as stack:
@@ -217,6 +233,7 @@ def measure(kernel: Path, suite: str, image: Path, halts: int, rng: Random, note
         options = DebianOptions(kernel, suite, image, vcpus=_VCPUS, program=TASK_TRUTH, arguments=arguments)
         guest = stack.enter_context(start_debian(options, directory))
         files = GuestFiles(image, directory)
+        add_tables(files, directory)
         guest.wait_for(_READY)
         address = resolve_target(guest.target, qmp=str(guest.qmp))
         session = stack.enter_context(Session(address, sources=FileSources()))
