@@ -98,6 +98,7 @@ class MadeCode:
             program = self._programs[words.mm, words.tgid] = _Program(_key(words), self._add_image(ANONYMOUS))
             if len(self._programs) > _MAX_PROCESSES:
                 self._programs.popitem(last=False)
+        self._programs.move_to_end((words.mm, words.tgid))
         if not program.is_queued and self._clock() >= program.due_ns:
             self._queue(program)
         return program.image

@@ -172,8 +172,10 @@ class UserSpaces:
     def _file_of(self, mapping: Mapping, mappings: Mappings, words: TaskWords) -> UserFile | int:
         if mapping.file is not None:
             file = self._file(mapping.file, mapping.path)
-            is_made = file.is_foreign and mapping.path.startswith(_SHARED_MEMORY) and self._made.has_map(words)
-            return self._made.image(words) if is_made else file
+            if file.is_foreign and mapping.path.startswith(_SHARED_MEMORY):
+                image = self._made.image(words)
+                return image if self._made.has_map(words) else file
+            return file
         if mapping.path == ANONYMOUS:
             return self._made.image(words)
         if mapping.path == _VDSO:
