@@ -144,7 +144,7 @@ def test_rows_of_a_file_known_in_part_are_the_right_ones(seed: int, share: float
         row = some.find_row(address)
         missing += row is Unread.UNREAD
         assert row in {Unread.UNREAD, whole.find_row(address)}
-    assert missing > 0
+    assert missing or share > 0.5  # with nine pages of ten all that these need may be known
     contents.pages.update(range(len(data)))
     assert all(some.find_row(address) == whole.find_row(address) for address in range(0x28000, 0x170000, 0xD571))
 
