@@ -60,7 +60,7 @@ class UserFile:
     @property
     def entry(self) -> int | None:
         """Link-time address at which the program begins, None for a library or where that is not known."""
-        return getattr(self.elf, "entry", None)
+        return self.elf.entry if self.elf is not None else None
 
     def find_row(self, address: int) -> Row | Unread | None:
         """See ``unwind.user.UserRows``."""
