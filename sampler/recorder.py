@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -298,14 +299,17 @@ class Recorder:
 
     def _finish_files(self) -> None:
         """What user stacks still wait for is read now."""
+        spaces = self._guest.spaces
+        if spaces is None:
+            return
         give_up_ns = self._clock() + _FINISH_FILES_NS
-        if self._guest.spaces is not None:
-            self._guest.spaces.finish()
-        while self._clock() < give_up_ns and self._read_some():
-            self._drain()
+        # The guest may be gone, and with it the memory that is read through its stub.
+        with contextlib.suppress(TransportError, StubError):
+            spaces.finish()
+            while self._clock() < give_up_ns and self._read_some():
+                self._drain()
         self._drain()
-        if self._guest.spaces is not None:
-            self._guest.spaces.tell_problems()
+        spaces.tell_problems()
 
     def _kernel_found(self, kernel: Kernel) -> None:
         self._found_kernel = True
