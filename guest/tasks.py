@@ -113,8 +113,8 @@ class TaskReader:
     ) -> TaskWords | None:
         """The task that a CPU runs, from words that ``read`` gives; None where it does not.
 
-        stack: the CPU's stack pointer and the size of a stack, None in user mode. In the middle of a switch from one task to another
-        the stack is the next task's already and the pointer to the running one is not (arch/x86/entry/entry_64.S,
+        stack: the CPU's stack pointer and the size of a stack, None in user mode. In the middle of a switch from one task to
+        another the stack is the next task's already and the pointer to the running one is not (arch/x86/entry/entry_64.S,
         ``__switch_to_asm``): whose stack it is decides.
         """
         words = self._read_task(read, self.current_address(cpu_offset))
