@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from guest.kernel import Kernel
@@ -25,6 +25,7 @@ from sampler.user_stacks import USER_STACK_SIZE
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
 _PREPARE_NS = 10_000_000_000
+_MAX_WALKS = 3
 _SHORT_STEP_NS = 200_000
 _FINISH_FILES_NS = 30_000_000_000
 _MAX_STARVING_NS = 20_000_000
@@ -264,18 +265,20 @@ class Recorder:
         chain = made.sample.callchain
         if chain.end is StackEnd.BAD_RETURN_ADDRESS:
             self._tracker.want_refresh()
-        if self._came_too_early(made):
+        if chain.end is StackEnd.NO_KERNEL:
             self._backlog.wait_for_kernel(pending)
+        elif pending.walks < _MAX_WALKS and self._came_too_early(made):
+            self._backlog.wait_for_kernel(replace(pending, walks=pending.walks + 1))
         if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
             self._reached = True
         if self._raw is not None:
             self._raw.add(pending.halt, pending.capture)
 
     def _came_too_early(self, made: Made) -> bool:
-        """Whether more of the kernel has to be known for a sample: itself, its types, a module that was loaded just before."""
+        """Whether a sample may get better: by the kernel's types, a module that was loaded just before, code that was patched."""
         chain, kernel = made.sample.callchain, self._tracker.kernel
-        if kernel is None or chain.end is StackEnd.NO_KERNEL:
-            return chain.end is StackEnd.NO_KERNEL
+        if kernel is None or chain.end is StackEnd.BAD_RETURN_ADDRESS:
+            return kernel is not None
         if chain.end is StackEnd.NO_UNWIND_INFO:
             low, high = kernel.architecture.kernel_code.module_area
             return low <= chain.frames[-1].lookup_pc < high

@@ -29,6 +29,7 @@ class Pending:
     """A capture on its way to being a sample.
 
     process: what its task had mapped, None where that is not known. has_memory: False for a task that has freed its memory.
+    walks: how often it was walked although the kernel was known.
     """
 
     halt: int
@@ -39,6 +40,7 @@ class Pending:
     task: Task | None = None
     process: ProcessCode | None = None
     has_memory: bool = True
+    walks: int = 0
 
     @property
     def size(self) -> int:
