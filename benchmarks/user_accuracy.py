@@ -56,9 +56,14 @@ _PAUSE_S = 0.0005
 
 
 class Verdict(StrEnum):
-    """What a comparison came to."""
+    """What a comparison came to.
+
+    GDB_INVENTS: ld.so's entry code has no row that ends a stack, and gdb takes argc for a return address; in the child of clone3,
+    what the parent keeps there.
+    """
 
     EQUAL = "equal"
+    GDB_INVENTS = "gdb goes on behind the thread's start, to an address that is no code"
     GDB_GOES_ON = "gdb goes on behind the thread's start"
     GDB_STOPS = "gdb stops before the thread's start"
     TRUNCATED = "guestprof's stack is right as far as it goes, but ends early"
@@ -172,6 +177,9 @@ class Comparer:
         end = chain.user_end
         is_whole = end is not None and end.is_proper
         verdict = compare(tuple(pc for pc, _name in ours), tuple(pc for pc, _name in theirs), is_whole=is_whole)
+        process = made.pending.process
+        if verdict is Verdict.GDB_GOES_ON and process is not None and process.find_region(theirs[len(ours)][0] - 1) is None:
+            verdict = Verdict.GDB_INVENTS
         where = "user" if is_user else "kernel"
         return Comparison(layout.program, where, verdict, is_whole, str(end), stop, ours, tuple(theirs))
 
@@ -273,7 +281,7 @@ def table(comparisons: list[Comparison]) -> list[str]:
 
 
 def main() -> int:
-    """Run from the repository: ``python -m benchmarks.user_accuracy``; exit status 1 if less than 99 % are equal."""
+    """Run from the repository: ``python -m benchmarks.user_accuracy``; exit status 1 if less than 99 % agree."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.user_accuracy", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--halts", type=int, default=500, help="random halts that find one of the programs (default: 500)")
     parser.add_argument("--suite", default="bookworm", help="Debian suite whose kernel to run (default: bookworm)")
@@ -311,7 +319,8 @@ def main() -> int:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    return 0 if verdicts[Verdict.EQUAL] >= 0.99 * len(comparisons) else 1
+    good = verdicts[Verdict.EQUAL] + verdicts[Verdict.GDB_INVENTS]
+    return 0 if good >= 0.99 * len(comparisons) else 1
 
 
 if __name__ == "__main__":

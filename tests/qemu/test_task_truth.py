@@ -21,6 +21,11 @@ ODD_NAME = b"tr;th \xff("
 OURS = {*(name.encode() for name in SPINNERS), *(program.name.encode() for program in USER_TRUTH), ODD_NAME, b"truth-threads"}
 # What interrupts cost is the kernel's to divide, as it is in utime and stime.
 REST = 0.01
+# On the way out of a system call after interrupts were disabled (kernel/entry/common.c, arch/x86/entry/entry_64.S).
+MASKED_EXIT = {
+    *("syscall_exit_to_user_mode", "exit_to_user_mode_prepare", "fpregs_assert_state_consistent"),
+    *("syscall_return_via_sysret", "entry_SYSRETQ_unsafe_stack"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,9 @@ def test_each_sample_has_a_task(profile: Profile) -> None:
     assert share >= 0.995
 
 
-def test_threads_have_the_guests_shares(tasks: list[tuple[Task, int, int]], threads: dict[int, Times], observed: int) -> None:
+def test_threads_have_the_guests_shares(
+    profile: Profile, tasks: list[tuple[Task, int, int]], threads: dict[int, Times], observed: int
+) -> None:
     """Of the time of all threads that were there at the end, each has the share that the guest's scheduler counted."""
     time_ns: Counter[int] = Counter()
     for task, _number, weight_ns in tasks:
@@ -77,8 +84,11 @@ def test_threads_have_the_guests_shares(tasks: list[tuple[Task, int, int]], thre
     for tid, thread in threads.items():
         expected, got = thread.run_ns / run_ns, time_ns[tid] / time_ns.total()
         assert got == pytest.approx(expected, abs=tolerance(expected, observed, REST)), thread
-    # The same clock, within what halts take of it.
-    assert time_ns.total() == pytest.approx(run_ns, rel=0.15)
+    # The same clock. How long the guest stood still is known from above only: on a busy machine it runs for a while after the halt
+    # was asked for.
+    halted = profile.quality().halted_share
+    assert halted is not None
+    assert 0.9 * time_ns.total() < run_ns < 1.1 * time_ns.total() / (1 - halted)
 
 
 def test_processes_have_the_guests_shares(tasks: list[tuple[Task, int, int]], processes: dict[int, Times], observed: int) -> None:
@@ -111,18 +121,24 @@ def test_threads_and_processes_have_their_names(tasks: list[tuple[Task, int, int
 
 
 def test_time_in_system_calls(profile: Profile, threads: dict[int, Times]) -> None:
-    """Who makes system calls all the time has the guest's own share of system time; the guest's ticks are samples, too."""
+    """Who makes system calls all the time has the guest's own shares of user and system time; the guest's ticks are samples, too.
+
+    But not of all code: a tick that comes due while the kernel leaves with interrupts disabled finds user code.
+    """
     (calls,) = (thread for thread in threads.values() if thread.comm == b"truth-calls")
     samples: Counter[Context] = Counter()
     names: Counter[str | None] = Counter()
+    masked = 0
     for count in profile.counts:
         if count.origin.task is not None and count.origin.task.pid == calls.tid:
             samples[count.origin.context] += count.samples
             names[count.origin.system_call.name if count.origin.system_call is not None else None] += count.samples
-    expected, got = calls.system_ticks / calls.ticks, 1 - samples[Context.USER] / samples.total()
+            masked += count.samples if MASKED_EXIT & {function.name for function in count.stack.functions} else 0
+    expected, got = calls.user_ticks / calls.ticks, (samples[Context.USER] + masked) / samples.total()
     # A tick of the guest's own account is a hundredth of a second, and it looks 250 times a second.
     observed = min(samples.total(), int(calls.ticks * TICK_S * 250))
     assert got == pytest.approx(expected, abs=tolerance(expected, observed, 0.03))
+    assert samples[Context.USER] / samples.total() < expected + tolerance(expected, observed, 0)
     assert samples[Context.SYSTEM_CALL] > samples.total() / 4
     assert names["read"] > 0
     assert names["getppid"] > 0

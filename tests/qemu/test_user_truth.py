@@ -18,6 +18,11 @@ pytestmark = pytest.mark.qemu
 
 # Besides sampling: what is done around the units of work (calls, thread creation).
 REST = 0.01
+# Samples of one visit to a path are alike, the more so where a vCPU's thread waits for a processor (measured: 1.6 at a load of 5).
+VISIT = 2
+# A thread that lives for ten units. Who stops soon after it began is seen too rarely where QEMU's main thread has to wait for a
+# processor: it delivers the guest's timer interrupts and takes our halts, both late and the halt first (docs/disturbance.md).
+SHORT_LIVED = ("thread_main", "thread_work", "spin")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +41,8 @@ def test_stacks_are_whole(profile: Profile, program: str) -> None:
 @pytest.mark.parametrize("program", SHARES)
 def test_shares_of_call_paths(profile: Profile, program: str) -> None:
     paths = leaf_samples(profile.counts, program)
-    total = paths.total()
-    assert total > 100
-    check_shares(paths, SHARES[program], total)
+    assert paths.total() > 100
+    check_shares(profile, paths, SHARES[program])
 
 
 def test_shares_of_all_builds_together(profile: Profile) -> None:
@@ -47,16 +51,25 @@ def test_shares_of_all_builds_together(profile: Profile) -> None:
         if shares is C_PATHS:
             paths += leaf_samples(profile.counts, program)
     assert paths.total() > 1000
-    check_shares(paths, C_PATHS, paths.total())
+    check_shares(profile, paths, C_PATHS)
 
 
-def check_shares(paths: Counter[CallPath], shares: Mapping[CallPath, int], total: int) -> None:
-    for path, percent in shares.items():
-        expected = percent / 100
-        assert paths[path] / total == pytest.approx(expected, abs=tolerance(expected, total, REST)), path
+def check_shares(profile: Profile, paths: Counter[CallPath], shares: Mapping[CallPath, int]) -> None:
+    total = paths.total()
     # Paths that do not exist.
     others = {path: samples for path, samples in paths.items() if path not in shares}
     assert sum(others.values()) <= 0.02 * total, others
+    if SHORT_LIVED in shares:
+        halted = profile.quality().halted_share
+        assert halted is not None
+        expected, got = shares[SHORT_LIVED] / 100, paths[SHORT_LIVED] / total
+        spread = tolerance(expected, total / VISIT, REST)
+        assert expected * (1 - halted) - spread <= got <= expected + spread
+    lasting = {path: percent for path, percent in shares.items() if path != SHORT_LIVED}
+    total = sum(paths[path] for path in lasting)
+    for path, percent in lasting.items():
+        expected = percent / sum(lasting.values())
+        assert paths[path] / total == pytest.approx(expected, abs=tolerance(expected, total / VISIT, REST)), path
 
 
 @pytest.mark.parametrize("program", ["ut-pie", "ut-no-pie", "ut-static", "ut-fp"])

@@ -84,7 +84,7 @@ def parse_report(console: str, number: int) -> list[Times]:
     return rows
 
 
-def tolerance(share: float, samples: int, rest: float) -> float:
+def tolerance(share: float, samples: float, rest: float) -> float:
     """Four standard deviations of a binomial share, and what is known to remain beside the sampling."""
     return 4 * math.sqrt(max(share * (1 - share), 1e-6) / max(samples, 1)) + rest
 
