@@ -21,6 +21,7 @@ from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder, Unwound, classify_outside_kernel
 
 _NO_IMAGES: frozenset[int] = frozenset()
+_REPLACES_MEMORY = "load_elf_binary"
 _WITHOUT_USER = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL, StackEnd.IDLE_ROOT, StackEnd.TASK_ROOT})
 
 
@@ -75,7 +76,6 @@ class SampleMaker:
         self._contexts: ContextFinder | None = None
         self._calls: SystemCalls | None = None
         self._first_task: Task | None = None
-        self._exec = (0, 0)
 
     @property
     def tasks(self) -> TaskReader | None:
@@ -93,8 +93,6 @@ class SampleMaker:
             tables = dict(self._architecture.kernel_code.system_call_tables.values())
             self._calls = SystemCalls(kernel.space, kernel.symbols, tables)
             self._contexts = ContextFinder(self._architecture, self._name_at)
-            loader = kernel.symbols.find("load_elf_binary")
-            self._exec = (loader.address, loader.address + loader.size) if loader else (0, 0)
         elif kernel.structs is before.structs:
             return None
         if kernel.structs is None:
@@ -179,9 +177,11 @@ class SampleMaker:
         return (*own, *walk.frames), walk.end, walk.unread
 
     def _is_in_exec(self, frames: tuple[Frame, ...]) -> bool:
-        """Whether a kernel stack goes through the part of execve that replaces the process' memory (fs/exec.c, fs/binfmt_elf.c)."""
-        low, high = self._exec
-        return any(low <= frame.lookup_pc < high for frame in frames)
+        """Whether a kernel stack goes through the part of execve that replaces the process' memory (fs/exec.c, fs/binfmt_elf.c).
+
+        There are two functions of that name: the other is for 32-bit programs (fs/compat_binfmt_elf.c).
+        """
+        return any(self._name_at(frame.lookup_pc) == _REPLACES_MEMORY for frame in frames if frame.space is Space.KERNEL)
 
     def _system_call(self, saved: Mapping[str, int]) -> SystemCall | None:
         code = self._architecture.kernel_code
