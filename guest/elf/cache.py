@@ -12,7 +12,7 @@ from recording.errors import BadImageError
 class ElfCache(HostCache):
     """Files by ``ElfFile.digest``: build ID, headers and size."""
 
-    MAGIC = b"GPELF02\0"
+    MAGIC = b"GPELF03\0"
     SUFFIX = ".elf"
     DIRECTORY = "files"
 

@@ -1,7 +1,7 @@
 """The unwind tables of a file, wherever they are.
 
 ``.eh_frame`` is found by PT_GNU_EH_FRAME, or by the section headers where there is no such segment. Where it says nothing, a Go
-program's own table does: it has the one for C code alone, or none at all.
+program's own table does: it has the one for C code alone, or none at all. Two functions of every library never have any.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from guest.elf.file import ElfFile
 from guest.elf.go_rows import GoRows
+from guest.elf.init_rows import InitRows
 from guest.memory import Steps
 from recording.errors import BadImageError
 from unwind.arch import UserAbi
@@ -26,6 +27,7 @@ class UserRows:
         self._abi = next((abi for abi in abis if abi.pointer_size == file.pointer_size), None)
         self._table: EhFrame | None = None
         self._go = None if self._abi is None else GoRows(file, self._abi)
+        self._init = None if self._abi is None else InitRows(file, self._abi)
 
     def find_row(self, address: int) -> Row | Unread | None:
         """The row for a link-time address; None where the file says nothing about it."""
@@ -37,6 +39,8 @@ class UserRows:
         row = None if self._table is None else self._table.find_row(address)
         if row is None and self._go is not None and self._file.sections:
             row = self._go.find_row(address)
+        if row is None and self._init is not None:
+            row = self._init.find_row(address)
         return None if row is Unread.UNREAD and self._file.is_final else row
 
     def prepare(self) -> Steps[None]:

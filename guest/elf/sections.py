@@ -13,6 +13,7 @@ from guest.elf.dynamic import find_dynamic_symbols
 from guest.elf.file import ElfFile, open_elf
 from guest.elf.go_table import GoTable, find_go_table
 from guest.elf.header import MAX_NOTES, PT_NOTE, SHN_XINDEX, SHT_DYNSYM, SHT_SYMTAB
+from guest.elf.init_rows import INIT_SECTIONS
 from guest.elf.plt import MAX_PLT, PLT_SECTIONS, RELOCATIONS
 from guest.memory import CHUNK_SIZE, Steps
 from guest.user.contents import PAGE_SIZE, FileContents, RangeContents, merge_ranges
@@ -81,7 +82,7 @@ def _wanted(file: ElfFile) -> Iterator[tuple[int, int]]:
     yield from _go_ranges(file)
     for pair in (file.symbol_sections(SHT_DYNSYM), file.symbol_sections(SHT_SYMTAB)):
         yield from ((section.offset, section.size) for section in pair or ())
-    named = [(name, MAX_PLT) for name in (*RELOCATIONS, *PLT_SECTIONS)]
+    named = [(name, MAX_PLT) for name in (*RELOCATIONS, *PLT_SECTIONS, *INIT_SECTIONS)]
     if file.symbol_sections(SHT_SYMTAB) is None:
         named.append((".gnu_debugdata", MAX_PACKED))
     for name, limit in named:

@@ -92,6 +92,8 @@ class UserAbi:
     system_call_size: bytes of the instruction that makes a system call.
     signal_frame: where, counted from the stack pointer that a signal handler returns with, the kernel saved what it interrupted;
         empty where that is not known.
+    init_code: bytes with which ``.init`` and ``.fini`` move the stack pointer down at their start, up at their end, how far;
+        None where that is not told by their code.
     go_clock_sp: where Go's runtime keeps the stack pointer while it asks the vDSO for the time on another stack.
     is_process: whether registers of user mode belong to such a program.
     """
@@ -108,6 +110,7 @@ class UserAbi:
     system_call_size: int
     signal_frame: Mapping[str, int]
     go_clock_sp: str
+    init_code: tuple[bytes, bytes, int] | None
     is_process: Callable[[Registers], bool]
 
 

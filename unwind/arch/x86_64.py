@@ -112,6 +112,7 @@ _USER_ABIS = (
         system_call_size=2,  # int $0x80, sysenter
         signal_frame={},
         go_clock_sp="rbp",  # Go's src/runtime/sys_linux_386.s
+        init_code=None,
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
     ),
     UserAbi(
@@ -131,6 +132,7 @@ _USER_ABIS = (
             name: 40 + 8 * i for i, name in enumerate("r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip".split())
         },
         go_clock_sp="r12",  # Go's src/runtime/sys_linux_amd64.s and time_linux_amd64.s
+        init_code=(b"\x48\x83\xec\x08", b"\x48\x83\xc4\x08\xc3", 8),  # sub $8,%rsp; add $8,%rsp, ret
         is_process=lambda _registers: True,
     ),
 )
