@@ -160,9 +160,14 @@ class Session:
     def _make_directory(self) -> Path:
         """A private directory for sockets that QEMU opens for us; removed at the end, by the guard if need be."""
         directory = _private_directory(self.pid)
-        self._closing.append(lambda: shutil.rmtree(directory, ignore_errors=True))
+        self._closing.append(lambda: self._remove_directory(directory))
         self._socket = directory / "nbd" if self._sources.storage else None
         return directory
+
+    def _remove_directory(self, directory: Path) -> None:
+        if self._certain:
+            shutil.rmtree(directory, ignore_errors=True)
+        # Else the guard does: the socket in there tells it that QEMU serves its disks to us.
 
     def _open_files(self) -> None:
         """Contents of files; nothing is opened before the first is wanted."""
