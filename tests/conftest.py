@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from tests.qemu.guests import QEMU, Guest, GuestCrashedError, GuestOptions
 
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 """The test matrix: kernel generation and the Debian suite that ships it (sid's moves on)."""
+
+ALL_KERNELS = bool(os.environ.get("GUESTPROF_ALL_KERNELS"))
+"""Whether ``generations`` leaves none out: for a change of what is read out of kernels' memory, not for every run."""
 
 BOOT_ATTEMPTS = 4
 """Some stock kernels (6.12, 7.2 with two vCPUs) now and then panic at boot under TCG, with nobody attached: code that one vCPU
@@ -45,6 +49,11 @@ def skip_loudly(reason: str) -> None:
     """Skip loudly: pytest's closing lines name the reason, and a warning stands beside them."""
     warnings.warn(f"no real guest: {reason}", stacklevel=2)
     pytest.skip(reason)
+
+
+def generations(*wanted: str) -> dict[str, str]:
+    """Those of KERNELS that a test is content with; all of them where $GUESTPROF_ALL_KERNELS is set."""
+    return {kernel: suite for kernel, suite in KERNELS.items() if ALL_KERNELS or kernel in wanted}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""Mappings, paths, control groups and the page cache of real guests, against what the guests themselves show."""
+"""Mappings, paths, control groups and the page cache of real guests, against what the guests themselves show.
+
+By default one kernel that keeps mappings in a list and a red-black tree, and one with a maple tree; GUESTPROF_ALL_KERNELS=1
+runs all four.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,13 @@ from recording.errors import MissingDependencyError
 from sampler.discovery import TargetAddress
 from sampler.halt import HaltedState, Read
 from sampler.session import Session
-from tests.conftest import BOOT_ATTEMPTS, KERNELS, skip_loudly
+from tests.conftest import BOOT_ATTEMPTS, generations, skip_loudly
 from tests.qemu.guests import Guest, GuestCrashedError, GuestOptions
 from tests.qemu.mappings_guest import END_MARK, LONG, MAPPINGS_TRUTH, Shown, build_mappings_initramfs, parse_console
 
 pytestmark = pytest.mark.qemu
 
+TREES = generations("5.10", "7.2")
 LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)")
 
 
@@ -93,7 +98,7 @@ def boot(kernel: Path, initramfs: Path) -> Guest:
     raise AssertionError
 
 
-@pytest.fixture(scope="module", params=list(KERNELS.values()), ids=list(KERNELS))
+@pytest.fixture(scope="module", params=list(TREES.values()), ids=list(TREES))
 def looked(
     request: pytest.FixtureRequest, guest_kernel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Looked]:

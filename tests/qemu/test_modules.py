@@ -2,6 +2,8 @@
 
 The guest loads modules from its initramfs and uses them: files on an overlay, a disk in a file on it, and a module that measures
 for a while when it is loaded, loaded and unloaded again and again. What its own /proc/kallsyms says is the truth.
+
+By default one kernel of each layout of ``struct module`` (``core_layout``, ``mem``); GUESTPROF_ALL_KERNELS=1 runs all four.
 """
 
 from __future__ import annotations
@@ -21,21 +23,25 @@ import pytest
 
 from guestprof.initramfs import WORKLOAD_MARK, Entry, find_busybox, pack_newc
 from recording.errors import MissingDependencyError
-from recording.model import Event, Frame, FrameKind, Sample, Space
+from recording.model import Event, Frame, FrameKind, Sample, Space, UserEnd
 from recording.names import Namer
+from recording.profile import Profile
 from recording.reader import Recording
 from sampler.replay import replay
-from tests.conftest import BOOT_ATTEMPTS, KERNELS
+from tests.conftest import BOOT_ATTEMPTS, generations
 from tests.qemu.command import guestprof
 from tests.qemu.guests import Guest, GuestCrashedError, GuestOptions
 from tests.qemu.kernel_modules import find_modules, module_entries
+from tests.qemu.relay import Relay
 from unwind.arch.x86_64 import X86_64
 
 pytestmark = pytest.mark.qemu
 
+LAYOUTS = generations("6.1", "7.2")
 MODULES = ("overlay", "loop", "raid6_pq")
 BPF_MARK = "guestprof: bpf"
 SECONDS = "8"
+SECONDS_REMOTE = "6"
 MIN_FRAMES = 30
 MIN_WHOLE = 0.98
 _LOW, _HIGH = X86_64.kernel_code.module_area
@@ -115,9 +121,10 @@ int main(void)
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A recording of a guest with modules, and what the guest printed."""
+    """A recording of a guest with modules, another of it through the stub alone, and what the guest printed."""
 
     path: Path
+    remote: Path
     console: str
 
     def samples(self) -> list[Sample]:
@@ -149,14 +156,14 @@ def bpf_program(tmp_path_factory: pytest.TempPathFactory) -> bytes | None:
     return (directory / "bpf").read_bytes()
 
 
-@pytest.fixture(scope="module", params=[pytest.param(suite, id=kernel) for kernel, suite in KERNELS.items()])
+@pytest.fixture(scope="module", params=list(LAYOUTS.values()), ids=list(LAYOUTS))
 def recorded(
     request: pytest.FixtureRequest,
     guest_kernel: Callable[[str], Path],
     bpf_program: bytes | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Recorded]:
-    """Some seconds of a guest with modules at work, with --raw; the tests share it."""
+    """Some seconds of a guest with modules at work, with --raw; the tests share them."""
     directory = tmp_path_factory.mktemp("modules")
     kernel = guest_kernel(request.param)
     try:
@@ -177,8 +184,11 @@ def recorded(
                 continue
             path = directory / "a.guestprof"
             guestprof("record", "--connect", guest.target, "-F", "200", "-d", SECONDS, "--raw", "-o", path, "-q")
+            remote = directory / "b.guestprof"
+            with Relay(guest.gdb) as relay:
+                guestprof("record", "--connect", relay.address, "-F", "100", "-d", SECONDS_REMOTE, "-o", remote, "-q")
             console = guest.console_text()
-        yield Recorded(path, console)
+        yield Recorded(path, remote, console)
         return
 
 
@@ -278,3 +288,27 @@ def test_a_replay_gives_the_same_stacks_through_modules(recorded: Recorded) -> N
             ]
             assert chain.end is sample.callchain.end
     assert compared >= MIN_FRAMES // 2
+
+
+def test_modules_and_user_stacks_through_the_stub_alone(recorded: Recorded, bpf_program: bytes | None) -> None:
+    """Without QEMU's process and without QMP: mappings, files in the page cache and modules come in short halts between samples."""
+    with Recording.open(recorded.remote) as recording:
+        samples, namer = list(recording.samples()), Namer(recording.images())
+        quality = Profile(recording).quality()
+    assert quality.task_share is not None
+    assert quality.task_share >= 0.99
+    chains = [sample.callchain for sample in samples if loaded_frames(sample)]
+    assert len(chains) >= MIN_FRAMES // 2
+    names = [namer.name(frame, sample.boot) for sample in samples for frame in loaded_frames(sample)]
+    assert sum(named.kind in (FrameKind.MODULE, FrameKind.BPF) for named in names) >= MIN_WHOLE * len(names)
+    assert sum(chain.end.is_proper for chain in chains) >= MIN_WHOLE * len(chains)
+    if bpf_program is None:
+        return
+    # The one program of this guest that has unwind tables.
+    own = [sample for sample in samples if sample.task is not None and sample.task.comm == "bpf"]
+    ends = [sample.callchain.user_end for sample in own if sample.callchain.user_end is not None]
+    assert len(ends) >= 5
+    assert sum(end.is_proper for end in ends) >= 0.9 * len(ends), ends
+    whole = [sample.callchain.frames for sample in own if sample.callchain.user_end is UserEnd.THREAD_START]
+    assert {namer.name(frames[-1], 0).name for frames in whole} == {"_start"}
+    assert any("main" in {namer.name(frame, 0).name for frame in frames} for frames in whole)
