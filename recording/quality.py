@@ -17,7 +17,7 @@ class Quality:
 
     requested_hz, achieved_hz: halts a second of host time, between the first and the last one.
     late: halts asked for later than half a period after their deadline.
-    halted_share: of host time, in which the guest stood halted.
+    halted_share: of host time, in which the guest stood halted: by the halts, and by reads between them where each costs a halt.
     complete_share: of all samples in the kernel, with a proper end or in an entry window, where there is no stack.
     entry_share: of all samples in the kernel, in an entry window.
     user_complete_share: of all samples with a user part of the stack that was asked for, those in which it is whole.
@@ -80,12 +80,13 @@ def measure_quality(halts: Iterable[Halt], tally: Tally, requested_hz: object) -
     lengths = sorted(halt.halted_ns for halt in rows)
     between_ns = rows[-1].host_time_ns - rows[0].host_time_ns if rows else 0
     whole_ns = between_ns + rows[-1].halted_ns if rows else 0
+    running_ns = rows[-1].running_time_ns - rows[0].running_time_ns if rows else 0
     return Quality(
         samples=sum(ends.values()),
         requested_hz=hz,
         achieved_hz=(len(rows) - 1) * 1e9 / between_ns if between_ns > 0 else None,
         late=None if hz is None else sum(halt.lateness_ns > LATE_SHARE * 1e9 / hz for halt in rows),
-        halted_share=sum(lengths) / whole_ns if whole_ns > 0 else None,
+        halted_share=(whole_ns - running_ns) / whole_ns if whole_ns > 0 else None,
         complete_share=(proper + entry) / kernel if kernel else None,
         entry_share=entry / kernel if kernel else None,
         user_complete_share=whole_user / of_user if of_user else None,

@@ -245,6 +245,12 @@ def test_late_is_more_than_half_a_period_and_percentiles_are_of_real_halts() -> 
     assert (quality.late, quality.halted_p50_ns, quality.halted_p99_ns) == (1, 2000, 3000)
 
 
+def test_reads_between_samples_that_halt_the_guest_count_as_halted() -> None:
+    """Through the stub: a halt of 1 ms, 4 ms of reads, 5 ms of running, another halt of 1 ms."""
+    halts = [Halt(0, 0, 1 * MS, 0), Halt(10 * MS, 5 * MS, 1 * MS, 0)]
+    assert measure_quality(halts, Tally(), 100).halted_share == 6 / 11
+
+
 def test_what_cannot_be_known_is_none() -> None:
     quality = measure_quality([], Tally(), "fast")
     assert (quality.requested_hz, quality.achieved_hz, quality.late, quality.halted_share) == (None, None, None, None)
