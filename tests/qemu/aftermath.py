@@ -11,9 +11,10 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+import pytest
 
 from recording.reader import Recording
-from tests.qemu.guests import Guest
+from tests.qemu.guests import Guest, GuestFailedError
 
 _PATIENCE_S = 30.0
 _POLL_S = 0.02
@@ -49,14 +50,29 @@ def await_guards_end(mark: Path) -> int:
 
 
 def assert_nothing_left(guest: Guest, temporary: Path) -> None:
-    """The guest runs, no guard waits for anything, nothing lies about; a stub that was opened is gone again."""
+    """The guest runs, no guard waits for anything, nothing lies about; QEMU serves no disk, a stub that was opened is gone."""
     await_guards_end(guest.directory)
     assert guest.status() == "running"
     if not guest.options.stub:
         devices = guest.execute("query-chardev")
         assert isinstance(devices, list)
         assert "gdb" not in {device["label"] for device in devices}
+    assert guest.execute("query-block-exports") == []
+    with pytest.raises(GuestFailedError, match="NBD server not running"):
+        guest.execute("nbd-server-stop")
     assert not list(temporary.iterdir())
+
+
+def disk_drive(directory: Path) -> tuple[str, ...]:
+    """QEMU's options for a disk that the guest does not look at, but that guestprof has QEMU serve."""
+    disk = directory / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    return "-drive", f"file={disk},if=virtio,format=raw"
+
+
+def forget_files(cache: Path) -> None:
+    """Files of the guest that earlier recordings have kept ($XDG_CACHE_HOME): the next one opens the guest's storage."""
+    shutil.rmtree(cache / "guestprof" / "files", ignore_errors=True)
 
 
 def last_sample_s(path: Path) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 import click
 import pytest
 
-from guest.cache import KernelCache
 from guestprof.cli import cli
 from guestprof.recording_run import _Speaker
 from guestprof.signals import StopSignals
@@ -22,18 +21,32 @@ from recording.profile import Profile
 from recording.store import RecordingWriter
 from sampler.discovery import TargetAddress
 from sampler.guard import Guard
+from sampler.knowledge import Caches
 from sampler.memory import ProcessMemory
+from sampler.planner import HaltPlanner
 from sampler.qmp import Qmp
 from sampler.recorder import Recorder
 from sampler.rsp.registers import RegisterFile
+from sampler.samples import SampleMaker
 from sampler.schedule import Schedule
 from sampler.session import Session
-from sampler.stacks import StackPlanner
+from sampler.storage import GuestDisks
+from sampler.storage_link import Link
 from sampler.stub import Stub
 from sampler.target import Target
 from sampler.tracker import KernelTracker
+from sampler.user_stacks import TaskPlanner
+from sampler.userspace import UserSpaces
 from tests.conftest import StartGuest
-from tests.qemu.aftermath import assert_nothing_left, await_guards_end, guards, sample_count, temporary_directory
+from tests.qemu.aftermath import (
+    assert_nothing_left,
+    await_guards_end,
+    disk_drive,
+    forget_files,
+    guards,
+    sample_count,
+    temporary_directory,
+)
 from tests.qemu.command import start_guestprof
 from tests.qemu.guests import Guest
 from unwind.kernel import KernelUnwinder
@@ -43,13 +56,22 @@ pytestmark = pytest.mark.qemu
 
 @dataclass(frozen=True)
 class Stage:
-    """The ``call``-th call of a method fails: before it does its work, or after. has_data: samples were taken by then."""
+    """The ``call``-th call of a method fails: before it does its work, or after. has_data: samples were taken by then.
+
+    needs_files: it is reached only where no earlier recording has kept the guest's files.
+    """
 
     owner: type
     method: str
     call: int = 1
     after: bool = False
     has_data: bool = False
+    needs_files: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long to record: until the stage is reached, however slow the machine is."""
+        return 0.6 if self.call == 1 else 20
 
     def __str__(self) -> str:
         return f"{'after' if self.after else 'before'} {self.owner.__name__}.{self.method} {self.call}"
@@ -59,7 +81,7 @@ def stages() -> Iterator[Stage]:
     opening: list[tuple[type, str]] = [
         *((Qmp, "open_gdbstub"), (Stub, "handshake"), (Stub, "threads"), (Stub, "read_file")),
         *((Target, "_open"), (ProcessMemory, "open"), (Target, "read_physical"), (Session, "_find_accelerator")),
-        *((RecordingWriter, "__init__"), (StopSignals, "__enter__"), (KernelCache, "of_user"), (Recorder, "__init__")),
+        *((RecordingWriter, "__init__"), (StopSignals, "__enter__"), (Caches, "of_user"), (Recorder, "__init__")),
     ]
     # Not after it: as long as this process lives, Python keeps the pipe of a child that nobody waits for.
     yield Stage(Guard, "__init__")
@@ -71,11 +93,21 @@ def stages() -> Iterator[Stage]:
         yield Stage(Stub, "exchange", call, has_data=True)
         yield Stage(Stub, "exchange", call, after=True, has_data=True)
     sampling: list[tuple[type, str]] = [
-        *((Schedule, "advance"), (StackPlanner, "probes"), (StackPlanner, "plan"), (RegisterFile, "__init__"), (Stub, "verify")),
-        *((KernelTracker, "see"), (KernelUnwinder, "unwind"), (RecordingWriter, "add_halt"), (RecordingWriter, "add_sample")),
+        *((Schedule, "advance"), (HaltPlanner, "probes"), (HaltPlanner, "plan"), (HaltPlanner, "captures"), (TaskPlanner, "plan")),
+        *((RegisterFile, "__init__"), (Stub, "verify"), (KernelTracker, "see"), (SampleMaker, "note"), (UserSpaces, "look")),
+        *((SampleMaker, "make"), (KernelUnwinder, "unwind"), (UserSpaces, "unwind")),
+        *((RecordingWriter, "add_halt"), (RecordingWriter, "add_sample")),
     ]
     for owner, method in sampling:
         yield Stage(owner, method, 20, has_data=True)
+    yield Stage(UserSpaces, "step", has_data=True)
+    for owner, method in ((GuestDisks, "find_file"), (Qmp, "start_nbd_server"), (Qmp, "add_export"), (Link, "send")):
+        yield Stage(owner, method, has_data=True, needs_files=True)
+        yield Stage(owner, method, after=True, has_data=True, needs_files=True)
+    yield Stage(UserSpaces, "tell_problems", has_data=True)
+    yield Stage(GuestDisks, "close", has_data=True, needs_files=True)
+    yield Stage(Qmp, "close_exports", has_data=True, needs_files=True)
+    yield Stage(Qmp, "close_exports", after=True, has_data=True, needs_files=True)
     yield Stage(KernelTracker, "step", 2)
     yield Stage(Session, "poll_events", 2)
     yield Stage(RecordingWriter, "commit", 2, has_data=True)
@@ -89,9 +121,15 @@ def stages() -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def guest(start_shared_guest: StartGuest) -> Guest:
-    """Without a stub, so that opening one and taking it away are stages too."""
-    return start_shared_guest("bookworm", stub=False)
+def guest(start_shared_guest: StartGuest, tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    """Without a stub, so that opening one and taking it away are stages too; with a disk, for the same reason."""
+    return start_shared_guest("bookworm", stub=False, extra=disk_drive(tmp_path_factory.mktemp("disk")))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is known of the guest's kernel and files from one test to the next."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -133,11 +171,20 @@ def make_fail(monkeypatch: pytest.MonkeyPatch, stage: Stage, error: type[BaseExc
 @pytest.mark.parametrize("stage", list(stages()), ids=str)
 @pytest.mark.usefixtures("own_signals")
 def test_a_stage_fails(
-    guest: Guest, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, error: type[BaseException]
+    guest: Guest,
+    cache: Path,
+    tmp_path: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    error: type[BaseException],
 ) -> None:
     path = tmp_path / "a.guestprof"
+    if stage.needs_files:
+        forget_files(cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     calls = make_fail(monkeypatch, stage, error)
-    arguments = ["record", "--qmp", str(guest.qmp), "-F", "200", "-d", "0.6", "-q", "-o", str(path)]
+    arguments = ["record", "--qmp", str(guest.qmp), "-F", "200", "-d", str(stage.seconds), "-q", "-o", str(path)]
     if stage.owner is _Speaker:
         arguments.remove("-q")
     failed = False
