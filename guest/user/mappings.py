@@ -145,8 +145,9 @@ class MappingReader:
             mappings = self._describe(areas, process)
             again = self._read_process(mm)
             is_same = again is not None and again.stamp == process.stamp
-            # In a guest that stands still amid a system call the count may differ from what is there.
-            if is_same and (len(areas) == process.count or areas == earlier):
+            # In a guest that stands still amid a system call the count may differ from what is there. A process that has ended
+            # leaves its count behind, and no areas.
+            if is_same and (len(areas) == process.count or (areas and areas == earlier)):
                 return Mappings((*mappings, *self._read_gate()), process.stack_top, self._space.translate(process.page_table))
             earlier = areas if is_same else None
         raise problem or GuestMemoryError(f"the mappings of the process at guest address {mm:#x} change too quickly to be read")

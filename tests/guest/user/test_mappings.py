@@ -131,6 +131,14 @@ def test_a_tree_of_no_or_one_area() -> None:
         reader_of(process).read(process.mm)
 
 
+def test_a_process_that_has_ended_has_no_mappings_to_read() -> None:
+    """exit_mmap() destroys the tree and leaves the count."""
+    process = build_process()
+    process.heap.put("mm_struct", process.mm, mm_mt__ma_root=0)
+    with pytest.raises(GuestMemoryError, match="change too quickly"):
+        reader_of(process).read(process.mm)
+
+
 def test_an_unreadable_file_costs_its_name() -> None:
     process = build_process()
     process.heap.put("vm_area_struct", process.areas[1], vm_file=0x1234)
