@@ -20,7 +20,7 @@ from typing import Any
 
 from guestprof.debian import fetch_kernel
 from recording.errors import GuestprofError
-from recording.model import FrameKind, StackEnd, UserEnd
+from recording.model import FrameKind, StackEnd
 from recording.profile import Profile
 from recording.reader import Recording
 from tests.qemu.debian_guest import DebianOptions, qemu_command
@@ -131,7 +131,7 @@ def figures_of(profile: Profile) -> dict[str, Any]:
                 frames[function.kind is FrameKind.MODULE and not function.name.startswith("0x")] += count.samples
                 modules[function.module] += count.samples
         end = count.stack.user_end
-        if end is not None and end is not UserEnd.NOT_WANTED:
+        if end is not None and end.is_stack:
             ends[count.stack.end is StackEnd.USER_MODE][end.is_proper] += count.samples
             programs.setdefault(count.origin.process.name, Counter())[end.is_proper] += count.samples
     return {

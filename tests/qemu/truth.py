@@ -121,7 +121,7 @@ def whole_share(counts: Iterable[Count], program: str) -> tuple[float, int]:
     """The share of a program's user stacks, in user mode and behind the kernel, that reach the thread's start; and their number."""
     ends: Counter[UserEnd] = Counter()
     for count in counts:
-        if count.origin.process.name == program and count.stack.user_end is not None:
+        if count.origin.process.name == program and count.stack.user_end is not None and count.stack.user_end.is_stack:
             ends[count.stack.user_end] += count.samples
     total = sum(ends.values())
     return (sum(samples for end, samples in ends.items() if end.is_proper) / total if total else 0.0), total
