@@ -62,14 +62,16 @@ class Qmp:
         client = _Client("guestprof")
         client.events.names.update(_EVENTS)
         loop = asyncio.new_event_loop()
+        # A signal's exception that hits a task of the library's ends the call too; asyncio would print it once more.
+        loop.set_exception_handler(lambda _loop, _context: None)
         connected: socket.socket | None = None
         try:
             connected = _connect(address, timeout_s)
             pid = peer_pid(connected)
-            loop.run_until_complete(asyncio.wait_for(client.connect(connected), timeout_s))
+            loop.run_until_complete(_within(timeout_s, client.connect(connected)))
         except (QMPError, OSError, TimeoutError) as error:
             with contextlib.suppress(QMPError, OSError, TimeoutError, EOFError):
-                loop.run_until_complete(asyncio.wait_for(client.disconnect(), timeout_s))
+                loop.run_until_complete(_within(timeout_s, client.disconnect()))
             if connected is not None:
                 connected.close()
             loop.close()
@@ -103,7 +105,7 @@ class Qmp:
             ) from error
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout_s))
+        return self._loop.run_until_complete(_within(self._timeout_s, work))
 
     def monitor(self, command: str) -> str:
         """Output of a human monitor command, with plain newlines."""
@@ -198,6 +200,14 @@ class Qmp:
             stamp = cast("dict[str, int]", message.get("timestamp") or {})
             found.append(QmpEvent(name, stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6))
         return found
+
+
+async def _within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns, or TimeoutError. In the same task, not in one of its own (``asyncio.wait_for``): of two tasks the
+    outer one would raise again, in a later call, what a signal has raised in the inner one.
+    """
+    async with asyncio.timeout(timeout_s):
+        return await work
 
 
 def _connect(address: str, timeout_s: float) -> socket.socket:
