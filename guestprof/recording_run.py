@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -80,7 +80,7 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
         sources = Sources(session.memory, Caches.of_user(), session.files)
         recorder = Recorder(session.target, sources, writer, options.recorder, rng=jitter)
         say.start(session)
-        outcome = recorder.run(_Watch(session, recorder, options, signals, say))
+        outcome = recorder.run(_Watch(session, recorder, writer, options, signals, say))
         writer.set_meta("ended", outcome.reason)
         writer.set_meta("missed", outcome.progress.missed)
         writer.set_meta("problem", recorder.tracker.problem)
@@ -97,9 +97,19 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
 class _Watch:
     """What has to be looked at between samples."""
 
-    def __init__(self, session: Session, recorder: Recorder, options: RunOptions, signals: StopSignals, say: _Speaker) -> None:
+    def __init__(
+        self,
+        session: Session,
+        recorder: Recorder,
+        writer: RecordingWriter,
+        options: RunOptions,
+        signals: StopSignals,
+        say: _Speaker,
+    ) -> None:
         self._session = session
         self._recorder = recorder
+        self._writer = writer
+        self._has_begun = False
         self._options = options
         self._signals = signals
         self._say = say
@@ -109,6 +119,10 @@ class _Watch:
         """Why to stop, or None."""
         if self._signals.requested is not None:
             return f"{self._signals.requested.name} came"
+        if progress.halts and not self._has_begun:
+            # Learning the kernel comes before the recording's own time.
+            self._has_begun = True
+            self._writer.set_meta("started_at", _time_ago((time.monotonic_ns() - self._recorder.start_ns) / 1e9))
         now = time.monotonic()
         if now >= self._next_events:
             self._next_events = now + _EVENT_PERIOD_S
@@ -184,7 +198,7 @@ def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions
     for key, value in {
         "guestprof_version": version(),
         "command_line": shlex.join(["guestprof", *sys.argv[1:]]),
-        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "started_at": _time_ago(0),
         "host": os.uname().nodename,
         "requested_hz": options.recorder.frequency_hz,
         "duration_s": options.recorder.duration_s,
@@ -199,6 +213,10 @@ def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions
     }.items():
         writer.set_meta(key, value)
     writer.commit()
+
+
+def _time_ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
 
 def require_running(session: Session) -> None:

@@ -117,6 +117,11 @@ class Recorder:
         """What is known of the guest's kernel."""
         return self._tracker
 
+    @property
+    def start_ns(self) -> int:
+        """When the recording's time began, by the clock: known once the first halt was taken."""
+        return self._start_ns
+
     def progress(self) -> Progress:
         """Where the recording stands."""
         kernel = self._tracker.kernel
