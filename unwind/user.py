@@ -220,9 +220,9 @@ class _Walk:
         if row.is_signal:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
             return _Activation(caller, self._code.find_region(pc), interrupted=True)
-        # glibc's vfork takes its return address off the stack, so that the caller's stack pointer is its own.
-        advances = caller[abi.sp] >= registers[abi.sp] if row.return_address is not None else caller[abi.sp] > registers[abi.sp]
-        if not advances:
+        # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own.
+        is_in_register = row.return_address is not None and row.return_address.is_value
+        if caller[abi.sp] < registers[abi.sp] or (caller[abi.sp] == registers[abi.sp] and not is_in_register):
             return UserEnd.DID_NOT_ADVANCE
         if pc == 0:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START

@@ -169,6 +169,14 @@ def test_row_that_does_not_advance() -> None:
     assert process.walk(BIAS + LEAF, rbx=SP).end is UserEnd.DID_NOT_ADVANCE
 
 
+def test_return_address_in_a_register_leaves_the_stack_as_it_is() -> None:
+    """As in glibc's vfork, which pops it in front of its system call."""
+    in_register = Saved("rip", "rdi", 0, is_value=True)
+    process = Process(rows={LEAF: Row(RowKind.CALL, "rsp", 0, return_address=in_register), CALLER: Row(RowKind.END)}, stack=(0, 0))
+    walk = process.walk(BIAS + LEAF, rdi=BIAS + CALLER + 1)
+    assert walk == UserWalk((interrupted(LEAF), frame(CALLER + 1)), UserEnd.THREAD_START)
+
+
 def test_depth_limit() -> None:
     walk = Process(stack=(BIAS + LEAF + 5,) * 600).walk(BIAS + LEAF)
     assert walk.end is UserEnd.DEPTH_LIMIT
