@@ -102,10 +102,10 @@ def await_file(path: Path) -> None:
         time.sleep(_POLL_S)
 
 
-def await_samples(path: Path) -> None:
-    """Wait until the recording holds some (each opening sees the state of that moment)."""
+def await_samples(path: Path, count: int = 1) -> None:
+    """Wait until the recording holds so many (each opening sees the state of that moment)."""
     await_file(path)
     deadline = time.monotonic() + _PATIENCE_S
-    while not sample_count(path):
-        assert time.monotonic() < deadline, "no samples came"
+    while sample_count(path) < count:
+        assert time.monotonic() < deadline, "not enough samples came"
         time.sleep(_POLL_S)
