@@ -68,8 +68,6 @@ class TaskReader:
         queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
         self._scheduled = queues.address + running.offset if queues and running else self._current
         self._page_table = structs.require("mm_struct", "pgd").offset
-        first = symbols.find("init_task")
-        self._first_task = first.address if first else 0
         self._groups = _cgroup_reader(space, symbols, structs)
         self._names: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -130,11 +128,6 @@ class TaskReader:
         (task,) = _POINTER.unpack(pointer)
         data = read(*self.slice_of(task))
         return None if data is None else self.parse(task, data)
-
-    def read_first_task(self) -> Task | None:
-        """The boot CPU's first task, which runs alone until per-CPU variables are set up, and idles later."""
-        data = self._space.read_many([self.slice_of(self._first_task)])[0] if self._first_task else None
-        return None if data is None else self.describe(self.parse(self._first_task, data), 0)
 
     def describe(self, words: TaskWords, now_ns: int) -> Task:
         """A task with the name of its process and its control group; ``now_ns``: any clock, for how long a name is believed."""

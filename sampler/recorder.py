@@ -249,7 +249,7 @@ class Recorder:
         for capture in self._guest.planner.captures(state):
             weight_ns = self._running_time_ns - self._last_running_ns.get(capture.vcpu, 0)
             self._last_running_ns[capture.vcpu] = self._running_time_ns
-            pending = Pending(halt, self._tracker.boot, weight_ns, now_ns, capture)
+            pending = Pending(halt, self._tracker.boot, weight_ns, self._running_time_ns, now_ns, capture)
             self._backlog.add(self._guest.maker.note(pending, self._guest.planner.find_task(capture)))
             self._samples += 1
 
@@ -287,7 +287,7 @@ class Recorder:
         if chain.end is StackEnd.NO_UNWIND_INFO:
             low, high = kernel.architecture.kernel_code.module_area
             return low <= chain.frames[-1].lookup_pc < high
-        return made.sample.task is None and kernel.structs is None and chain.end is StackEnd.IDLE_ROOT
+        return made.sample.task is None and kernel.structs is None and kernel.structs_problem is None
 
     def _drain(self) -> None:
         while self._backlog:

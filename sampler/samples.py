@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from guest.contexts import ContextFinder
 from guest.kernel import Kernel
 from guest.system_calls import SystemCalls
+from guest.task_list import read_first_tasks
 from guest.tasks import TaskReader, TaskWords
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCall, Task, UserEnd
@@ -29,6 +30,7 @@ _WITHOUT_USER = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL, StackEnd.IDLE_
 class Pending:
     """A capture on its way to being a sample.
 
+    running_ns: the recording's guest running time when it was taken. taken_ns: host time, by any clock.
     process: what its task had mapped, None where that is not known. has_memory: False for a task that has freed its memory.
     walks: how often it was walked although the kernel was known.
     """
@@ -36,6 +38,7 @@ class Pending:
     halt: int
     boot: int
     weight_ns: int
+    running_ns: int
     taken_ns: int
     capture: Capture
     task: Task | None = None
@@ -75,7 +78,10 @@ class SampleMaker:
         self._tasks: TaskReader | None = None
         self._contexts: ContextFinder | None = None
         self._calls: SystemCalls | None = None
-        self._first_task: Task | None = None
+        self._running_ns = 0
+        self._noted_early = False
+        self._first_tasks: Mapping[int, TaskWords] | None = None
+        self._first_until_ns = 0
 
     @property
     def tasks(self) -> TaskReader | None:
@@ -87,7 +93,8 @@ class SampleMaker:
         before = self._kernel
         self._kernel, self._unwinder = kernel, unwinder
         if kernel is None:
-            self._tasks = self._contexts = self._calls = self._first_task = None
+            self._tasks = self._contexts = self._calls = self._first_tasks = None
+            self._noted_early = False
             return None
         if before is None or kernel.symbols is not before.symbols or kernel.space is not before.space:
             tables = dict(self._architecture.kernel_code.system_call_tables.values())
@@ -101,7 +108,9 @@ class SampleMaker:
             self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs)
         except BadImageError as error:
             return str(error)
-        self._first_task = self._tasks.read_first_task()
+        if self._noted_early and self._first_tasks is None:
+            self._first_tasks = read_first_tasks(kernel.space, kernel.symbols, kernel.structs, self._tasks, kernel.cpu_offsets)
+            self._first_until_ns = self._running_ns
         return None
 
     def _name_at(self, address: int) -> str | None:
@@ -110,7 +119,9 @@ class SampleMaker:
 
     def note(self, pending: Pending, words: TaskWords | None) -> Pending:
         """Add what must be read at once: the task's names and its mappings."""
+        self._running_ns = pending.running_ns
         if words is None or self._tasks is None:
+            self._noted_early = self._noted_early or self._tasks is None
             return pending
         task = self._tasks.describe(words, pending.taken_ns)
         process = None
@@ -122,16 +133,22 @@ class SampleMaker:
         """The sample of a capture."""
         unwound = self._unwound(pending.capture)
         chain, saved = unwound.callchain, unwound.user_registers
-        task = pending.task
-        if task is None and chain.end is StackEnd.IDLE_ROOT:
-            # Until per-CPU variables are set up the boot CPU's first task runs alone; later every idle task is found by its words.
-            task = self._first_task
+        task = pending.task or self._task_by_stack(pending, unwound)
         context, in_call = self._contexts.find(chain, task, saved) if self._contexts else ContextFinder.without_kernel(chain)
         call = self._system_call(saved) if in_call and saved is not None else None
         frames = tuple([self._with_image(frame) for frame in chain.frames])
         vcpu = pending.capture.vcpu
         sample = Sample(pending.halt, vcpu, pending.boot, pending.weight_ns, Callchain(frames, chain.end), task, context, call)
         return self.with_user(Made(sample, pending, saved, _NO_IMAGES))
+
+    def _task_by_stack(self, pending: Pending, unwound: Unwound) -> Task | None:
+        """The task of a capture from before it was known where tasks are, or where the CPUs' variables are."""
+        if self._first_tasks is None or self._tasks is None or unwound.root_sp is None:
+            return None
+        words = self._first_tasks.get(unwound.root_sp - unwound.root_sp % self._architecture.stack_size)
+        if words is None or (words.pid and pending.running_ns > self._first_until_ns):
+            return None
+        return self._tasks.describe(words, pending.taken_ns)
 
     def with_user(self, made: Made) -> Made:
         """A sample whose user stack is walked (again): its kernel part stays as it is, also when that kernel is gone."""

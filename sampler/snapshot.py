@@ -75,7 +75,7 @@ def take_snapshot(session: Session, caches: Caches, *, clock: Callable[[], int] 
     state = session.target.capture(guest.planner, resume=resume)
     made = []
     for capture in guest.planner.captures(state):
-        pending = Pending(0, 0, 0, clock(), capture)
+        pending = Pending(0, 0, 0, 0, clock(), capture)
         made.append(guest.maker.make(guest.maker.note(pending, guest.planner.find_task(capture))))
     made = [_walked_whole(guest, each, clock) for each in made]
     vcpus = [

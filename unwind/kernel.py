@@ -54,10 +54,14 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unwound:
-    """A callchain, and the user registers where the walk stopped at the border to user mode (else None)."""
+    """A callchain, and the user registers where the walk stopped at the border to user mode (else None).
+
+    root_sp: the outermost frame's stack pointer, None outside the kernel. After a walk to its end, a task's stack is there.
+    """
 
     callchain: Callchain
     user_registers: Mapping[str, int] | None
+    root_sp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,25 +142,29 @@ class KernelUnwinder:
         frames: list[Frame] = []
         current: Mapping[str, int] = registers
         interrupted, guess, only_thunks = True, False, True
+
+        def ended(end: StackEnd, user_registers: Mapping[str, int] | None = None) -> Unwound:
+            return Unwound(Callchain(tuple(frames), end), user_registers, current[arch.sp])
+
         while True:
             pc = current[arch.pc]
             lookup_pc = pc if interrupted else pc - 1
             if not interrupted and self._is_root_start(pc):
                 # A new task returns to the very start of its root function; the byte before belongs to another one.
                 frames.append(Frame(pc, pc, guess=guess))
-                return Unwound(Callchain(tuple(frames), StackEnd.TASK_ROOT), None)
+                return ended(StackEnd.TASK_ROOT)
             frames.append(Frame(pc, lookup_pc, guess=guess))
             if len(frames) >= _DEPTH_LIMIT:
-                return Unwound(Callchain(tuple(frames), StackEnd.DEPTH_LIMIT), None)
+                return ended(StackEnd.DEPTH_LIMIT)
             place = self._place(lookup_pc)
             step = self._step(place, current, interrupted, only_thunks, read_word)
             only_thunks = only_thunks and place.is_thunk
             if isinstance(step, StackEnd):
-                return Unwound(Callchain(tuple(frames), step), None)
+                return ended(step)
             if step.interrupted and arch.is_user(step.registers):
-                return Unwound(Callchain(tuple(frames), StackEnd.USER_ENTRY), step.registers)
+                return ended(StackEnd.USER_ENTRY, step.registers)
             if not self._advances(current[arch.sp], step.registers[arch.sp]):
-                return Unwound(Callchain(tuple(frames), StackEnd.DID_NOT_ADVANCE), None)
+                return ended(StackEnd.DID_NOT_ADVANCE)
             if step.pending is not None:
                 frames.append(Frame(step.pending, step.pending, guess=step.guess))
             current, interrupted, guess = step.registers, step.interrupted, step.guess

@@ -29,8 +29,7 @@ def test_boot_and_workload(guest_kernel: Callable[[str], Path], debian_image: Pa
 
     quality = report_of(path)["quality"]
     print(suite, quality)
-    # The aim is 0.995. Kernel threads that run before the kernel's types are read have no task yet: 0.992 where its cache is cold.
-    assert quality["task_share"] >= 0.985
+    assert quality["task_share"] >= 0.995
     assert quality["complete_share"] >= 0.99
     assert quality["user_complete_share"] >= 0.97
     with Recording.open(path) as recording:

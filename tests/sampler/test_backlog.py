@@ -7,7 +7,7 @@ from unwind.capture import Capture
 
 
 def _pending(halt: int, taken_ns: int = 0, size: int = 8) -> Pending:
-    return Pending(halt, 0, 1, taken_ns, Capture(0, {"rip": 1}, ((0x1000, bytes(size)),)))
+    return Pending(halt, 0, 1, 0, taken_ns, Capture(0, {"rip": 1}, ((0x1000, bytes(size)),)))
 
 
 def _made(halt: int, *unread: int) -> Made:

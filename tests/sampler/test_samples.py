@@ -53,7 +53,7 @@ def test_a_process_that_execve_gives_new_memory_has_lost_no_stack(function: int,
     maker.set_kernel(cast("Kernel", FakeKernel()), cast("KernelUnwinder", FakeUnwinder(function)))
     task = Task(7, 7, "ut-32", "ut-32", is_kernel_thread=False)
     capture = Capture(0, cast("Any", {}), ())
-    pending = Pending(0, 0, 1, 0, capture, task, cast("ProcessCode", object()))
+    pending = Pending(0, 0, 1, 0, 0, capture, task, cast("ProcessCode", object()))
     chain = maker.make(pending).sample.callchain
     assert chain.user_end is end
     assert sum(frame.space is Space.USER for frame in chain.frames) == user_frames
