@@ -25,9 +25,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks._gdb import ReadPage
+from benchmarks._gdb import PAGE, ReadPage
 from benchmarks._user_truth import VDSO, GuestFiles, Layout, UserGdbs, executable_segments, find_layout, read_vdso
 from benchmarks.accuracy import page_reader
+from guest.kernel import Kernel
+from guest.paging import FreshSpace
+from guest.tasks import TaskWords
 from guest.user.mappings import MappingReader
 from guestprof.debian import fetch_kernel
 from recording.errors import BadImageError, GuestMemoryError, GuestprofError, MissingDependencyError
@@ -152,10 +155,10 @@ class Comparer:
             kernel = guest.tracker.kernel
             if words is None or not words.mm or kernel is None or kernel.structs is None:
                 continue
-            made = guest.maker.make(guest.maker.note(Pending(0, 0, 0, time.monotonic_ns(), capture), words))
+            made = guest.maker.make(guest.maker.note(Pending(0, 0, 0, 0, time.monotonic_ns(), capture), words))
             if made.saved is None or made.sample.task is None:
                 continue
-            read_page = page_reader(self._session.target, capture.vcpu)
+            read_page = self._page_reader(capture, words, kernel)
             try:
                 mappings = MappingReader(kernel.space, kernel.symbols, kernel.structs).read(words.mm).mappings
                 layout = find_layout(mappings, _DIRECTORY, self._files)
@@ -165,6 +168,16 @@ class Comparer:
                 found.append(self._compare(made, capture, layout, read_page))
         self._see(state)
         return found
+
+    def _page_reader(self, capture: Capture, words: TaskWords, kernel: Kernel) -> ReadPage:
+        """Reads the task's memory as its vCPU sees it, or by its own tables where, amid a switch, the vCPU has another process'."""
+        tasks, paging, space = self._guest.maker.tasks, self._session.architecture.paging, kernel.space
+        assert tasks is not None
+        table = space.translate(int.from_bytes(space.read(tasks.page_table_address(words), 8), "little"))
+        if table is None or table == paging.roots(capture.registers)[-1] or self._session.architecture.is_user(capture.registers):
+            return page_reader(self._session.target, capture.vcpu)
+        own = FreshSpace(self._session.memory, paging, table, space.levels)
+        return lambda address: own.read(address, PAGE)
 
     def _compare(self, made: Made, capture: Capture, layout: Layout, read_page: ReadPage) -> Comparison:
         made = self._walked_whole(made)
