@@ -80,6 +80,8 @@ look() {
         has mksquashfs || optional="$optional squashfs-tools"
         has_tool mkfs.vfat || optional="$optional dosfstools"
         has mcopy || optional="$optional mtools"
+        # Tests that compare with gdb skip themselves, with the reason.
+        has gdb || optional="$optional gdb"
         has_tool sfdisk || optional="$optional fdisk"
         # Not a package everywhere (Ubuntu has it as a snap only): the test of the SVG skips itself, with the reason.
         has chromium || has chromium-browser || has google-chrome || optional="$optional chromium"
