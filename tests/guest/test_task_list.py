@@ -88,7 +88,7 @@ def test_pid_1_may_have_ended_and_then_nothing_can_be_told_but_idle_tasks() -> N
 @given(
     st.lists(
         st.tuples(
-            st.one_of(st.integers(0, HEAP_SIZE // 8 - 1), st.integers(0, 511).map(lambda word: (INIT_TASK - HEAP) // 8 + word % 64)),
+            st.one_of(st.integers(0, HEAP_SIZE // 8 - 1), st.integers(0, 63).map(lambda word: (INIT_TASK - HEAP) // 8 + word)),
             st.one_of(st.integers(0, 2**64 - 1), st.integers(HEAP, HEAP + HEAP_SIZE)),
         )
     )
