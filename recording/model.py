@@ -90,6 +90,8 @@ class UserEnd(StrEnum):
     """The user registers are not known: the kernel was being entered or left, or its own stack could not be walked."""
     NO_MAPPINGS = "no-mappings"
     """What the process had mapped could not be read: it ended first, or its lists are damaged."""
+    NOT_READ = "not-read"
+    """What the process had mapped was not read: through the stub alone that halts the guest, which had been halted enough."""
     NOT_MAPPED = "not-mapped"
     """A return address is in no executable mapping of the process."""
     NO_UNWIND_INFO = "no-unwind-info"
@@ -153,6 +155,7 @@ class Frame:
     image: index of the image in whose own addresses ``pc`` and ``lookup_pc`` are: a file of user code at its link-time addresses,
         so that every process that maps it shares its frames, or a kernel module at its run-time ones. None: run-time addresses,
         and the images of the boot tell by their ranges.
+    start: where the frame's function begins, in the same addresses, if unwind data says so: one that no symbol names is told by it.
     """
 
     pc: int
@@ -160,6 +163,7 @@ class Frame:
     space: Space = Space.KERNEL
     guess: bool = False
     image: int | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

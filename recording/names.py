@@ -89,6 +89,8 @@ class Namer:
             return NamedFrame(f"{frame.pc:#x}", None, "[unknown]", FrameKind.UNKNOWN)
         module = _module(image)
         symbol = _symbol_at(image, frame.lookup_pc)
+        if symbol is None and frame.start is not None:
+            return NamedFrame(_nameless(image, frame.start), frame.pc - frame.start, module, image.kind)
         if symbol is None:
             return NamedFrame(_nameless(image, frame.pc), None, module, image.kind)
         name = self._demangled.get(symbol.name, symbol.name) if image.kind is FrameKind.USER else symbol.name
@@ -124,14 +126,14 @@ def _symbol_at(image: Image, address: int) -> Symbol | None:
     return symbol if symbol is not None and symbol.name else None
 
 
-def _nameless(image: Image, pc: int) -> str:
-    """What stands for a function that no symbol names.
+def _nameless(image: Image, address: int) -> str:
+    """What stands for a function that no symbol names, by the address of its start, or of the frame where that is not known.
 
     ``libfoo.so.1+0x1234`` with the file's link-time address; memory that is no file's (``[anon]``) and BPF programs as one.
     """
     if image.kind is FrameKind.BPF or (image.kind is FrameKind.USER and image.name.startswith("[")):
         return image.name
-    return f"{image.name.rpartition('/')[2]}+{pc:#x}" if image.kind is FrameKind.USER else f"{pc:#x}"
+    return f"{image.name.rpartition('/')[2]}+{address:#x}" if image.kind is FrameKind.USER else f"{address:#x}"
 
 
 def _disjoint(rows: list[tuple[int, int, int, Image]]) -> list[tuple[int, int, Image]]:

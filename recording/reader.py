@@ -211,11 +211,14 @@ class Recording:
     def frames(self) -> dict[int, Frame]:
         """All distinct frames by their id."""
         frames = {}
-        for index, pc, lookup_pc, space, guess, image in self._query("SELECT id, pc, lookup_pc, space, guess, image FROM frames"):
+        for index, pc, lookup_pc, space, guess, image, start in self._query(
+            "SELECT id, pc, lookup_pc, space, guess, image, start FROM frames"
+        ):
             with self._damage_told():
                 if image is not None and type(image) is not int:
                     raise ValueError("a frame's image is of the wrong type")
-                frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess), image)
+                begin = None if start is None else to_unsigned(start)
+                frames[index] = Frame(to_unsigned(pc), to_unsigned(lookup_pc), Space(space), bool(guess), image, begin)
         return frames
 
     def callchains(self) -> dict[int, Callchain]:

@@ -9,7 +9,8 @@ Keys of ``meta`` (values are JSON) which the views read; any other key is kept a
 - ``architecture``, ``accelerator``, ``qemu_version``, ``kernel_release``: text about the machine
 - ``vcpus``: number of vCPUs
 
-Frames of user code are in an image's own addresses (``frames.image``), so that all processes that run a file share them. ``tasks``,
+Frames of user code are in an image's own addresses (``frames.image``), so that all processes that run a file share them; ``start``
+is where the frame's function begins, NULL where that is not known. ``tasks``,
 ``system_calls`` and ``contexts`` are kept once each; NULL in ``samples`` where a sample has none or it is not known.
 
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
@@ -36,7 +37,7 @@ CREATE TABLE halts (
 );
 CREATE TABLE frames (
     id INTEGER PRIMARY KEY, pc INTEGER NOT NULL, lookup_pc INTEGER NOT NULL, space TEXT NOT NULL, guess INTEGER NOT NULL,
-    image INTEGER REFERENCES images
+    image INTEGER REFERENCES images, start INTEGER
 );
 CREATE TABLE callchains (id INTEGER PRIMARY KEY, end TEXT NOT NULL, frames TEXT NOT NULL, user_end TEXT);
 CREATE TABLE tasks (
@@ -74,7 +75,7 @@ CREATE TABLE unwinder_pieces (
 """
 
 VERSION_1 = """
-CREATE TEMP VIEW frames AS SELECT id, pc, lookup_pc, space, guess, NULL AS image FROM main.frames;
+CREATE TEMP VIEW frames AS SELECT id, pc, lookup_pc, space, guess, NULL AS image, NULL AS start FROM main.frames;
 CREATE TEMP VIEW callchains AS SELECT id, "end", frames, NULL AS user_end FROM main.callchains;
 CREATE TEMP VIEW tasks AS
     SELECT 0 AS id, 0 AS pid, 0 AS tgid, '' AS comm, '' AS process, 0 AS is_kernel_thread, NULL AS cgroup WHERE FALSE;
@@ -88,7 +89,7 @@ CREATE TEMP VIEW samples AS
 WRITES = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
     "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",
-    "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?)",
+    "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)",
     "callchains": "INSERT INTO callchains VALUES (?, ?, ?, ?)",
     "tasks": "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",
     "contexts": "INSERT INTO contexts VALUES (?, ?)",

@@ -33,7 +33,7 @@ PIECE = struct.Struct("<QI")
 BLOB_SIZE = 1 << 17
 """Bytes of a blob at most. Compressing one takes 2 ms, no longer than unwinding a few samples."""
 
-_frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_", "image")
+_frame_key = attrgetter("pc", "lookup_pc", "guess", "space._value_", "image", "start")
 """What makes frames equal, as plain values: hashing them costs a third of hashing the frames."""
 
 
@@ -130,8 +130,9 @@ class RecordingWriter:
         found = self._frame_ids.get(frame)
         if found is None:
             found = self._frame_ids[frame] = len(self._frame_ids)
-            row = (found, to_signed(frame.pc), to_signed(frame.lookup_pc), frame.space.value, int(frame.guess), frame.image)
-            self._rows["frames"].append(row)
+            start = None if frame.start is None else to_signed(frame.start)
+            addresses = to_signed(frame.pc), to_signed(frame.lookup_pc)
+            self._rows["frames"].append((found, *addresses, frame.space.value, int(frame.guess), frame.image, start))
         return found
 
     def add_image(self, image: Image) -> int:

@@ -68,6 +68,10 @@ class UserFile:
             return self._rows.find_row(address)
         return None if self.is_foreign else Unread.UNREAD
 
+    def find_start(self, address: int) -> int | None:
+        """See ``unwind.user.UserRows``."""
+        return None if self._rows is None else self._rows.find_start(address)
+
     def bias(self, start: int, offset: int) -> int:
         """Run-time minus link-time addresses in an executable mapping; while headers are not known, minus offsets in the file."""
         bias = self.elf.bias(start, offset, is_executable=True) if self.elf is not None else None

@@ -65,6 +65,7 @@ class EhFrame:
         self._frames = frames
         self._lowering = Lowering(abi, byteorder)
         self._rows: dict[int, Row | None] = {}
+        self._starts: dict[int, int] = {}
         self._functions: dict[int, FunctionRows | None] = {}
         self._commons: dict[int, Common] = {}
         self._pages: dict[int, bytes] = {}
@@ -85,8 +86,13 @@ class EhFrame:
             return Unread.UNREAD
         if len(self._rows) >= _MAX_CACHED:
             self._rows.clear()
+            self._starts.clear()
         self._rows[address] = row
         return row
+
+    def find_start(self, address: int) -> int | None:
+        """Where the function begins whose row ``find_row`` has just given, None where it gave none."""
+        return self._starts.get(address)
 
     def prepare(self) -> Iterator[None]:
         """Make what ``find_row`` would else make at its first call, in small steps: an unsorted table has to be read whole."""
@@ -108,7 +114,10 @@ class EhFrame:
         if entry is None:
             return None
         function = self._functions[entry] if entry in self._functions else self._parse_function(entry)
-        return None if function is None else function.find(address, self._lowering)
+        row = None if function is None else function.find(address, self._lowering)
+        if function is not None and row is not None:
+            self._starts[address] = function.start
+        return row
 
     def _find_table(self) -> SearchTable | None:
         """The sorted table of the header, None if there is none."""

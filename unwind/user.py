@@ -47,6 +47,9 @@ class UserRows(Protocol):
     def find_row(self, address: int) -> Row | Unread | None:
         """The row for a link-time address; None where the table says nothing about it."""
 
+    def find_start(self, address: int) -> int | None:
+        """Where the function begins whose row is the one for a link-time address; None where that is not known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -178,9 +181,10 @@ class _Walk:
             if is_start:
                 lookup = address
             is_start = is_start or (row is None and region.is_entry(lookup))
+            start = region.rows.find_start(lookup) if region.rows is not None and isinstance(row, Row) else None
             if region.image is None:
-                lookup, address = lookup + region.bias & _ADDRESS_MASK, pc
-            frames.append(Frame(address, lookup, Space.USER, by_pointer, region.image))
+                lookup, address, start = lookup + region.bias & _ADDRESS_MASK, pc, None
+            frames.append(Frame(address, lookup, Space.USER, by_pointer, region.image, start))
             if is_start:
                 step = UserEnd.THREAD_START
             elif len(frames) >= _DEPTH_LIMIT:

@@ -43,6 +43,10 @@ class UserRows:
             row = self._init.find_row(address)
         return None if row is Unread.UNREAD and self._file.is_final else row
 
+    def find_start(self, address: int) -> int | None:
+        """Where the function begins whose row ``find_row`` has just given; None where ``.eh_frame`` did not give it."""
+        return None if self._table is None else self._table.find_start(address)
+
     def prepare(self) -> Steps[None]:
         """Do in steps what the first ``find_row`` would otherwise do at once."""
         if self._table is None:

@@ -59,8 +59,12 @@ class TableOfFile:
 
 @dataclass(frozen=True, slots=True)
 class PrintedRow:
-    """A row as readelf prints it, valid for [start, end): cells by column, registers by their 64-bit names."""
+    """A row as readelf prints it, valid for [start, end): cells by column, registers by their 64-bit names.
 
+    function: where the function begins that it is of.
+    """
+
+    function: int
     start: int
     end: int
     cells: dict[str, str]
@@ -85,7 +89,7 @@ def read_printed_rows(path: Path) -> Iterator[PrintedRow]:
             rows = dict(table) if table else {start: commons[function[1].lstrip("0")]}
             starts = sorted(address for address in rows if address < end)
             for address, following in zip(starts, [*starts[1:], end], strict=True):
-                yield PrintedRow(address, following, rows[address])
+                yield PrintedRow(start, address, following, rows[address])
 
 
 def _cells(titles: str, line: str) -> tuple[int, dict[str, str]]:

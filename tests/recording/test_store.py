@@ -102,7 +102,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 def test_tasks_contexts_and_user_stacks_come_back_and_are_kept_once(tmp_path: Path) -> None:
     path = tmp_path / "a.guestprof"
-    in_file = Frame(0x1040, 0x103F, Space.USER, image=1)
+    in_file = Frame(0x1040, 0x103F, Space.USER, image=1, start=0xFFFF_FFFF_FFFF_1000)
     chains = [Callchain((LEAF, in_file), StackEnd.USER_ENTRY, end) for end in (None, UserEnd.THREAD_START, UserEnd.NOT_MAPPED)]
     chains.append(Callchain((LEAF, replace(in_file, image=0)), StackEnd.USER_ENTRY, UserEnd.THREAD_START))
     shell, renamed = Task(7, 7, "sh", "sh", False, "/user.slice"), Task(7, 7, "python3", "python3", False, "/user.slice")

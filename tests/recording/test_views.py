@@ -389,4 +389,10 @@ def test_frames_of_an_image_are_named_by_it_alone() -> None:
     assert [namer.name(frame, 7) for frame in made] == list(frames.values())
     assert namer.name(Frame(START + 9, START + 8, image=4), 0) == NamedFrame("virtblk_probe", 9, "[virtio_blk]", MODULE)
     assert namer.name(Frame(START - 9, START - 9, image=4), 0) == NamedFrame(f"{START - 9:#x}", None, "[virtio_blk]", MODULE)
+    # Where unwind data tells the start of a function that no symbol names, all its addresses have one name.
+    for pc in (0x1150, 0x1168):
+        nameless = Frame(pc, pc - 1, Space.USER, image=0, start=0x1140)
+        assert namer.name(nameless, 0) == NamedFrame("libfoo.so.1+0x1140", pc - 0x1140, "/usr/lib/libfoo.so.1", FrameKind.USER)
+    assert namer.name(Frame(0x1201, 0x1200, Space.USER, image=0, start=0x11F0), 0).name == "plain"
+    assert namer.name(Frame(0x44, 0x43, Space.USER, image=2, start=0x40), 0).name == "[anon]"
     assert namer.name(Frame(8, 8, image=5), 0) == NamedFrame("bpf_prog_6deef7357e7b4530", None, "[bpf]", FrameKind.BPF)

@@ -232,6 +232,7 @@ def test_only_what_is_needed_is_read() -> None:
     assert sum(size for _address, size in sections.reads) < 5 * 4096
     sections.reads.clear()
     assert rows.find_row(CODE + 0x20 * 1234 + 5) == AT_CALL
+    assert rows.find_start(CODE + 0x20 * 1234 + 5) == CODE + 0x20 * 1234
     assert sections.reads == []
 
 
@@ -258,6 +259,8 @@ def test_without_a_header() -> None:
     assert rows.find_row(CODE + 0x20 * 77 + 0xF) == AT_CALL
     assert len(sections.reads) == 2
     assert rows.find_row(CODE + 0x20 * 77 + 0x10) is None
+    assert rows.find_start(CODE + 0x20 * 77 + 0xF) == CODE + 0x20 * 77
+    assert rows.find_start(CODE + 0x20 * 77 + 0x10) is None
 
 
 def test_header_without_a_table() -> None:
@@ -350,5 +353,6 @@ def test_rows_of_the_hosts_files_are_those_of_readelf(path: str, every: int, sor
         if number % every == 0:
             assert differs(rows.find_row(printed.start), printed, file.abi) is None, printed
             assert rows.find_row(printed.end - 1) == rows.find_row(printed.start)
+            assert rows.find_start(printed.end - 1) == printed.function
             compared += 1
     assert compared > 1000

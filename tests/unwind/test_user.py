@@ -54,12 +54,16 @@ class Process:
             **dict.fromkeys(range(TRAMPOLINE - 1, TRAMPOLINE + 9), SIGNAL),
         }
     )
+    starts: dict[int, int] = field(default_factory=dict)
     stack: tuple[int, ...] = ()
     base: int = SP
     word: int = 8
 
     def find_row(self, address: int) -> Row | Unread | None:
         return self.rows.get(address)
+
+    def find_start(self, address: int) -> int | None:
+        return self.starts.get(address)
 
     def find_region(self, address: int) -> Region | None:
         if BIAS <= address < BIAS + 0x10000:
@@ -94,6 +98,12 @@ def test_rows_lead_to_the_start() -> None:
     assert process.walk(BIAS + LEAF) == UserWalk(
         (interrupted(LEAF), frame(CALLER + 0x20), frame(START + 0x30)), UserEnd.THREAD_START
     )
+
+
+def test_frames_tell_where_their_functions_begin() -> None:
+    process = Process(stack=(BIAS + CALLER + 0x20, 0x1111, BIAS + START + 0x30), starts={LEAF: LEAF, CALLER + 0x1F: CALLER})
+    starts = [frame.start for frame in process.walk(BIAS + LEAF).frames]
+    assert starts == [LEAF, CALLER, None]
 
 
 def test_code_of_no_file_keeps_its_addresses() -> None:
