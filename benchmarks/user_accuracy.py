@@ -34,7 +34,7 @@ from guest.tasks import TaskWords
 from guest.user.mappings import MappingReader
 from guestprof.debian import fetch_kernel
 from recording.errors import BadImageError, GuestMemoryError, GuestprofError, MissingDependencyError
-from recording.model import Callchain, Image, Space
+from recording.model import Callchain, Image, Space, UserEnd
 from recording.symbols import SymbolTable
 from sampler.discovery import resolve_target
 from sampler.halt import HaltedState
@@ -191,7 +191,11 @@ class Comparer:
         is_whole = end is not None and end.is_proper
         verdict = compare(tuple(pc for pc, _name in ours), tuple(pc for pc, _name in theirs), is_whole=is_whole)
         process = made.pending.process
-        if verdict is Verdict.GDB_GOES_ON and process is not None and process.find_region(theirs[len(ours)][0] - 1) is None:
+        if (
+            verdict is Verdict.GDB_GOES_ON
+            and not isinstance(process, UserEnd)
+            and not process.find_region(theirs[len(ours)][0] - 1)
+        ):
             verdict = Verdict.GDB_INVENTS
         where = "user" if is_user else "kernel"
         return Comparison(layout.program, where, verdict, is_whole, str(end), stop, ours, tuple(theirs))

@@ -179,6 +179,11 @@ class StubMemory:
         """Ask the monitor (by default through the stub) where RAM is; raises GuestMemoryError."""
         return cls(target, parse_memory_tree((monitor or target.monitor)("info mtree -f")), max_halt_s)
 
+    @property
+    def halted_ns(self) -> int:
+        """How long the guest has been halted outside of samples so far."""
+        return self._target.extra_halted_ns
+
     def ram(self) -> Sequence[tuple[int, int]]:
         """[start, end) of each piece of RAM, ascending."""
         return self._ram

@@ -31,7 +31,7 @@ class Pending:
     """A capture on its way to being a sample.
 
     running_ns: the recording's guest running time when it was taken. taken_ns: host time, by any clock.
-    process: what its task had mapped, None where that is not known. has_memory: False for a task that has freed its memory.
+    process: what its task had mapped, or why that is not known. has_memory: False for a task that has freed its memory.
     walks: how often it was walked although the kernel was known.
     """
 
@@ -42,7 +42,7 @@ class Pending:
     taken_ns: int
     capture: Capture
     task: Task | None = None
-    process: ProcessCode | None = None
+    process: ProcessCode | UserEnd = UserEnd.NO_MAPPINGS
     has_memory: bool = True
     walks: int = 0
 
@@ -124,7 +124,7 @@ class SampleMaker:
             self._noted_early = self._noted_early or self._tasks is None
             return pending
         task = self._tasks.describe(words, pending.taken_ns)
-        process = None
+        process: ProcessCode | UserEnd = UserEnd.NO_MAPPINGS
         if self._spaces is not None and not task.is_kernel_thread and words.mm:
             process = self._spaces.look(words)
         return replace(pending, task=task, process=process, has_memory=bool(words.mm))
@@ -183,9 +183,9 @@ class SampleMaker:
             return kernel.frames, UserEnd.NOT_WANTED, _NO_IMAGES
         if not pending.has_memory:
             return own, UserEnd.NO_MEMORY, _NO_IMAGES
-        if pending.process is None:
+        if isinstance(pending.process, UserEnd):
             pc = saved[self._architecture.pc]
-            return (*own, Frame(pc, pc, Space.USER)), UserEnd.NO_MAPPINGS, _NO_IMAGES
+            return (*own, Frame(pc, pc, Space.USER)), pending.process, _NO_IMAGES
         in_call = made.sample.system_call is not None
         walk = self._spaces.unwind(saved, pending.capture, pending.process, in_system_call=in_call)
         if not walk.end.is_proper and self._is_in_exec(own):

@@ -21,8 +21,9 @@ from guest.user.mappings import FileIdentity, Mapping, MappingReader, Mappings
 from guest.user.page_cache import PageCache
 from guest.user.perf_files import PerfMapFinder
 from recording.errors import BadImageError, GuestMemoryError
-from recording.model import FrameKind, Image
+from recording.model import FrameKind, Image, UserEnd
 from recording.symbols import SymbolTable
+from sampler.budget import HaltBudget
 from sampler.made_code import ANONYMOUS, MadeCode
 from sampler.user_files import FileFinder, UserFile, UserFileReader
 from unwind.arch import Architecture, Registers
@@ -112,6 +113,7 @@ class UserSpaces:
         self._plain: dict[str, int] = {}
         self._jobs: deque[tuple[UserFile, Steps[None]]] = deque()
         self._looks = 0
+        self._budget = HaltBudget.of(memory)
         self._made = MadeCode(images, self._add_image, finder)
 
     def set_kernel(self, kernel: Kernel | None, boot: int) -> None:
@@ -138,11 +140,16 @@ class UserSpaces:
         except BadImageError as error:
             self._tell("no-perf-maps", f"code that programs made cannot be named: {error}")
 
-    def look(self, words: TaskWords) -> ProcessCode | None:
-        """What the process of a task has mapped now; None where that cannot be read."""
-        reader = self._mappings
-        if reader is None:
-            return None
+    def look(self, words: TaskWords) -> ProcessCode | UserEnd:
+        """What the process of a task has mapped now, or why that is not known."""
+        if self._mappings is None:
+            return UserEnd.NO_MAPPINGS
+        if not self._budget.has_room:
+            return UserEnd.NOT_READ
+        with self._budget.spending():
+            return self._look(words, self._mappings) or UserEnd.NO_MAPPINGS
+
+    def _look(self, words: TaskWords, reader: MappingReader) -> ProcessCode | None:
         self._made.see(words)
         known = self._processes.get(words.mm)
         stamp = reader.stamp(words.mm)
@@ -213,8 +220,8 @@ class UserSpaces:
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` would do anything."""
-        return bool(self._jobs) or self._made.has_work
+        """Whether ``step`` would do anything now."""
+        return (bool(self._jobs) or self._made.has_work) and self._budget.has_room
 
     def may_learn(self, images: frozenset[int]) -> bool:
         """Whether more will become known of any of these files (by image)."""
@@ -226,6 +233,10 @@ class UserSpaces:
 
     def step(self) -> list[int]:
         """Do a few milliseconds of reading; the files (by image) of which all is known now that ever will be."""
+        with self._budget.spending():
+            return self._step()
+
+    def _step(self) -> list[int]:
         if self._made.has_work:
             self._made.step()
             return []
@@ -250,7 +261,8 @@ class UserSpaces:
         return [file.image]
 
     def finish(self) -> None:
-        """The recording ends: look once more at what changes as long as programs run."""
+        """The recording ends: look once more at what changes as long as programs run, and then read all that is still wanted."""
+        self._budget = HaltBudget.unlimited()
         self._made.finish()
 
     def tell_problems(self) -> None:
