@@ -32,17 +32,22 @@ class _Known:
 class CgroupReader:
     """Reads groups' paths, remembering them by set."""
 
-    def __init__(self, space: AddressSpace, _symbols: SymbolTable, structs: Structs) -> None:
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
         """Raises BadImageError where the kernel has no control groups that have paths."""
         self._space = space
         self._set = Record(structs, "css_set", ("dfl_cgrp",))
         self._group = Record(structs, "cgroup", ("kn",))
         # A node's id is never used twice (5.5 and later: it has a generation in it), its name is replaced when it is renamed.
         self._node = Record(structs, "kernfs_node", ("__parent|parent", "name", "id?"))
+        first = symbols.find("init_css_set")
+        # Of the first tasks and all that were never moved: it is the root's for ever (kernel/cgroup/cgroup.c).
+        self._root_set = first.address if first is not None else None
         self._known: dict[int, _Known] = {}
 
     def path(self, cgroups: int) -> str | None:
         """The path of the group of a set (``task->cgroups``), "/" for the root; None where it cannot be read."""
+        if cgroups == self._root_set:
+            return "/"
         known = self._known.get(cgroups)
         if known is not None:
             wanted = ((self._set, cgroups), (self._group, known.group), (self._node, known.node))

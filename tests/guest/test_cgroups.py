@@ -57,6 +57,14 @@ def test_a_known_set_costs_one_batch_and_a_reused_one_is_read_anew() -> None:
     assert reader.path(groups.set) is None
 
 
+def test_the_set_of_the_first_tasks_is_the_roots_and_costs_no_read() -> None:
+    heap = Heap(symbols=[(HEAP + 0x2000, "D", "init_css_set")])
+    reader = CgroupReader(heap.space, heap.symbols, heap.structs)
+    before = heap.memory.batches
+    assert reader.path(HEAP + 0x2000) == "/"
+    assert heap.memory.batches == before
+
+
 def test_the_new_name_of_a_member() -> None:
     size, members = COMMON["kernfs_node"]
     new = {("__parent" if name == "parent" else name): place for name, place in members.items()}
