@@ -53,6 +53,9 @@ def main() -> int:
     parser.add_argument("--frequency", type=float, default=200, help="halts a second (default: 200)")
     parser.add_argument("--kernel", action="append", choices=list(_SUITES), help="only this one (may be repeated)")
     parser.add_argument("--vcpus", type=int, default=1, help="virtual processors (default: 1)")
+    parser.add_argument(
+        "--module", action="append", default=[], metavar="NAME", help="one more for the initramfs to load (may be repeated)"
+    )
     parser.add_argument("--partitioned", action="store_true", help="the file system in a partition instead of on the whole disk")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the recordings there")
     options = parser.parse_args()
@@ -90,7 +93,7 @@ def measure(kernel: str, image: Path, options: argparse.Namespace, *, storage: b
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             path = options.keep / f"{kernel}-{'storage' if storage else 'memory'}.guestprof"
-        guest = DebianOptions(fetch_kernel(suite), suite, image, vcpus=options.vcpus)
+        guest = DebianOptions(fetch_kernel(suite), suite, image, vcpus=options.vcpus, modules=tuple(options.module))
         command = [
             sys.executable,
             "-m",

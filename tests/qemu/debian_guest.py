@@ -28,7 +28,10 @@ TASK_TRUTH = f"/{PROGRAMS_DIRECTORY}/task-truth"
 
 @dataclass(frozen=True, slots=True)
 class DebianOptions:
-    """How to boot the image. append: more of the kernel's command line. program, arguments: instead of systemd."""
+    """How to boot the image. append: more of the kernel's command line. program, arguments: instead of systemd.
+
+    modules: what the initramfs loads beside MODULES.
+    """
 
     kernel: Path
     suite: str
@@ -39,9 +42,10 @@ class DebianOptions:
     arguments: tuple[str, ...] = ()
     memory_mib: int = 512
     stub: bool = True
+    modules: tuple[str, ...] = ()
 
 
-def build_debian_initramfs(kernel: Path, suite: str) -> bytes:
+def build_debian_initramfs(options: DebianOptions) -> bytes:
     """The initramfs for one kernel, gzipped. Raises MissingDependencyError."""
     with tempfile.TemporaryDirectory(prefix="gp-init-") as name:
         build_programs(Path(name), (INIT,))
@@ -51,7 +55,7 @@ def build_debian_initramfs(kernel: Path, suite: str) -> bytes:
             *(Entry(name, stat.S_IFDIR | 0o755) for name in ("dev", "proc", "root")),
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             Entry("init", stat.S_IFREG | 0o755, init),
-            *module_entries(find_modules(kernel, suite, MODULES)),
+            *module_entries(find_modules(options.kernel, options.suite, (*MODULES, *options.modules))),
         ]
     )
     deflate = zlib.compressobj(1, zlib.DEFLATED, 31)
@@ -60,9 +64,9 @@ def build_debian_initramfs(kernel: Path, suite: str) -> bytes:
 
 def guest_options(options: DebianOptions, directory: Path) -> GuestOptions:
     """Options for ``Guest``, and the files it needs, in a directory that must outlive it. Raises MissingDependencyError."""
-    initramfs = directory / f"initramfs-{options.suite}.gz"
+    initramfs = directory / f"initramfs-{'-'.join((options.suite, *options.modules))}.gz"
     if not initramfs.exists():
-        initramfs.write_bytes(build_debian_initramfs(options.kernel, options.suite))
+        initramfs.write_bytes(build_debian_initramfs(options))
     number = len(list(directory.glob("disk-*.qcow2")))
     disk = directory / f"disk-{number}.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(options.image), "-F", "qcow2", str(disk)], check=True)
