@@ -25,6 +25,8 @@ _MAX_SLICE = 8192
 _POINTER = struct.Struct("<Q")
 _MAX_NAMES = 65536
 _MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "group_leader", "comm", "cgroups")
+_FILTER = "seccomp.filter"
+"""A member that kernels may lack (CONFIG_SECCOMP)."""
 _NAME_LIFE_NS = 1_000_000_000
 """A process' name, which threads show with theirs, is read again after this: it may change (execve, prctl)."""
 
@@ -34,6 +36,7 @@ class TaskWords:
     """A task as a halt found it. Addresses are kernel virtual ones.
 
     stack: lowest address of its kernel stack. mm: 0 for kernel threads. leader: the main thread of its process.
+    filter: its newest filter of system calls, 0 where it has none.
     """
 
     address: int
@@ -45,6 +48,7 @@ class TaskWords:
     mm: int
     leader: int
     cgroups: int
+    filter: int = 0
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -58,7 +62,9 @@ class TaskReader:
     def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
         """Raises BadImageError where the kernel's types lack what is needed."""
         self._space = space
-        self._fields: Mapping[str, Field] = {name: structs.require("task_struct", name) for name in _MEMBERS}
+        fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
+        found = structs.field("task_struct", _FILTER)
+        self._fields: Mapping[str, Field] = {**fields, _FILTER: found} if found is not None else fields
         low = min(field.offset for field in self._fields.values())
         high = max(field.offset + field.size for field in self._fields.values())
         if high - low > _MAX_SLICE:
@@ -104,6 +110,7 @@ class TaskReader:
             number["mm"],
             number["group_leader"],
             number["cgroups"],
+            number.get(_FILTER, 0),
         )
 
     def find_running(

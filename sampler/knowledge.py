@@ -15,7 +15,7 @@ from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
 from recording.model import FrameKind, Image
 from sampler.planner import HaltPlanner
-from sampler.samples import SampleMaker
+from sampler.samples import Pending, SampleMaker
 from sampler.tracker import KernelTracker, TrackerEvents
 from sampler.user_files import FileFinder
 from sampler.userspace import ImageStore, UserSpaces
@@ -79,6 +79,13 @@ class Knowledge:
         if user_stack_size:
             self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)
         self.maker = SampleMaker(architecture, self.spaces, self._image_at)
+
+    def note(self, pending: Pending) -> Pending:
+        """Right after a halt: add the task of a capture, and what of it would be gone later."""
+        words = self.planner.find_task(pending.capture)
+        if words is not None:
+            self.tracker.see_filter(words.filter)
+        return self.maker.note(pending, words)
 
     def _kernel_found(self, kernel: Kernel) -> None:
         self._images.add_image(kernel_image(kernel, self.tracker.boot))

@@ -250,7 +250,7 @@ class Recorder:
             weight_ns = self._running_time_ns - self._last_running_ns.get(capture.vcpu, 0)
             self._last_running_ns[capture.vcpu] = self._running_time_ns
             pending = Pending(halt, self._tracker.boot, weight_ns, self._running_time_ns, now_ns, capture)
-            self._backlog.add(self._guest.maker.note(pending, self._guest.planner.find_task(capture)))
+            self._backlog.add(self._guest.note(pending))
             self._samples += 1
 
     def _walk_next(self) -> None:

@@ -73,11 +73,8 @@ def take_snapshot(session: Session, caches: Caches, *, clock: Callable[[], int] 
     while guest.tracker.has_work and clock() < give_up_ns:
         guest.tracker.step()
     state = session.target.capture(guest.planner, resume=resume)
-    made = []
-    for capture in guest.planner.captures(state):
-        pending = Pending(0, 0, 0, 0, clock(), capture)
-        made.append(guest.maker.make(guest.maker.note(pending, guest.planner.find_task(capture))))
-    made = [_walked_whole(guest, each, clock) for each in made]
+    pending = [guest.note(Pending(0, 0, 0, 0, clock(), capture)) for capture in guest.planner.captures(state)]
+    made = [_walked_whole(guest, guest.maker.make(each), clock) for each in pending]
     vcpus = [
         VcpuSnapshot(
             each.sample.vcpu,

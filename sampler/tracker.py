@@ -7,17 +7,19 @@ the kernel has none); then its place in memory is looked at again, and after a r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from guest.btf import read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
-from guest.generated_code import GeneratedCodeReader
+from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.modules import ModuleReader
+from guest.system_call_filters import SystemCallFilters
 from recording.errors import BadImageError, GuestMemoryError
 from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, Registers
@@ -93,6 +95,7 @@ class KernelTracker:
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
         self._modules: ModuleReader | None = None
         self._generated: GeneratedCodeReader | None = None
+        self._filters: SystemCallFilters | None = None
         self._reads_modules = False
 
     @property
@@ -129,6 +132,11 @@ class KernelTracker:
         elif self._work is None:
             self._work = self._find_work(self.kernel, any(map(arch.is_user, registers)), now_ns)
 
+    def see_filter(self, newest: int) -> None:
+        """A task was seen to run whose newest filter of system calls is at an address (0: it has none)."""
+        if self._filters is not None:
+            self._filters.see(newest)
+
     def _find_work(self, kernel: Kernel, runs_programs: bool, now_ns: int) -> Steps[None] | None:
         if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
             settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
@@ -146,8 +154,11 @@ class KernelTracker:
         return None
 
     def _is_outdated(self, kernel: Kernel) -> bool:
-        modules = self._modules is not None and self._modules.has_changed(kernel.space)
-        return modules or (self._generated is not None and self._generated.has_changed(kernel.space))
+        return (self._modules is not None and self._modules.has_changed(kernel.space)) or self._has_new_code(kernel)
+
+    def _has_new_code(self, kernel: Kernel) -> bool:
+        generated = self._generated is not None and self._generated.has_changed(kernel.space)
+        return generated or (self._filters is not None and self._filters.has_new)
 
     def want_refresh(self) -> None:
         """A stack did not fit the kernel's code as it was read: it may have been patched since."""
@@ -160,7 +171,7 @@ class KernelTracker:
             self._work = None
             return
         self._events.gone(why)
-        self.kernel = self.unwinder = self._work = self._modules = self._generated = None
+        self.kernel = self.unwinder = self._work = self._modules = self._generated = self._filters = None
         self._reads_modules = False
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
@@ -242,6 +253,9 @@ class KernelTracker:
             self._modules = ModuleReader(kernel.symbols, structs, kernel.orc.version if kernel.orc else None)
         except BadImageError as error:
             self.problem = str(error)
+        # Kernels without seccomp have no such types.
+        with contextlib.suppress(BadImageError):
+            self._filters = SystemCallFilters(structs)
         yield
         self._events.refreshed(kernel)
         yield
@@ -255,8 +269,8 @@ class KernelTracker:
         modules, generated = before.modules, before.generated
         if self._modules is not None and self._modules.has_changed(kernel.space):
             modules = yield from self._modules.read(kernel.space)
-        if self._generated is not None and self._generated.has_changed(kernel.space):
-            generated = yield from self._generated.read(kernel.space)
+        if self._has_new_code(kernel):
+            generated = yield from self._read_generated(kernel)
         self._reads_modules = False
         if (modules, generated) == (before.modules, before.generated):
             return
@@ -265,6 +279,10 @@ class KernelTracker:
         if self.unwinder is not None:
             self.unwinder.replace_modules(code, code, code)
         self._tell_changes(before, kernel.loaded)
+
+    def _read_generated(self, kernel: Kernel) -> Steps[tuple[GeneratedCode, ...]]:
+        listed = () if self._generated is None else (yield from self._generated.read(kernel.space))
+        return (*listed, *(self._filters.read(kernel.space) if self._filters is not None else ()))
 
     def _tell_changes(self, before: LoadedCode, now: LoadedCode) -> None:
         if before is not now:
