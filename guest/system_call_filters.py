@@ -7,14 +7,17 @@ task's ``seccomp.filter`` is its newest filter, ``prev`` the one before (kernel/
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from guest.generated_code import GeneratedCode
+from guest.memory import Steps
 from guest.paging import AddressSpace
 from guest.records import Record, Values, read_records
 from guest.structs import Structs
 from recording.model import FrameKind
 
-_MAX_KNOWN = 1024
+_MAX_KNOWN = 8192
+_PER_STEP = 64
 _MAX_CHAIN = 64
 """Filters of one task; systemd's services have about 15."""
 _MAX_CODE = 1 << 18
@@ -42,29 +45,36 @@ class SystemCallFilters:
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
 
-    def read(self, space: AddressSpace) -> list[GeneratedCode]:
+    def read(self, space: AddressSpace) -> Steps[list[GeneratedCode]]:
         """The code of all filters that were seen and are still there."""
         self.has_new = False
         wanted = list(self._known)
         for _ in range(_MAX_CHAIN):
-            following = []
-            filters = read_records(space, [(self._filter, address) for address in wanted])
-            programs = read_records(space, [(self._program, values[1] if values else 0) for values in filters])
-            for address, values, program in zip(wanted, filters, programs, strict=True):
-                known = self._known.get(address)
-                if known is None:
-                    self._known[address] = _read_code(space, values, program)
-                elif known[:2] != (values, program):
-                    # It was freed. Should there be another filter now, whoever has it will be seen.
-                    del self._known[address]
-                if values is not None and values[0] and values[0] not in self._known:
-                    following.append(values[0])
+            following: list[int] = []
+            for start in range(0, len(wanted), _PER_STEP):
+                following += self._read_some(space, wanted[start : start + _PER_STEP])
+                yield
             if not following:
                 break
-            for address in following:
-                self._keep(address, None)
             wanted = following
         return [known[2] for known in self._known.values() if known is not None]
+
+    def _read_some(self, space: AddressSpace, wanted: Sequence[int]) -> list[int]:
+        """Read filters, or see whether they are still those that were read; the filters before them that are not known yet."""
+        following: list[int] = []
+        filters = read_records(space, [(self._filter, address) for address in wanted])
+        programs = read_records(space, [(self._program, values[1] if values else 0) for values in filters])
+        for address, values, program in zip(wanted, filters, programs, strict=True):
+            known = self._known.get(address)
+            if known is None:
+                self._known[address] = _read_code(space, values, program)
+            elif known[:2] != (values, program):
+                # It was freed. Should there be another filter now, whoever has it will be seen.
+                del self._known[address]
+            if values is not None and values[0] and values[0] not in self._known:
+                self._keep(values[0], None)
+                following.append(values[0])
+        return following
 
 
 def _read_code(space: AddressSpace, values: Values | None, program: Values | None) -> tuple[Values, Values, GeneratedCode] | None:

@@ -282,7 +282,8 @@ class KernelTracker:
 
     def _read_generated(self, kernel: Kernel) -> Steps[tuple[GeneratedCode, ...]]:
         listed = () if self._generated is None else (yield from self._generated.read(kernel.space))
-        return (*listed, *(self._filters.read(kernel.space) if self._filters is not None else ()))
+        filters = [] if self._filters is None else (yield from self._filters.read(kernel.space))
+        return (*listed, *filters)
 
     def _tell_changes(self, before: LoadedCode, now: LoadedCode) -> None:
         if before is not now:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guest.generated_code import GeneratedCode
+from guest.memory import run_steps
 from guest.system_call_filters import SystemCallFilters
 from recording.errors import BadImageError
 from recording.model import FrameKind
@@ -52,30 +53,30 @@ def pieces(code: list[GeneratedCode]) -> set[tuple[int, bytes]]:
 def test_a_task_has_its_newest_filter_and_those_before() -> None:
     guest = Filters()
     reader = guest.reader()
-    assert reader.read(guest.heap.space) == []
+    assert run_steps(reader.read(guest.heap.space)) == []
     reader.see(0)
     assert not reader.has_new
     reader.see(guest.second)
     assert reader.has_new
     both = {(guest.first_code, b"first code"), (guest.second_code, b"second")}
-    assert pieces(reader.read(guest.heap.space)) == both
+    assert pieces(run_steps(reader.read(guest.heap.space))) == both
     reader.see(guest.second)
     reader.see(guest.first)
     assert not reader.has_new
-    before = reader.read(guest.heap.space)
-    assert all(one is other for one, other in zip(before, reader.read(guest.heap.space), strict=True))
+    before = run_steps(reader.read(guest.heap.space))
+    assert all(one is other for one, other in zip(before, run_steps(reader.read(guest.heap.space)), strict=True))
 
 
 def test_a_filter_that_was_freed_is_dropped_and_its_memory_may_become_another() -> None:
     guest = Filters()
     reader = guest.reader()
     reader.see(guest.first)
-    assert pieces(reader.read(guest.heap.space)) == {(guest.first_code, b"first code")}
+    assert pieces(run_steps(reader.read(guest.heap.space))) == {(guest.first_code, b"first code")}
     guest.heap.put("seccomp_filter", guest.first, prog=guest.heap.put("bpf_prog", jited_len=6, bpf_func=guest.second_code))
-    assert reader.read(guest.heap.space) == []
+    assert run_steps(reader.read(guest.heap.space)) == []
     reader.see(guest.first)
     assert reader.has_new
-    assert pieces(reader.read(guest.heap.space)) == {(guest.second_code, b"second")}
+    assert pieces(run_steps(reader.read(guest.heap.space))) == {(guest.second_code, b"second")}
 
 
 @pytest.mark.parametrize(("size", "function"), [(0, HEAP), (1 << 19, HEAP), (16, 0), (16, 1 << 63)])
@@ -83,7 +84,7 @@ def test_a_filter_without_compiled_code_is_none(size: int, function: int) -> Non
     guest = Filters()
     reader = guest.reader()
     reader.see(guest.filter(function, size))
-    assert reader.read(guest.heap.space) == []
+    assert run_steps(reader.read(guest.heap.space)) == []
     assert not reader.has_new
 
 
@@ -92,7 +93,19 @@ def test_a_ring_of_filters_ends() -> None:
     guest.heap.put("seccomp_filter", guest.first, prev=guest.second)
     reader = guest.reader()
     reader.see(guest.first)
-    assert len(reader.read(guest.heap.space)) == 2
+    assert len(run_steps(reader.read(guest.heap.space))) == 2
+
+
+def test_many_filters_are_read_in_steps() -> None:
+    guest = Filters()
+    reader = guest.reader()
+    newest = 0
+    for _ in range(200):
+        newest = guest.filter(guest.second_code, 6, newest)
+        reader.see(newest)
+    steps = reader.read(guest.heap.space)
+    assert sum(1 for _ in steps) == 4
+    assert len(run_steps(reader.read(guest.heap.space))) == 200
 
 
 def test_a_kernel_without_filters() -> None:
@@ -112,4 +125,4 @@ def test_damage_never_raises(changes: list[tuple[int, int]], newest: int) -> Non
     reader = guest.reader()
     for address in (newest, guest.second, HEAP + 8, HEAP + HEAP_SIZE - 1):
         reader.see(address)
-    assert len(reader.read(guest.heap.space)) <= 1024
+    assert len(run_steps(reader.read(guest.heap.space))) <= 8192
