@@ -176,7 +176,7 @@ class Comparer:
         table = space.translate(int.from_bytes(space.read(tasks.page_table_address(words), 8), "little"))
         if table is None or table == paging.roots(capture.registers)[-1] or self._session.architecture.is_user(capture.registers):
             return page_reader(self._session.target, capture.vcpu)
-        own = FreshSpace(self._session.memory, paging, table, space.levels)
+        own = FreshSpace(self._session.memory, space.tables, table)
         return lambda address: own.read(address, PAGE)
 
     def _compare(self, made: Made, capture: Capture, layout: Layout, read_page: ReadPage) -> Comparison:

@@ -52,7 +52,7 @@ class ContextFinder:
             if mark is not None:
                 return mark
         if end is StackEnd.USER_ENTRY:
-            return Context.EXCEPTION if saved is None or saved.get(self._number, 0) >> 63 else Context.SYSTEM_CALL
+            return Context.EXCEPTION if saved is None or (self._number(saved) or 0) < 0 else Context.SYSTEM_CALL
         if task is not None and not task.is_kernel_thread:
             # A child of fork or clone that has not yet returned from it.
             return Context.SYSTEM_CALL if end is StackEnd.TASK_ROOT else Context.UNKNOWN

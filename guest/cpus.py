@@ -16,7 +16,7 @@ from unwind.arch import Architecture
 MAX_CPUS = 8192
 _HOT_SIZE = 64
 """``struct pcpu_hot`` is a cache line (arch/x86/include/asm/current.h, 6.2 to 6.14)."""
-_TOP_SLOT = PAGE_SIZE - 8
+_WORD_FORMATS = {4: "I", 8: "Q"}
 _EXCEPTION_STACK_PAGES = 19
 """``struct cea_exception_stacks``: six stacks of two pages with a guard page before each and one at the end."""
 _ADDRESS_MASK = (1 << 64) - 1
@@ -37,14 +37,20 @@ class CpuFacts:
     exception_stacks: tuple[tuple[Range, ...], ...] = ()
 
 
+def decode_words(data: bytes, architecture: Architecture) -> tuple[int, ...]:
+    """The pointer-sized unsigned numbers that bytes are."""
+    order, size = "<" if architecture.byteorder == "little" else ">", architecture.pointer_size
+    return struct.unpack(f"{order}{len(data) // size}{_WORD_FORMATS[size]}", data)
+
+
 def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> CpuFacts:
     """Read the facts; parts that are not there yet stay empty."""
-    offsets = _read_offsets(space, symbols)
+    offsets = _read_offsets(space, symbols, architecture)
     if not offsets:
         return CpuFacts()
     tops = _read_irq_stack_tops(space, symbols, offsets, architecture)
     irq_stacks = tuple((top - architecture.stack_size, top) if top else (0, 0) for top in tops)
-    pointers = _read_variable(space, symbols, "cea_exception_stacks", offsets)
+    pointers = _read_variable(space, symbols, architecture.interrupt_stacks.exceptions, offsets, architecture)
     exception_stacks = tuple(_mapped_stacks(space, pointer, architecture) for pointer in pointers)
     return CpuFacts(
         offsets,
@@ -53,31 +59,35 @@ def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architect
     )
 
 
-def _read_offsets(space: AddressSpace, symbols: SymbolTable) -> tuple[int, ...]:
+def _read_offsets(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> tuple[int, ...]:
     """``__per_cpu_offset`` of the possible CPUs; all are the same until the per-CPU areas are set up."""
+    word = architecture.pointer_size
     table = symbols.find("__per_cpu_offset")
     if table is None:
         return (0,) if symbols.find("__per_cpu_start") is None else ()
-    limit = min(table.size // 8, MAX_CPUS)
+    limit = min(table.size // word, MAX_CPUS)
     number = symbols.find("nr_cpu_ids")
     data = space.read_many([(number.address, 4)])[0] if number else None
-    count = min(limit, int.from_bytes(data, "little")) if data else limit
-    data = space.read_many([(table.address, 8 * count)])[0]
+    count = min(limit, int.from_bytes(data, architecture.byteorder)) if data else limit
+    data = space.read_many([(table.address, word * count)])[0]
     if not data:
         return ()
-    offsets: tuple[int, ...] = struct.unpack(f"<{len(data) // 8}Q", data)
+    offsets = decode_words(data, architecture)
     if count > 1 and len(set(offsets)) < count:
         return ()
     return offsets if any(offsets) else ()
 
 
-def _read_variable(space: AddressSpace, symbols: SymbolTable, name: str, offsets: tuple[int, ...]) -> list[int]:
-    """The 8-byte value of a per-CPU variable on each CPU, 0 where it cannot be read; nothing where there is no such variable."""
-    symbol = symbols.find(name)
+def _read_variable(
+    space: AddressSpace, symbols: SymbolTable, name: str, offsets: tuple[int, ...], architecture: Architecture
+) -> list[int]:
+    """The pointer in a per-CPU variable on each CPU, 0 where it cannot be read; nothing where there is no such variable."""
+    symbol = symbols.find(name) if name else None
     if symbol is None:
         return []
-    answers = space.read_many([(symbol.address + offset & _ADDRESS_MASK, 8) for offset in offsets])
-    return [0 if answer is None else int.from_bytes(answer, "little") for answer in answers]
+    word = architecture.pointer_size
+    answers = space.read_many([(symbol.address + offset & _ADDRESS_MASK, word) for offset in offsets])
+    return [0 if answer is None else int.from_bytes(answer, architecture.byteorder) for answer in answers]
 
 
 def _read_irq_stack_tops(
@@ -85,22 +95,24 @@ def _read_irq_stack_tops(
 ) -> list[int]:
     """The end of each CPU's interrupt stack, 0 where it is not up.
 
-    The variable points at the end of the stack (to 5.11), or at the last slot of it (since 951c2a51ae75).
+    The variable points at the start or end of the stack, or at the last slot of it (x86-64 since 951c2a51ae75).
     """
-    hot = symbols.find("pcpu_hot")
-    if symbols.find("hardirq_stack_ptr") or hot is None:
-        values = _read_variable(space, symbols, "hardirq_stack_ptr", offsets)
+    stacks = architecture.interrupt_stacks
+    hot = symbols.find(stacks.container) if stacks.container else None
+    if symbols.find(stacks.variable) or hot is None:
+        values = _read_variable(space, symbols, stacks.variable, offsets, architecture)
     else:
         # The pointer's place in the structure differs with the configuration, but it is the only one to the last slot of a page.
         answers = space.read_many([(hot.address + offset & _ADDRESS_MASK, _HOT_SIZE) for offset in offsets])
         values = [_slot_pointer(answer, architecture) if answer else 0 for answer in answers]
-    tops = [value + 15 & -16 for value in values]
+    tops = [value + architecture.stack_size if stacks.is_lowest and value else value + 15 & -16 for value in values]
     return [top if _is_stack_end(space, top, architecture) else 0 for top in tops]
 
 
 def _slot_pointer(hot: bytes, architecture: Architecture) -> int:
-    words = struct.unpack(f"<{len(hot) // 8}Q", hot)
-    return next((word for word in words if word % PAGE_SIZE == _TOP_SLOT and architecture.is_kernel_address(word)), 0)
+    slot = PAGE_SIZE - architecture.pointer_size
+    words = decode_words(hot, architecture)
+    return next((word for word in words if word % PAGE_SIZE == slot and architecture.is_kernel_address(word)), 0)
 
 
 def _is_stack_end(space: AddressSpace, top: int, architecture: Architecture) -> bool:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from guest.kallsyms import KallsymsPlace, place_from_symbols
 from guest.kallsyms_scan import MAX_IMAGE_SIZE, find_kallsyms
 from guest.memory import PhysicalMemory, Steps
-from guest.paging import AddressSpace
+from guest.paging import AddressSpace, Extent
 from guest.vmcoreinfo import VmCoreInfo, scan_vmcoreinfo
 from recording.errors import UnsupportedTargetError
 from unwind.arch import Architecture, Registers
 
-_GATE_SIZE = 16
+_LARGEST_TRAMPOLINE = 1 << 16
 _32BIT_LIMIT = 1 << 32
 
 
@@ -47,8 +47,8 @@ def spaces_of(memory: PhysicalMemory, architecture: Architecture, registers: Ite
     """The page tables that the vCPUs use now, each once; none for a vCPU with paging off."""
     paging = architecture.paging
     usable = [each for each in registers if paging.enabled(each)]
-    roots = dict.fromkeys((root, paging.levels(each)) for each in usable for root in paging.roots(each))
-    return [AddressSpace(memory, paging, root, levels) for root, levels in roots]
+    roots = dict.fromkeys((root, paging.tables(each)) for each in usable for root in paging.roots(each))
+    return [AddressSpace(memory, tables, root) for root, tables in roots]
 
 
 def find_kernel(memory: PhysicalMemory, architecture: Architecture, registers: Sequence[Registers]) -> Steps[KernelLocation | None]:
@@ -58,11 +58,17 @@ def find_kernel(memory: PhysicalMemory, architecture: Architecture, registers: S
     """
     if any(architecture.is_32bit_kernel(each) for each in registers):
         yield from _refuse_32bit_kernel(memory)
-    for space in spaces_of(memory, architecture, registers):
-        image = yield from _find_image(architecture, space)
-        location = None if image is None else (yield from _identify(memory, architecture, space, image))
-        if location:
-            return location
+    looked_at = set()
+    for each in registers:
+        for space in spaces_of(memory, architecture, (each,)):
+            mark = architecture.image_mark(each, lambda address, size, space=space: space.read_many([(address, size)])[0])  # type: ignore[misc]
+            if (key := (space.root, space.tables, mark)) in looked_at:
+                continue
+            looked_at.add(key)
+            image = yield from _find_image(architecture, space, mark)
+            location = None if image is None else (yield from _identify(memory, architecture, space, image))
+            if location:
+                return location
     return None
 
 
@@ -74,33 +80,31 @@ def _refuse_32bit_kernel(memory: PhysicalMemory) -> Steps[None]:
         )
 
 
-def _find_image(architecture: Architecture, space: AddressSpace) -> Steps[tuple[int, int] | None]:
+def _find_image(architecture: Architecture, space: AddressSpace, mark: int | None) -> Steps[tuple[int, int] | None]:
     """(virtual, physical) address of the kernel image that a page table maps, or None.
 
-    The interrupt table, where there is one, points into the image; before it is set up, the first mapped page is taken.
+    The mark lies in it, or in another mapping of a few of its pages (a trampoline's); without one, the first mapped page is taken.
+    The image is physically contiguous, though parts of it may be unmapped.
     """
     start, end = architecture.kernel_image
-    handler = _interrupt_handler(architecture, space)
+    target = None if mark is None else space.translate(mark)
+    if mark is not None and target is None:
+        return None
     first = None
     for extent in space.mapped(start, end):
         if extent is None:
             yield
             continue
-        if first is None or extent.address - first[0] > MAX_IMAGE_SIZE:
+        if first is None or extent.address - first[0] > MAX_IMAGE_SIZE or extent.physical - extent.address != first[1] - first[0]:
             first = extent.address, extent.physical
-        if handler is None or extent.address <= handler < extent.address + extent.size:
+        if target is None or (extent.physical <= target < extent.physical + extent.size and _is_image(extent, mark)):
             return first
     return None
 
 
-def _interrupt_handler(architecture: Architecture, space: AddressSpace) -> int | None:
-    """The first handler in the interrupt table, None where there is no table or it does not point into an image."""
-    if architecture.interrupt_table is None:
-        return None
-    gate = space.read_many([(architecture.interrupt_table, _GATE_SIZE)])[0]
-    handler = 0 if gate is None else architecture.interrupt_handler(gate)
-    start, end = architecture.kernel_image
-    return handler if start <= handler < end and space.translate(handler) is not None else None
+def _is_image(extent: Extent, mark: int | None) -> bool:
+    """Whether an extent with the mark's page is the image itself: the trampoline maps a few pages of it once more, at the mark."""
+    return extent.size > _LARGEST_TRAMPOLINE or mark is None or not extent.address <= mark < extent.address + extent.size
 
 
 def _identify(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from guest.cache import KernelCache
 from guest.cpus import Range, read_cpus
@@ -21,7 +22,8 @@ from guest.symbol_rows import SymbolRows
 from guest.text import TextImage, read_text
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture, Registers
+from unwind.arch import Architecture, Registers, UnwindMethod
+from unwind.methods import frame_rows
 from unwind.orc import OrcTable
 
 _FREEING_INIT = 2
@@ -79,7 +81,7 @@ class Kernel:
 
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
-        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded)
+        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, partial(frame_rows, self.architecture))
 
 
 def load_kernel(architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:
@@ -106,8 +108,11 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         symbols = rows.table()
         banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
         yield
-        orc_bytes, problem = yield from _try_orc(space, symbols)
-        if banner and build_id and orc_bytes:
+        orc_bytes = None
+        has_orc = architecture.kernel_code.method is UnwindMethod.ORC
+        if has_orc:
+            orc_bytes, problem = yield from _try_orc(space, symbols)
+        if banner and build_id and (orc_bytes or not has_orc):
             yield from _save(cache, tables.fingerprint(), architecture, rows, (banner, build_id, orc_bytes))
     orc = None
     try:
@@ -163,11 +168,11 @@ def is_still_there(kernel: Kernel, registers: Registers) -> bool:
         for space in spaces_of(memory, kernel.architecture, (registers,))
         for extent in space.mapped(*kernel.architecture.kernel_image)
     )
-    if not paging.enabled(registers) or any(images):
+    if not paging.enabled(registers) or not paging.is_shared or any(images):
         return False
     # No image at all: the guest ran on since the halt, and the table was a process's that has ended. The kernel's own must do.
     address, expected = _signature(kernel)
-    own = AddressSpace(memory, paging, kernel.space.root, kernel.space.levels)
+    own = AddressSpace(memory, kernel.space.tables, kernel.space.root)
     return own.read_many([(address, len(expected))])[0] == expected
 
 
@@ -205,13 +210,14 @@ def _read_tables(space: AddressSpace, location: KernelLocation) -> Steps[Kallsym
 
 def _from_cache(
     sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, anchors: Mapping[str, int]
-) -> Steps[tuple[SymbolTable, str, str, OrcBytes] | None]:
+) -> Steps[tuple[SymbolTable, str, str, OrcBytes | None] | None]:
     """Symbols where this boot has put them, banner, build ID and unwind tables; None where the cache has none that fit the image.
 
     The names are the image's, or the cache would not have been asked; build ID and banner at the cached addresses prove those.
     """
-    orc = OrcBytes.from_sections(sections)
-    if orc is None or not {"symbols", "banner", "build_id"} <= sections.keys():
+    has_orc = architecture.kernel_code.method is UnwindMethod.ORC
+    orc = OrcBytes.from_sections(sections) if has_orc else None
+    if (has_orc and orc is None) or not {"symbols", "banner", "build_id"} <= sections.keys():
         return None
     try:
         kept = SymbolRows.from_bytes(sections["symbols"])
@@ -226,11 +232,11 @@ def _from_cache(
     yield
     if build_id is None or sections["banner"] != banner.encode("ascii") or sections["build_id"] != build_id.encode("ascii"):
         return None
-    return (symbols, banner, build_id, orc) if orc.fits(symbols) else None
+    return (symbols, banner, build_id, orc) if orc is None or orc.fits(symbols) else None
 
 
 def _save(
-    cache: KernelCache, key: str, architecture: Architecture, rows: SymbolRows, facts: tuple[str, str, OrcBytes]
+    cache: KernelCache, key: str, architecture: Architecture, rows: SymbolRows, facts: tuple[str, str, OrcBytes | None]
 ) -> Steps[None]:
     """Keep what KASLR does not change: symbols with ``_stext`` at the start of the range in which images lie."""
     stext = rows.find("_stext")
@@ -240,7 +246,8 @@ def _save(
     start, end = architecture.kernel_image
     kept = rows.moved(start - stext, start, end).to_bytes()
     yield
-    cache.save(key, {"banner": banner.encode("ascii"), "build_id": build_id.encode("ascii"), "symbols": kept, **orc.to_sections()})
+    tables = {} if orc is None else orc.to_sections()
+    cache.save(key, {"banner": banner.encode("ascii"), "build_id": build_id.encode("ascii"), "symbols": kept, **tables})
     yield
 
 
@@ -289,7 +296,7 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> AddressSpace | None:
     root = current.translate(table.address) if table else None
     if root is None or start is None:
         return None
-    own = AddressSpace(current.memory, kernel.architecture.paging, root, current.levels)
+    own = AddressSpace(current.memory, current.tables, root)
     return own if own.translate(start.address) == current.translate(start.address) else None
 
 
@@ -297,7 +304,7 @@ def _is_init_there(space: AddressSpace, symbols: SymbolTable) -> bool:
     """Whether boot code is certain to be in memory still."""
     symbol = symbols.find("system_state")
     data = space.read_many([(symbol.address, 4)])[0] if symbol else None
-    return data is not None and int.from_bytes(data, "little") < _FREEING_INIT
+    return data is not None and int.from_bytes(data, space.tables.byteorder) < _FREEING_INIT
 
 
 def _checked(start: int, end: int) -> Range:

@@ -8,7 +8,7 @@ rows fit it (``orc_ftrace_find``).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from guest.text import TextImage
 from recording.model import FrameKind, LoadedData
 from recording.symbols import Symbol, SymbolTable
 from unwind.frame_pointer import FramePointerRows
-from unwind.kernel import RowSource
+from unwind.kernel import RowSource, SymbolSource, TextSource
 from unwind.orc import OrcTable
 from unwind.rules import Row
 
@@ -90,12 +90,19 @@ class LoadedCode:
 class KernelCodeMap:
     """What ``unwind.kernel.KernelUnwinder`` asks for code, names and rows, over all the code of a kernel."""
 
-    def __init__(self, symbols: SymbolTable, text: TextImage, rows: RowSource | None, loaded: LoadedCode) -> None:
-        """symbols, text, rows: of the kernel's own image; without rows (it has no unwind table) frame pointers are followed."""
+    def __init__(
+        self,
+        symbols: SymbolTable,
+        text: TextImage,
+        rows: RowSource | None,
+        loaded: LoadedCode,
+        frame_rows: Callable[[SymbolSource, TextSource], RowSource] = FramePointerRows,
+    ) -> None:
+        """symbols, text, rows: of the kernel's own image; without rows (it has no unwind table) ``frame_rows`` makes them."""
         self._symbols = symbols
         self._text = text
         self._loaded = loaded
-        self._frame_pointers = FramePointerRows(self, self)
+        self._frame_pointers = frame_rows(self, self)
         self._rows = rows if rows is not None else self._frame_pointers
         self._has_table = rows is not None
 

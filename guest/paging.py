@@ -1,7 +1,7 @@
 """Virtual addresses become physical ones by walking the guest's page tables, and memory is read through them.
 
 Reading physically through the kernel's own table works in every mode of the vCPU: neither KPTI nor a user-mode vCPU hides
-anything. Formats: ``unwind.arch.PagingFormat`` (x86-64: Intel SDM volume 3A, section 4.5).
+anything. Formats: ``unwind.arch.PageTables``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from guest.memory import CHUNK_SIZE, MAX_READ, PhysicalMemory, Steps
 from recording.errors import GuestMemoryError
-from unwind.arch import PagingFormat
+from unwind.arch import PageTables
 
 PAGE_SIZE = 0x1000
-_TABLE = struct.Struct("<512Q")
-_LARGE_LEVELS = (2, 3)
-"""Levels whose entries may map memory themselves: 2 MiB and 1 GiB. Higher up the bit is reserved."""
 _MAX_TABLES = 4096
+_MAX_LEVELS = 5
+_ENTRY_FORMATS = {4: "I", 8: "Q"}
 _ADDRESS_MASK = (1 << 64) - 1
 
 
@@ -31,48 +30,67 @@ class Extent:
     size: int
 
 
+def _levels(tables: PageTables) -> tuple[tuple[int, int, bool], ...]:
+    """Of each level from the top: how far an address is shifted for its index, the index' mask, whether entries may be large."""
+    if not 1 <= len(tables.index_bits) <= _MAX_LEVELS:
+        raise GuestMemoryError(
+            f"page tables of {len(tables.index_bits)} levels do not exist; the registers of this guest are not understood"
+        )
+    found = []
+    shift = tables.page_shift
+    for level, bits in enumerate(tables.index_bits, start=1):
+        found.append((shift, (1 << bits) - 1, level in tables.large_levels))
+        shift += bits
+    return tuple(reversed(found))
+
+
 class AddressSpace:
     """One set of page tables. Tables are remembered, so it is for mappings that stand still, or for one halt: see ``forget``."""
 
-    def __init__(self, memory: PhysicalMemory, paging: PagingFormat, root: int, levels: int) -> None:
-        """``root``: physical address of the top-level table; ``levels``: 1 to 5."""
-        if not 1 <= levels <= 5:
-            raise GuestMemoryError(f"page tables of {levels} levels do not exist; the registers of this guest are not understood")
+    def __init__(self, memory: PhysicalMemory, tables: PageTables, root: int) -> None:
+        """``root``: physical address of the top-level table."""
         self.memory = memory
         self.root = root
-        self.levels = levels
-        self._paging = paging
+        self.tables = tables
+        self._levels = _levels(tables)
+        order, entry = "<" if tables.byteorder == "little" else ">", _ENTRY_FORMATS[tables.entry_size]
+        self._formats = {mask: struct.Struct(f"{order}{mask + 1}{entry}") for _shift, mask, _may_be_large in self._levels}
         self._tables: dict[int, tuple[int, ...] | None] = {}
 
     def forget(self) -> None:
         """Read the tables anew from now on: the guest ran and may have changed mappings."""
         self._tables.clear()
 
-    def _table(self, address: int) -> tuple[int, ...] | None:
+    def _table(self, address: int, mask: int) -> tuple[int, ...] | None:
         if address not in self._tables:
             if len(self._tables) >= _MAX_TABLES:
                 self._tables.clear()
-            data = self.memory.read_many([(address, PAGE_SIZE)])[0]
-            self._tables[address] = None if data is None or len(data) != PAGE_SIZE else _TABLE.unpack(data)
+            layout = self._formats[mask]
+            data = self.memory.read_many([(address, layout.size)])[0]
+            self._tables[address] = None if data is None or len(data) != layout.size else layout.unpack(data)
         return self._tables[address]
 
     def _walk(self, address: int) -> tuple[int | None, int]:
         """Physical address of a virtual one (None where it is not mapped), and how many bytes from there on share the answer."""
+        tables = self.tables
+        present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
         table_address = self.root
-        for level in range(self.levels, 0, -1):
-            shift = 12 + 9 * (level - 1)
+        for shift, mask, may_be_large in self._levels:
             left = (1 << shift) - (address & (1 << shift) - 1)
-            table = self._table(table_address)
-            entry = 0 if table is None else table[address >> shift & 511]
-            if not entry & self._paging.present:
+            table = self._table(table_address, mask)
+            # A table at an address that was met before may be of another size where tables are damaged.
+            index = address >> shift & mask
+            entry = 0 if table is None or index >= len(table) else table[index]
+            if not entry & present:
                 return None, left
-            is_large = level > 1 and entry & self._paging.large
-            if is_large and level not in _LARGE_LEVELS:
+            is_last = shift == tables.page_shift
+            is_large = not is_last and entry & large_mask == large
+            if is_large and not may_be_large:
                 return None, left
-            table_address = entry & self._paging.address_mask
-            if is_large or level == 1:
+            table_address = entry & address_mask
+            if is_large or is_last:
                 return table_address & -1 << shift | address & (1 << shift) - 1, left
-        return None, PAGE_SIZE
+        return None, 1 << tables.page_shift
 
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
@@ -149,11 +167,11 @@ class FreshSpace:
     time.
     """
 
-    def __init__(self, memory: PhysicalMemory, paging: PagingFormat, root: int, levels: int) -> None:
+    def __init__(self, memory: PhysicalMemory, tables: PageTables, root: int) -> None:
         """See ``AddressSpace``."""
         self._memory = memory
-        self._paging = paging
-        self.levels = levels
+        self.tables = tables
+        self._levels = _levels(tables)
         self._root = root
         self._entries: dict[int, int] = {}
 
@@ -179,22 +197,25 @@ class FreshSpace:
 
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
+        tables = self.tables
+        present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
+        entry_size = tables.entry_size
         table = self._root
-        for level in range(self.levels, 0, -1):
-            shift = 12 + 9 * (level - 1)
-            place = table + 8 * (address >> shift & 511)
+        for shift, mask, may_be_large in self._levels:
+            place = table + entry_size * (address >> shift & mask)
             entry = self._entries.get(place)
             if entry is None:
                 try:
-                    entry = self._entries[place] = int.from_bytes(self._memory.read(place, 8), "little")
+                    entry = self._entries[place] = int.from_bytes(self._memory.read(place, entry_size), tables.byteorder)
                 except GuestMemoryError:
                     return None
-            if not entry & self._paging.present:
+            if not entry & present:
                 return None
-            is_large = level > 1 and entry & self._paging.large
-            if is_large and level not in _LARGE_LEVELS:
+            is_last = shift == tables.page_shift
+            is_large = not is_last and entry & large_mask == large
+            if is_large and not may_be_large:
                 return None
-            table = entry & self._paging.address_mask
-            if is_large or level == 1:
+            table = entry & address_mask
+            if is_large or is_last:
                 return table & -1 << shift | address & (1 << shift) - 1
         return None

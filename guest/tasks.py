@@ -1,13 +1,11 @@
 """Which task each CPU runs: the words that a halt copies become pid, names, address space and control group.
 
-Linux keeps the running task in a per-CPU variable (arch/x86/include/asm/current.h: ``current_task``, from 6.2 to 6.14
-``pcpu_hot.current_task``). Its facts lie close together in ``struct task_struct``, so a halt copies one slice of it; what follows
-from its pointers is read when the guest runs again.
+Linux keeps the running task in a register or a per-CPU variable (``unwind.arch.RunningTask``). Its facts lie close together in
+``struct task_struct``, so a halt copies one slice of it; what follows from its pointers is read when the guest runs again.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,12 +15,12 @@ from guest.structs import Field, Structs
 from recording.errors import BadImageError
 from recording.model import Task
 from recording.symbols import SymbolTable
+from unwind.arch import Architecture, Registers
 
 _PF_KTHREAD = 0x0020_0000
 """include/linux/sched.h"""
 _MAX_SLICE = 8192
 """Bytes between the first and the last member that is wanted; in Debian's kernels about 3,000."""
-_POINTER = struct.Struct("<Q")
 _MAX_NAMES = 65536
 _MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "group_leader", "comm", "cgroups")
 _FILTER = "seccomp.filter"
@@ -59,9 +57,12 @@ class TaskWords:
 class TaskReader:
     """Knows where a kernel keeps its running tasks and what about them; and describes them, remembering names."""
 
-    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs, architecture: Architecture) -> None:
         """Raises BadImageError where the kernel's types lack what is needed."""
         self._space = space
+        self._byteorder = architecture.byteorder
+        self.pointer_size = architecture.pointer_size
+        self._pointer = architecture.running_task.pointer
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
         found = structs.field("task_struct", _FILTER)
         self._fields: Mapping[str, Field] = {**fields, _FILTER: found} if found is not None else fields
@@ -70,7 +71,7 @@ class TaskReader:
         if high - low > _MAX_SLICE:
             raise BadImageError(f"struct task_struct has its members {high - low} bytes apart; report this kernel")
         self._low, self._size = low, high - low
-        self._current = _find_current(symbols, structs)
+        self._current = _find_current(symbols, structs, architecture)
         queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
         self._scheduled = queues.address + running.offset if queues and running else self._current
         self._page_table = structs.require("mm_struct", "pgd").offset
@@ -99,7 +100,7 @@ class TaskReader:
         for name, field in self._fields.items():
             start = field.offset - self._low
             values[name] = data[start : start + field.size]
-        number = {name: int.from_bytes(value, "little") for name, value in values.items()}
+        number = {name: int.from_bytes(value, self._byteorder) for name, value in values.items()}
         return TaskWords(
             task,
             number["pid"],
@@ -114,25 +115,28 @@ class TaskReader:
         )
 
     def find_running(
-        self, read: Callable[[int, int], bytes | None], cpu_offset: int, stack: tuple[int, int] | None
+        self, read: Callable[[int, int], bytes | None], registers: Registers, cpu_offset: int, stack: tuple[int, int] | None
     ) -> TaskWords | None:
-        """The task that a CPU runs, from words that ``read`` gives; None where it does not.
+        """The task that the CPU with these registers runs, from words that ``read`` gives; None where it does not.
 
         stack: the CPU's stack pointer and the size of a stack, None in user mode. In the middle of a switch from one task to
         another the stack is the next task's already and the pointer to the running one is not (arch/x86/entry/entry_64.S,
         ``__switch_to_asm``): whose stack it is decides.
         """
-        words = self._read_task(read, self.current_address(cpu_offset))
+        task = self._pointer(registers)
+        words = None if task is None else self._parse_from(read, task)
+        if words is None:
+            words = self._read_task(read, self.current_address(cpu_offset))
         if words is None or stack is None or 0 <= stack[0] - words.stack < stack[1]:
             return words
         scheduled = self._read_task(read, self.scheduled_address(cpu_offset))
         return scheduled if scheduled is not None and 0 <= stack[0] - scheduled.stack < stack[1] else words
 
     def _read_task(self, read: Callable[[int, int], bytes | None], where: int) -> TaskWords | None:
-        pointer = read(where, _POINTER.size)
-        if pointer is None:
-            return None
-        (task,) = _POINTER.unpack(pointer)
+        pointer = read(where, self.pointer_size)
+        return None if pointer is None else self._parse_from(read, int.from_bytes(pointer, self._byteorder))
+
+    def _parse_from(self, read: Callable[[int, int], bytes | None], task: int) -> TaskWords | None:
         data = read(*self.slice_of(task))
         return None if data is None else self.parse(task, data)
 
@@ -162,14 +166,17 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
-def _find_current(symbols: SymbolTable, structs: Structs) -> int:
-    own = symbols.find("current_task")
-    if own is not None:
-        return own.address
-    hot, field = symbols.find("pcpu_hot"), structs.field("pcpu_hot", "current_task")
-    if hot is None or field is None:
-        raise BadImageError("the kernel has neither current_task nor pcpu_hot: the running task cannot be told; report this kernel")
-    return hot.address + field.offset
+def _find_current(symbols: SymbolTable, structs: Structs, architecture: Architecture) -> int:
+    variables = architecture.running_task.variables
+    for variable in variables:
+        name, _, member = variable.partition(".")
+        symbol = symbols.find(name)
+        field = structs.field(name, member) if member else Field(0, 0)
+        if symbol is not None and field is not None:
+            return symbol.address + field.offset
+    named = " nor ".join(variable.partition(".")[0] for variable in variables)
+    neither = "neither " if len(variables) > 1 else "no "
+    raise BadImageError(f"the kernel has {neither}{named}: the running task cannot be told; report this kernel")
 
 
 def _cgroup_reader(space: AddressSpace, symbols: SymbolTable, structs: Structs) -> CgroupReader | None:

@@ -49,7 +49,10 @@ class Planner(Protocol):
 
 
 class Batch:
-    """Packets for one write, and what their replies mean: None is a thread change, a vCPU registers, a Read its next piece."""
+    """Packets for one write, and what their replies mean: None is a thread change, a vCPU registers, a Read its next piece.
+
+    Registers come in one piece or several: a size says that a piece must have that many bytes, or counts as not available.
+    """
 
     __slots__ = ("packets", "slots")
 
@@ -58,7 +61,7 @@ class Batch:
         self.slots: list[tuple[int | Read | None, int]] = []
 
     def add(self, packet: bytes, meaning: int | Read | None, size: int = 0) -> None:
-        """A packet and what its reply means; size in bytes of a read's piece."""
+        """A packet and what its reply means; size in bytes of a read's piece, or of a register that is read alone."""
         self.packets.append(packet)
         self.slots.append((meaning, size))
 
@@ -70,6 +73,7 @@ class Batch:
         reads: dict[Read, bytes | None],
     ) -> None:
         """Put replies where they belong; raises StubError if a vCPU is unknown or a reply is no hexadecimal."""
+        digits: dict[int, bytes] = {}
         for (meaning, size), reply in zip(self.slots, replies, strict=True):
             if meaning is None:
                 if reply != b"OK":
@@ -78,5 +82,9 @@ class Batch:
                 piece = decode_read(reply, size)
                 before = reads.get(meaning, b"")
                 reads[meaning] = None if piece is None or before is None else before + piece
+            elif size:
+                digits[meaning] += reply if len(reply) == 2 * size else b"x" * (2 * size)
             else:
-                registers[meaning] = make_registers(reply)
+                digits[meaning] = reply
+        for vcpu, found in digits.items():
+            registers[vcpu] = make_registers(found)

@@ -19,7 +19,7 @@ from sampler.samples import Pending, SampleMaker
 from sampler.tracker import KernelTracker, TrackerEvents
 from sampler.user_files import FileFinder
 from sampler.userspace import ImageStore, UserSpaces
-from unwind.arch import Architecture
+from unwind.arch import Architecture, UnwindMethod
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Knowledge:
     def _kernel_found(self, kernel: Kernel) -> None:
         self._images.add_image(kernel_image(kernel, self.tracker.boot))
         self._tell("kernel-found", f"Linux {kernel.release} was found by {kernel.found_by}")
-        if kernel.orc is None:
+        if kernel.orc is None and kernel.architecture.kernel_code.method is UnwindMethod.ORC:
             why = kernel.orc_problem or "the kernel has no ORC table"
             self._tell("no-unwind-table", f"frame pointers are followed instead of ORC: {why}")
         self._kernel_changed(kernel)

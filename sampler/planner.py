@@ -64,7 +64,7 @@ class HaltPlanner:
         offset = self._tasks.offset_of(capture.registers)
         if self._reader is None or offset is None:
             return None
-        return self._reader.find_running(capture.read, offset, self._tasks.kernel_stack(capture.registers))
+        return self._reader.find_running(capture.read, capture.registers, offset, self._tasks.kernel_stack(capture.registers))
 
 
 def _joined(pieces: Iterable[tuple[int, bytes]]) -> tuple[tuple[int, bytes], ...]:

@@ -7,6 +7,7 @@ Nothing but the file is needed. Each capture is unwound with what it was unwound
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.text import TextImage
@@ -18,8 +19,8 @@ from sampler.rsp.registers import RegisterFile, RegisterLayout
 from unwind.arch import Architecture
 from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
-from unwind.frame_pointer import FramePointerRows
 from unwind.kernel import KernelUnwinder, RowSource, unwind_capture
+from unwind.methods import frame_rows
 from unwind.orc import OrcTable
 
 
@@ -64,9 +65,9 @@ def kernel_symbols(recording: Recording, boot: int) -> SymbolTable:
     raise BadRecordingError(f"{recording.path} is damaged (no kernel symbols of boot {boot}); record again")
 
 
-def find_rows(data: UnwindData, symbols: SymbolTable) -> RowSource:
+def find_rows(architecture: Architecture, data: UnwindData, symbols: SymbolTable) -> RowSource:
     """The unwind rows of a kernel: its ORC table, else what its code says. Raises BadImageError for a table that is damaged."""
-    return FramePointerRows(symbols, TextImage(data.text)) if data.orc is None else OrcTable.from_data(data.orc)
+    return frame_rows(architecture, symbols, TextImage(data.text)) if data.orc is None else OrcTable.from_data(data.orc)
 
 
 def _load_unwinder(recording: Recording, architecture: Architecture, index: int) -> KernelUnwinder:
@@ -76,7 +77,9 @@ def _load_unwinder(recording: Recording, architecture: Architecture, index: int)
     symbols = kernel_symbols(recording, data.boot)
     try:
         rows = None if data.orc is None else OrcTable.from_data(data.orc)
-        code = KernelCodeMap(symbols, TextImage(data.text), rows, LoadedCode.from_data(data.loaded))
+        code = KernelCodeMap(
+            symbols, TextImage(data.text), rows, LoadedCode.from_data(data.loaded), partial(frame_rows, architecture)
+        )
     except BadImageError as error:
         raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error
     return KernelUnwinder(architecture, code, code, code, data.init_text, is_settled=data.is_settled)

@@ -98,14 +98,15 @@ class SampleMaker:
             return None
         if before is None or kernel.symbols is not before.symbols or kernel.space is not before.space:
             tables = dict(self._architecture.kernel_code.system_call_tables.values())
-            self._calls = SystemCalls(kernel.space, kernel.symbols, tables)
+            arch = self._architecture
+            self._calls = SystemCalls(kernel.space, kernel.symbols, tables, arch.pointer_size, arch.byteorder)
             self._contexts = ContextFinder(self._architecture, self._name_at)
         elif kernel.structs is before.structs:
             return None
         if kernel.structs is None:
             return None
         try:
-            self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs)
+            self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs, self._architecture)
         except BadImageError as error:
             return str(error)
         if self._noted_early and self._first_tasks is None:
@@ -202,8 +203,8 @@ class SampleMaker:
 
     def _system_call(self, saved: Mapping[str, int]) -> SystemCall | None:
         code = self._architecture.kernel_code
-        number = saved.get(code.system_call_number)
+        number = code.system_call_number(saved)
         if number is None or self._calls is None:
             return None
         table, _symbol = code.system_call_tables[code.is_32bit_process(saved)]
-        return self._calls.find(table, number & 0xFFFF_FFFF)
+        return self._calls.find(table, number)

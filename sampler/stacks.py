@@ -2,21 +2,24 @@
 
 The live part of a kernel stack lies between the stack pointer and the stack's top, and tasks' stacks are aligned to their size,
 so the stack pointer alone tells both. On the stack of a hard interrupt the word at its top leads back to the stack that was
-interrupted (arch/x86/include/asm/irq_stack.h); it is read from QEMU's process, or asked for together with the halt, so that two
-round trips do for any number of vCPUs. Only a stack of its own for an exception (NMI, double fault ...) needs a third.
+interrupted, or the chain of frame pointers does (``unwind.arch.StackLink``). It is read from QEMU's process, or the word is asked
+for together with the halt, so that two round trips do for any number of vCPUs. Only a stack of its own for an exception (NMI, double
+fault ...) needs a third, and a chain through the stub alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from guest.kernel import Kernel
 from sampler.halt import HaltedState, Read
-from unwind.arch import Architecture
+from unwind.arch import Architecture, StackLink
 
 _PAGE = 4096
 _ADDRESS_END = 1 << 64
+_MAX_RECORDS = 64
+"""Frames that are followed on an interrupt stack at most."""
 _COPY_LIMIT = 8192
 """Bytes of one stack that are copied at most. Measured on stock Debian kernels: p99 3.2 K, maximum 4.7 K."""
 
@@ -29,6 +32,7 @@ class StackPlanner:
         self._can_peek = can_peek
         self._kernel: Kernel | None = None
         self._architecture = architecture
+        self._follows_frames = architecture.interrupt_stacks.link is StackLink.FRAME_POINTER
         self._links: dict[int, Read] = {}
         self._unfollowed: list[int] = []
 
@@ -55,17 +59,22 @@ class StackPlanner:
             self._learn_cpu(vcpu, registers)
             end, is_last = self._stack_end(sp)
             reads.extend(self._stack(vcpu, sp, end))
+            if is_last and self._follows_frames:
+                # The instructions that leave an interrupt stack have taken down all of it.
+                is_last = sp <= registers[arch.fp] < end or not arch.is_kernel_address(registers[arch.fp])
             if is_last:
                 continue
-            target = self._find_link(state, vcpu, end)
+            target = self._find_link(state, vcpu, registers, end)
             if target is not None:
                 reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
             else:
                 self._unfollowed.append(vcpu)
         return reads, not self._unfollowed
 
-    def _find_link(self, state: HaltedState, vcpu: int, end: int) -> int | None:
+    def _find_link(self, state: HaltedState, vcpu: int, registers: Mapping[str, int], end: int) -> int | None:
         """Where the stack that ends at an address leads on, if that is known without another round trip."""
+        if self._follows_frames:
+            return self._follow_frames(registers, end, self._peek) if self._can_peek else None
         if self._can_peek and self._kernel is not None:
             data = self._kernel.space.read_many([(end - self._architecture.pointer_size, self._architecture.pointer_size)])[0]
         else:
@@ -73,6 +82,23 @@ class StackPlanner:
             data = state.reads.get(link) if link is not None and link.address + link.size == end else None
         target = 0 if data is None else int.from_bytes(data, self._architecture.byteorder)
         return target if self._architecture.is_kernel_address(target) else None
+
+    def _peek(self, address: int) -> int | None:
+        if self._kernel is None:
+            return None
+        data = self._kernel.space.read_many([(address, self._architecture.pointer_size)])[0]
+        return None if data is None else int.from_bytes(data, self._architecture.byteorder)
+
+    def _follow_frames(self, registers: Mapping[str, int], end: int, read_word: Callable[[int], int | None]) -> int | None:
+        """Where the chain of frame pointers leaves the stack that ends at an address."""
+        sp, fp = registers[self._architecture.sp], registers.get(self._architecture.fp)
+        for _record in range(_MAX_RECORDS):
+            if fp is None or not self._architecture.is_kernel_address(fp):
+                return None
+            if not sp <= fp < end:
+                return fp
+            sp, fp = fp + 1, read_word(fp)
+        return None
 
     def _plan_links(self, state: HaltedState) -> list[Read]:
         """For stacks that were not known beforehand: where their topmost words lead elsewhere, copy from there too."""
@@ -82,6 +108,12 @@ class StackPlanner:
             if vcpu not in self._unfollowed:
                 continue
             sp = registers[arch.sp]
+            if self._follows_frames:
+                end = self._stack_end(sp)[0]
+                target = self._follow_frames(registers, end, lambda address, vcpu=vcpu: self._word(state, vcpu, address))  # type: ignore[misc]
+                if target is not None:
+                    reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
+                continue
             copied = {read.address: read.size for read, data in state.reads.items() if read.vcpu == vcpu and data is not None}
             top = bottom = next((start for start, size in copied.items() if start <= sp < start + size), sp)
             while top in copied:
@@ -95,7 +127,7 @@ class StackPlanner:
 
     def _learn_cpu(self, vcpu: int, registers: Mapping[str, int]) -> None:
         """Which guest CPU a vCPU is, and so which interrupt stack it has: its per-CPU base says so."""
-        if self._kernel is None or vcpu in self._links:
+        if self._kernel is None or vcpu in self._links or self._follows_frames:
             return
         for name in self._architecture.cpu_base:
             base = registers.get(name)

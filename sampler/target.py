@@ -15,7 +15,7 @@ from typing import Self
 from recording.errors import GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
 from sampler.halt import Batch, HaltedState, Planner, Read
 from sampler.rsp.codec import encode_packet
-from sampler.rsp.registers import RegisterFile, choose_architecture, layout_of, parse_target_description
+from sampler.rsp.registers import RegisterFile, choose_architecture, layout_of, parse_target_description, system_registers_of
 from sampler.stub import (
     CONTINUE,
     DETACH_PROCESS,
@@ -104,7 +104,11 @@ class Target:
         self._selected = 0
         size = len(registers) // 2
         self.architecture = choose_architecture(description, architecture_hint, size)
-        self.layout = layout_of(description, self.architecture, size)
+        layout = layout_of(description, self.architecture, size)
+        single = system_registers_of(description, self.architecture)
+        self.layout = layout.with_registers(single, size) if single else layout
+        # Behind ``g``, which makes QEMU fetch them from the accelerator.
+        self._system_registers = [(encode_packet(b"p%x" % number), bytes_) for number, _name, bytes_ in single]
         self._index = self.layout.index
         self._max_read = stub.packet_size // 2
         stub.stops.clear()
@@ -171,6 +175,8 @@ class Target:
         for vcpu in self.vcpus:
             selected = self._add_select(batch, selected, vcpu)
             batch.add(_REGISTERS, vcpu)
+            for packet, size in self._system_registers:
+                batch.add(packet, vcpu, size)
         selected = self._add_reads(batch, selected, planner.probes())
         self._rehearse(batch, selected)
         asked_at_ns = self._clock()

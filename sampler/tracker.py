@@ -207,9 +207,11 @@ class KernelTracker:
         pc = registers[arch.pc]
         if self.kernel is None or arch.is_user(registers) or not arch.is_kernel_address(pc):
             return not arch.is_user(registers)
-        low, high = arch.kernel_code.module_area
-        in_boot_code = self.kernel.init_text[0] <= pc < self.kernel.init_text[1]
-        return not (self.kernel.text.contains(pc) or in_boot_code or low <= pc < high)
+        code = arch.kernel_code
+        areas = (self.kernel.init_text, *code.entry_areas, *((code.module_area,) if code.has_only_code else ()))
+        if self.kernel.text.contains(pc) or any(low <= pc < high for low, high in areas):
+            return False
+        return code.has_only_code or self.kernel.loaded.at(pc) is None
 
     def _search(self) -> Steps[None]:
         location = yield from find_kernel(self._memory, self._architecture, self._registers)

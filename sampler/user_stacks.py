@@ -47,8 +47,7 @@ class TaskPlanner:
         """What is known of the kernel from now on; without ``tasks`` only user stacks of vCPUs in user mode are copied."""
         self._kernel, self._tasks = kernel, tasks
         self._offsets.clear()
-        paging = self._architecture.paging
-        self._space = FreshSpace(self._memory, paging, kernel.space.root, kernel.space.levels) if kernel else None
+        self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
 
     def offset_of(self, registers: Registers) -> int | None:
         """The per-CPU offset of the CPU with these registers: one of them holds it, whatever mode it is in."""
@@ -70,7 +69,7 @@ class TaskPlanner:
         if self._can_peek or self._tasks is None:
             return ()
         return [
-            Read(vcpu, where(offset), 8)
+            Read(vcpu, where(offset), self._tasks.pointer_size)
             for vcpu, offset in self._offsets.items()
             for where in (self._tasks.current_address, self._tasks.scheduled_address)
         ]
@@ -105,7 +104,7 @@ class TaskPlanner:
                 missing.append(Read(vcpu, address, size))
             return data
 
-        words = self._tasks.find_running(read, offset, self.kernel_stack(registers))
+        words = self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))
         if missing:
             return [*reads, *missing], self._stage > _MAX_STAGES
         if not is_user:
@@ -143,18 +142,17 @@ class TaskPlanner:
                 pieces.append((address, data))
             return data
 
-        return self._tasks.find_running(read, offset, self.kernel_stack(registers))
+        return self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))
 
     def _user_space(self, space: FreshSpace, registers: Registers, words: TaskWords | None) -> FreshSpace | None:
         """The page tables of a task's process. In the middle of a switch to another one the vCPU's may be that one's already."""
-        paging = self._architecture.paging
-        root: int | None = paging.roots(registers)[0]
+        root: int | None = self._architecture.paging.user_root(registers)
         if words is not None and self._tasks is not None:
             if not words.mm:
                 return None
-            table = space.read(self._tasks.page_table_address(words), 8)
-            root = None if table is None else space.translate(int.from_bytes(table, "little"))
-        return None if root is None else FreshSpace(self._memory, paging, root, space.levels)
+            table = space.read(self._tasks.page_table_address(words), self._architecture.pointer_size)
+            root = None if table is None else space.translate(int.from_bytes(table, self._architecture.byteorder))
+        return None if root is None else FreshSpace(self._memory, space.tables, root)
 
     def _user_registers(
         self, registers: Registers, words: TaskWords | None, read: Callable[[int, int], bytes | None]
@@ -173,14 +171,14 @@ class TaskPlanner:
         # On the way in, the processor saves them at the top of an entry stack; the kernel then copies them to that of the task.
         tops = [(sp // PAGE_SIZE + 1) * PAGE_SIZE] if low <= sp < high else []
         tops += [words.stack + arch.stack_size - padding for padding in arch.kernel_code.user_trap_paddings]
+        trap = arch.kernel_code.trap
 
         def read_word(address: int) -> int | None:
             data = read(address, word)
             return None if data is None else int.from_bytes(data, arch.byteorder)
 
-        layout = arch.kernel_code.trap.partial
         for top in tops:
-            saved = read_trap(layout, top - word * len(layout), read_word)
+            saved = read_trap(trap.partial, top - trap.size + trap.partial_at, read_word)
             if not isinstance(saved, Missing) and arch.kernel_code.is_trap(saved) and arch.is_user(saved):
                 return saved
         return None

@@ -208,7 +208,7 @@ class UserSpaces:
             return file
         if self._kernel is None or mappings.page_table is None or mapping.end - mapping.start > _MAX_VDSO:
             return self._plain_image(_VDSO)
-        space = AddressSpace(self._memory, self._architecture.paging, mappings.page_table, self._kernel.space.levels)
+        space = AddressSpace(self._memory, self._kernel.space.tables, mappings.page_table)
         file = self._files[key] = UserFile(self._add_image(_VDSO), _VDSO)
         self._jobs.append((file, self._reader.read_image(file, ProcessContents(space, mapping))))
         return file

@@ -204,6 +204,8 @@ _OPERATIONS: Mapping[int, Callable[[Program], None]] = {
     0x15: lambda program: program.set_offset(Rule.VALUE_OFFSET, signed=True),
     0x16: lambda program: program.set_expression(Rule.VALUE_EXPRESSION),
     0x1D: _advance_by(8),  # MIPS_advance_loc8
+    # AARCH64_negate_ra_state: the return address is signed from here on, or no longer; whoever uses it takes the signature away.
+    0x2D: lambda _program: None,
     0x2E: Program.skip_number,  # GNU_args_size
     0x2F: lambda program: program.set_offset(Rule.OFFSET, negative=True),  # GNU_negative_offset_extended
 }

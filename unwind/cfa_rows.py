@@ -41,7 +41,7 @@ class Lowering:
         where = rules.pop(common.return_column, (Rule.SAME, 0))
         if where[0] is Rule.UNDEFINED:
             return Row(RowKind.END)
-        return_address = self._saved(abi.pc, where)
+        return_address = self._in_register(common.return_column) if where[0] is Rule.SAME else self._saved(abi.pc, where)
         base = self._lower_cfa(cfa)
         if return_address is None or base is None:
             return Row(RowKind.UNDEFINED)
@@ -72,6 +72,12 @@ class Lowering:
             expression=expression,
             is_signal=common.is_signal,
         )
+
+    def _in_register(self, column: int) -> Saved | None:
+        """The return address where no row says otherwise: in the register that calls leave it in."""
+        names = self._abi.registers
+        is_link = column < len(names) and names[column] != self._abi.pc
+        return Saved(self._abi.pc, names[column], 0, is_value=True) if is_link else None
 
     def _saved(self, name: str, where: Where) -> Saved | None:
         rule, what = where

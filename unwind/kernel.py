@@ -16,13 +16,16 @@ from recording.model import Callchain, Frame, Space, StackEnd
 from recording.symbols import Symbol
 from unwind.arch import Architecture
 from unwind.capture import Capture
+from unwind.leaf import LinkedPlace, is_in_register
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
 
 _DEPTH_LIMIT = 256
 _MAX_SKIPPED_WORDS = 80
 """``FILL_RETURN_BUFFER`` pushes up to 32 return addresses at a time; more than twice that is no patched alternative."""
-_CALL_BYTES = 7
 _NEAR = 16
+_HALF_BIT = 55
+"""Which half an address is in, whether it is signed or not (Arm ARM, D8.10.5)."""
+_MAX_FUNCTION = 1 << 16
 
 
 class TextSource(Protocol):
@@ -77,12 +80,16 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
-    """The next frame's registers. ``pending`` is a call target that was pushed but not reached yet, a frame of its own."""
+    """The next frame's registers. ``pending`` is a call target that was pushed but not reached yet, a frame of its own.
+
+    is_in_register: the return address was in a register, so that the stack need not have moved.
+    """
 
     registers: Mapping[str, int]
     interrupted: bool = False
     pending: int | None = None
     guess: bool = False
+    is_in_register: bool = False
 
 
 _Step = _Caller | StackEnd
@@ -116,6 +123,8 @@ class KernelUnwinder:
         self._word = architecture.pointer_size
         self._places: dict[int, _Place] = {}
         self._calls: dict[int, bool] = {}
+        self._frame_setters: dict[int, bool] = {}
+        self._signature = self._code.signature
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
 
@@ -125,6 +134,7 @@ class KernelUnwinder:
         low, high = self._code.module_area
         self._places = {address: place for address, place in self._places.items() if not low <= address < high}
         self._calls = {address: known for address, known in self._calls.items() if not low <= address < high}
+        self._frame_setters.clear()
 
     def unwind(self, capture: Capture) -> Unwound:
         """The callchain of one vCPU, leaf first. Never raises for what a guest may hold."""
@@ -163,7 +173,7 @@ class KernelUnwinder:
                 return ended(step)
             if step.interrupted and arch.is_user(step.registers):
                 return ended(StackEnd.USER_ENTRY, step.registers)
-            if not self._advances(current[arch.sp], step.registers[arch.sp]):
+            if not step.is_in_register and not self._advances(current[arch.sp], step.registers[arch.sp]):
                 return ended(StackEnd.DID_NOT_ADVANCE)
             if step.pending is not None:
                 frames.append(Frame(step.pending, step.pending, guess=step.guess))
@@ -192,7 +202,8 @@ class KernelUnwinder:
             return self._leave_thunk(registers, read_word)
         row = place.row
         if row is None:
-            return StackEnd.NO_UNWIND_INFO
+            in_area = interrupted and self._is_entry_area(registers[self._architecture.pc])
+            return StackEnd.ENTRY_WINDOW if in_area else StackEnd.NO_UNWIND_INFO
         if row.tagged and registers.get(row.register, 0) & 1:
             row = Row(RowKind.TRAP, row.register, -1)
         match row.kind:
@@ -201,9 +212,13 @@ class KernelUnwinder:
             case RowKind.UNDEFINED:
                 return StackEnd.ENTRY_WINDOW if place.is_entry and (interrupted or only_thunks) else StackEnd.NO_UNWIND_INFO
             case RowKind.CALL:
+                if row.leaf is not None and interrupted and self._is_leaf(place, registers, read_word):
+                    return self._apply_call(row.leaf, registers, read_word)
                 return self._leave_call(place, row, registers, interrupted, read_word)
-            case RowKind.TRAP | RowKind.TRAP_PARTIAL:
-                return self._leave_trap(row, registers, read_word)
+            case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD:
+                # Amid code that fills a trap frame or takes it down, no record of it is one yet, or still.
+                is_window = interrupted and row.kind is RowKind.TRAP_RECORD
+                return StackEnd.ENTRY_WINDOW if is_window else self._leave_trap(row, registers, read_word)
 
     def _end(self, place: _Place, interrupted: bool) -> StackEnd:
         """A table says END at the roots of stacks, and wherever entry code has no stack to speak of: the name decides."""
@@ -270,7 +285,7 @@ class KernelUnwinder:
         pc = registers[self._architecture.pc]
         if not self._is_kernel_text(pc) or self._place(pc).start != place.start:
             return False
-        before = self._text.read(pc - _CALL_BYTES, _CALL_BYTES)
+        before = self._text.read(pc - self._code.call_size, self._code.call_size)
         return before is not None and self._code.follows_own_call(before)
 
     def _apply_call(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
@@ -281,9 +296,45 @@ class KernelUnwinder:
         caller = find_caller(row, registers, cfa, self._word, (arch.pc, arch.sp), read_word)
         if isinstance(caller, Missing):
             return StackEnd.UNREADABLE_MEMORY
+        if self._signature:
+            caller[arch.pc] = self._without_signature(caller[arch.pc])
         if self._is_return_address(caller[arch.pc]):
-            return _Caller(caller, guess=row.guess)
+            in_register = row.return_address is not None and row.return_address.is_value
+            return _Caller(caller, guess=row.guess, is_in_register=in_register)
         return StackEnd.BAD_RETURN_ADDRESS
+
+    def _without_signature(self, address: int) -> int:
+        """A return address of the kernel's half as it was before it was signed."""
+        return address | self._signature if address >> _HALF_BIT & 1 else address
+
+    def _is_leaf(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> bool:
+        """Whether an interrupted function returns to the link register, see ``unwind/leaf.py``."""
+        arch, link = self._architecture, self._code.link
+        value = None if link is None else registers.get(link.name)
+        if link is None or value is None:
+            return False
+        value = self._without_signature(value)
+        if not self._is_return_address(value) or self._is_root_start(value):
+            return self._is_root_start(value)
+        caller = self._place(value - 1)
+        call = self._text.read(value - link.size, link.size)
+        target = None if call is None else link.target(value - link.size, call)
+        recorded = read_word(registers.get(arch.fp, 0) + self._word)
+        if recorded is not None:
+            recorded = self._without_signature(recorded)
+        sets_frame = recorded == value and self._sets_frame(place.start, registers[arch.pc])
+        return is_in_register(
+            place.start, place.name, LinkedPlace(value, caller.start, caller.name, target), recorded, sets_frame=sets_frame
+        )
+
+    def _sets_frame(self, start: int, pc: int) -> bool:
+        """Whether the code of a function before a PC makes a frame record; without that code, it is taken for granted."""
+        known = self._frame_setters.get(pc)
+        if known is None:
+            size = pc - start
+            code = self._text.read(start, size) if 0 <= size <= _MAX_FUNCTION else None
+            known = self._frame_setters[pc] = code is None or self._code.sets_frame(code)
+        return known
 
     def _leave_thunk(self, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         """From a retpoline or return thunk. Its rows say nothing: on the stack are words of its own making, then perhaps the
@@ -318,6 +369,8 @@ class KernelUnwinder:
         if isinstance(cfa, Missing):
             return StackEnd.NO_UNWIND_INFO if cfa.address is None else StackEnd.UNREADABLE_MEMORY
         layouts = [(trap.full, cfa, trap.size)]
+        if row.kind is RowKind.TRAP_RECORD:
+            layouts = [(trap.full, cfa - at, trap.size) for at in trap.records if not cfa - at & trap.alignment - 1]
         if row.kind is RowKind.TRAP_PARTIAL:
             # Between `call error_entry` and the switch to the stack that it returns, the row says "partial" but everything was
             # pushed already (asm_exc_*, arch/x86/entry/entry_64.S): the selectors tell which it is.
@@ -340,7 +393,10 @@ class KernelUnwinder:
 
     def _is_code(self, address: int) -> bool:
         low, high = self._code.module_area
-        return self._is_kernel_text(address) or low <= address < high
+        return self._is_kernel_text(address) or (self._code.has_only_code and low <= address < high)
+
+    def _is_entry_area(self, address: int) -> bool:
+        return any(low <= address < high for low, high in self._code.entry_areas)
 
     def _is_kernel_text(self, address: int) -> bool:
         return self._text.contains(address) or self._init_text[0] <= address < self._init_text[1]
@@ -360,7 +416,7 @@ class KernelUnwinder:
         if not self._is_code(address):
             answer = False
         else:
-            before = self._text.read(address - _CALL_BYTES, _CALL_BYTES)
+            before = self._text.read(address - self._code.call_size, self._code.call_size)
             place = self._place(address - 1)
             is_root = self._is_root_start(address) or place.name in self._code.idle_roots
             answer = is_root or (self._code.follows_call(before) if before is not None else not self._text.contains(address))

@@ -10,6 +10,7 @@ A row says how to get from a frame to its caller:
                      caller's saved register = *(base + offset), or base + offset itself
     TRAP           : the processor's registers were saved at CFA in the layout of a ``TrapFrame``; the caller is what it interrupted
     TRAP_PARTIAL   : only the part of it that the processor itself saves was saved there
+    TRAP_RECORD    : the frame record at CFA is part of a ``TrapFrame``
     END, UNDEFINED : the table says that the stack ends here, or that it does not know
 """
 
@@ -39,6 +40,7 @@ class RowKind(Enum):
     CALL = auto()
     TRAP = auto()
     TRAP_PARTIAL = auto()
+    TRAP_RECORD = auto()
     END = auto()
     UNDEFINED = auto()
 
@@ -112,6 +114,7 @@ class Row:
     expression: the CFA, where register, offset and memory cannot say it.
     is_signal: the caller is no caller: a signal interrupted it, so that its pc is no return address.
     guess: it stands in where there is no unwind data, and the caller that it leads to is marked as a guess.
+    leaf: the row instead, for a function that holds its return address in the link register (``unwind/leaf.py`` says when).
     """
 
     kind: RowKind
@@ -125,6 +128,7 @@ class Row:
     expression: Expression | None = None
     is_signal: bool = False
     guess: bool = False
+    leaf: Row | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +136,18 @@ class TrapFrame:
     """Where the kernel's entry code saves the interrupted registers: name -> byte offset.
 
     full: everything that the entry code saves (Linux' ``struct pt_regs``), ``size`` bytes.
-    partial: what the processor itself saves, counted from the address of a TRAP_PARTIAL row.
+    partial: what the processor itself saves, counted from the address of a TRAP_PARTIAL row; it is a part of the frame, too, at
+        ``partial_at``.
+    alignment: of the frame's address.
+    records: where in the frame entry code may have put a frame record, which the frame pointer then leads to.
     """
 
     size: int
     full: Mapping[str, int]
     partial: Mapping[str, int]
+    partial_at: int
+    alignment: int = 1
+    records: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,12 +90,16 @@ class UserWalk:
 
 
 class _Activation(NamedTuple):
-    """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it."""
+    """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it.
+
+    has_sp: its stack pointer is known, and not just a lower bound of it.
+    """
 
     registers: Mapping[str, int]
     region: Region | None
     interrupted: bool = False
     by_pointer: bool = False
+    has_sp: bool = True
 
 
 _Step = _Activation | UserEnd
@@ -165,7 +169,7 @@ class _Walk:
         step: _Step = activation
         while isinstance(step, _Activation):
             activation = step
-            registers, region, interrupted, by_pointer = activation
+            registers, region, interrupted, by_pointer, _has_sp = activation
             pc = registers[self._abi.pc]
             if region is None:
                 frames.append(Frame(pc, pc if interrupted else pc - 1 & _ADDRESS_MASK, Space.USER, by_pointer))
@@ -208,6 +212,8 @@ class _Walk:
             return UserEnd.THREAD_START
         if row.kind is not RowKind.CALL:
             return UserEnd.NO_UNWIND_INFO
+        if not activation.has_sp and (row.register == self._abi.sp or row.expression is not None):
+            return self._follow_pointer(activation)
         return self._apply(row, activation)
 
     def _apply(self, row: Row, activation: _Activation) -> _Step:
@@ -220,7 +226,7 @@ class _Walk:
         caller = find_caller(row, registers, cfa, abi.pointer_size, (abi.pc, abi.sp), self._read_word)
         if isinstance(caller, Missing):
             return UserEnd.NO_UNWIND_INFO if caller.address is None else UserEnd.UNREADABLE_MEMORY
-        pc = caller[abi.pc]
+        pc = caller[abi.pc] = caller[abi.pc] & (1 << abi.address_bits) - 1
         if row.is_signal:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
             return _Activation(caller, self._code.find_region(pc), interrupted=True)
@@ -247,10 +253,12 @@ class _Walk:
         saved, pc = self._read_word(fp), self._read_word(fp + word)
         if saved is None or pc is None:
             return UserEnd.UNREADABLE_MEMORY if fp - sp < _STACK_REACH else UserEnd.NO_UNWIND_INFO
+        pc &= (1 << abi.address_bits) - 1
         if saved == 0 and pc == 0 and activation.by_pointer:
             return UserEnd.THREAD_START
         region = self._code.find_region(pc - 1) if pc else None
         if region is None:
             return UserEnd.NO_UNWIND_INFO
         self._guessed = True
-        return _Activation({abi.pc: pc, abi.sp: fp + 2 * word, abi.fp: saved}, region, by_pointer=True)
+        caller = {abi.pc: pc, abi.sp: fp + 2 * word, abi.fp: saved}
+        return _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above)

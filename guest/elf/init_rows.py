@@ -34,7 +34,7 @@ class InitRows:
 
     def _moved(self, start: int, size: int, address: int) -> int | None:
         """By how many bytes the stack pointer was moved before the instruction at an address."""
-        moves = self._abi.init_code
+        moves = self._abi.init_code  # where calls push their return address, which the row's offset counts
         code = self._file.read(start, size)
         if code is None or moves is None:
             return None

@@ -85,6 +85,14 @@ class RegisterLayout:
             offset += size
         return cls(tuple(registers), architecture.byteorder)
 
+    def with_registers(self, more: Iterable[tuple[int, str, int]], g_size: int) -> Self:
+        """The layout of a ``g`` reply of ``g_size`` bytes with the replies of further registers (number, name, bytes) behind it."""
+        registers = list(self.registers)
+        for _number, name, size in more:
+            registers.append(Register(name, g_size, size))
+            g_size += size
+        return type(self)(tuple(registers), self.byteorder)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, so that a raw capture can be read back."""
         return {"byteorder": self.byteorder, "registers": [[r.name, r.offset, r.size] for r in self.registers]}
@@ -226,7 +234,9 @@ def choose_architecture(description: TargetDescription | None, hint: str | None,
             )
         return architecture
     fitting = [
-        a for a in ARCHITECTURES if RegisterLayout.from_fixed(a).size <= g_size < 2 * RegisterLayout.from_fixed(a).size + 512
+        a
+        for a in ARCHITECTURES
+        if not a.system_registers and RegisterLayout.from_fixed(a).size <= g_size < 2 * RegisterLayout.from_fixed(a).size + 512
     ]
     if len(fitting) != 1:
         raise UnsupportedTargetError(
@@ -244,6 +254,21 @@ def layout_of(description: TargetDescription | None, architecture: Architecture,
         layout = RegisterLayout.from_fixed(architecture)
     _require(layout, (architecture.pc, architecture.sp, architecture.fp), g_size)
     return layout
+
+
+def system_registers_of(description: TargetDescription | None, architecture: Architecture) -> tuple[tuple[int, str, int], ...]:
+    """Number, our name and bytes of the registers that are read one by one; raises UnsupportedTargetError if one is missing."""
+    described = {} if description is None else {name: (number, size) for number, name, size in reversed(description.registers)}
+    found = []
+    for names in architecture.system_registers:
+        known = next((described[name] for name in names if name in described), None)
+        if known is None:
+            raise UnsupportedTargetError(
+                f"the stub does not describe the register {names[0]}, without which a kernel's memory cannot be read;"
+                " use a newer QEMU"
+            )
+        found.append((known[0], names[0], known[1]))
+    return tuple(found)
 
 
 def _require(layout: RegisterLayout, names: Iterable[str], g_size: int) -> None:

@@ -12,8 +12,7 @@ from guest.paging import AddressSpace
 from guest.structs import Composite, Member, Scalar, Structs, Type
 from recording.symbols import SymbolTable
 from tests.builders.file_memory import BytesMemory
-from tests.builders.page_tables import PageTables
-from unwind.arch.x86_64 import X86_64
+from tests.builders.page_tables import FOUR_LEVELS, PageTables
 
 HEAP = 0xFFFF_8880_0000_0000
 HEAP_PHYSICAL = 0x40_0000
@@ -133,7 +132,7 @@ class Heap:
         self.memory = BytesMemory(
             {TABLES: bytes(tables.memory), HEAP_PHYSICAL: bytes(HEAP_SIZE), PAGES_PHYSICAL: bytes(PAGES_SIZE)}
         )
-        self.space = AddressSpace(self.memory, X86_64.paging, TABLES, 4)
+        self.space = AddressSpace(self.memory, FOUR_LEVELS, TABLES)
         self._next = HEAP + 0x1000
         self.symbols = SymbolTable.from_symbols([*symbols, (self.take(8), "D", "vmemmap_base")])
         self.write(HEAP + 0x1000, struct.pack("<Q", PAGES))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import struct
 
+from unwind.arch.x86_64 import X86_64
+
+FOUR_LEVELS = X86_64.paging.tables({"cr4": 0})
 PRESENT = 0x67
 LARGE = 0x80
 

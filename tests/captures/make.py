@@ -46,7 +46,7 @@ def read_captures(recording: Recording) -> CaptureSet:
         text.ranges,
         symbols,
         text,
-        find_rows(data, symbols),
+        find_rows(X86_64, data, symbols),
         tuple(to_capture(raw, layout) for raw in raws if raw.unwinder == last),
     )
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from guest.paging import FreshSpace
 from tests.builders.file_memory import BytesMemory
-from tests.builders.page_tables import PageTables
-from unwind.arch.x86_64 import X86_64
+from tests.builders.page_tables import FOUR_LEVELS, PageTables
 
 USER = 0x7FFC_0000_0000
 
@@ -16,7 +15,7 @@ def _space() -> tuple[FreshSpace, PageTables, BytesMemory]:
     memory = BytesMemory(
         {0x2000: b"B" * 0x1000, 0x4000: b"A" * 0x1000, 0x10_0000: bytes(tables.memory), 0x20_0000: b"K" * 0x20_0000}
     )
-    return FreshSpace(memory, X86_64.paging, tables.root, 4), tables, memory
+    return FreshSpace(memory, FOUR_LEVELS, tables.root), tables, memory
 
 
 def test_fresh_space_reads_across_pages_and_large_pages() -> None:
@@ -41,5 +40,5 @@ def test_tables_that_point_outside_ram_are_not_mapped() -> None:
     tables.map(USER, 0xFFFF_F000)
     memory.write(0x10_0000, bytes(tables.memory))
     assert space.read(USER, 1) is None
-    lost = FreshSpace(memory, X86_64.paging, 0xDEAD_0000, 4)
+    lost = FreshSpace(memory, FOUR_LEVELS, 0xDEAD_0000)
     assert lost.read(USER, 1) is None

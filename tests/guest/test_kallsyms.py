@@ -16,7 +16,7 @@ from guest.symbol_rows import SymbolRows, arrange
 from recording.errors import BadImageError, GuestMemoryError
 from tests.builders.file_memory import BytesMemory
 from tests.builders.kallsyms import GENERATIONS, Generation, build_kallsyms
-from tests.builders.page_tables import PageTables
+from tests.builders.page_tables import FOUR_LEVELS, PageTables
 from unwind.arch.x86_64 import X86_64
 
 IMAGE = 0xFFFF_FFFF_8100_0000
@@ -49,7 +49,7 @@ def space_with(image: bytes) -> AddressSpace:
     tables = PageTables(0x10_0000)
     tables.map(IMAGE, PHYSICAL, size=0x20_0000)
     memory = BytesMemory({0x10_0000: bytes(tables.memory), PHYSICAL: image.ljust(0x20_0000, b"\0")})
-    return AddressSpace(memory, X86_64.paging, tables.root, 4)
+    return AddressSpace(memory, FOUR_LEVELS, tables.root)
 
 
 def decode(space: AddressSpace, place: KallsymsPlace, anchors: dict[str, int] | None = None) -> SymbolRows:

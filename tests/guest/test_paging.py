@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from guest.memory import run_steps
@@ -16,7 +18,7 @@ TEXT = 0xFFFF_FFFF_8100_0000
 
 def space_of(tables: PageTables, ram: dict[int, bytes] | None = None) -> AddressSpace:
     memory = BytesMemory({tables.root: bytes(tables.memory), **(ram or {})})
-    return AddressSpace(memory, X86_64.paging, tables.root, tables.levels)
+    return AddressSpace(memory, X86_64.paging.tables({"cr4": 1 << 12 if tables.levels == 5 else 0}), tables.root)
 
 
 @pytest.mark.parametrize("levels", [4, 5])
@@ -61,7 +63,7 @@ def test_tables_outside_ram_map_nothing() -> None:
 
 def test_no_paging_has_six_levels() -> None:
     with pytest.raises(GuestMemoryError, match="6 levels"):
-        AddressSpace(BytesMemory({}), X86_64.paging, 0, 6)
+        AddressSpace(BytesMemory({}), replace(X86_64.paging.tables({"cr4": 0}), index_bits=(9,) * 6), 0)
 
 
 def test_a_read_crosses_pages_that_lie_apart() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from guest.task_list import read_first_tasks
 from guest.tasks import TaskReader
 from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+from unwind.arch.x86_64 import X86_64
 
 LAYOUTS: Mapping[str, tuple[int, Layout]] = {
     **MAPLE,
@@ -63,7 +64,7 @@ class Tasks:
     def read(self, cpus: tuple[int, ...] = CPUS) -> dict[int, int]:
         """Stacks, and the pids that they are told to belong to."""
         heap = self.heap
-        tasks = TaskReader(heap.space, heap.symbols, heap.structs)
+        tasks = TaskReader(heap.space, heap.symbols, heap.structs, X86_64)
         found = read_first_tasks(heap.space, heap.symbols, heap.structs, tasks, cpus)
         return {stack: words.pid for stack, words in found.items()}
 

@@ -13,6 +13,7 @@ from guest.tasks import TaskReader, TaskWords
 from recording.errors import BadImageError
 from recording.model import Task
 from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+from unwind.arch.x86_64 import X86_64
 
 STACK_SIZE = 0x4000
 CPU = 0x100
@@ -65,13 +66,13 @@ class Cpu:
         self.heap.write(QUEUE + CPU, struct.pack("<Q", scheduled))
 
     def reader(self) -> TaskReader:
-        return TaskReader(self.heap.space, self.heap.symbols, self.heap.structs)
+        return TaskReader(self.heap.space, self.heap.symbols, self.heap.structs, X86_64)
 
     def read(self, address: int, size: int) -> bytes | None:
         return self.heap.space.read_many([(address, size)])[0]
 
     def running(self, stack: tuple[int, int] | None = None) -> TaskWords:
-        words = self.reader().find_running(self.read, CPU, stack)
+        words = self.reader().find_running(self.read, {}, CPU, stack)
         assert words is not None
         return words
 
@@ -119,10 +120,10 @@ def test_a_process_whose_leader_is_gone_keeps_its_name_for_a_while() -> None:
 def test_what_a_kernels_types_lack_is_named() -> None:
     heap = Heap({**COMMON, "mm_struct": MAPLE["mm_struct"]}, [(CURRENT, "D", "current_task")])
     with pytest.raises(BadImageError, match="task_struct"):
-        TaskReader(heap.space, heap.symbols, heap.structs)
+        TaskReader(heap.space, heap.symbols, heap.structs, X86_64)
     heap = Heap(LAYOUTS)
     with pytest.raises(BadImageError, match="current_task"):
-        TaskReader(heap.space, heap.symbols, heap.structs)
+        TaskReader(heap.space, heap.symbols, heap.structs, X86_64)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -137,7 +138,7 @@ def test_damaged_tasks_never_raise(changes: list[tuple[int, int]], stack: tuple[
     for place, value in changes:
         cpu.heap.memory.write(HEAP_PHYSICAL + 8 * place, struct.pack("<Q", value))
     reader = cpu.reader()
-    words = reader.find_running(cpu.read, CPU, stack)
+    words = reader.find_running(cpu.read, {}, CPU, stack)
     if words is not None:
         task = reader.describe(words, 0)
         assert len(task.comm) <= 64

@@ -29,15 +29,32 @@ class GuestCrashedError(GuestFailedError):
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """What to emulate. name: Debian's of the architecture. console: the kernel's name of the serial port."""
+
+    name: str
+    qemu: str
+    package: str
+    cpu: str
+    options: tuple[str, ...] = ()
+    console: str = "ttyS0"
+
+
+# Debian's 6.12 oopses at boot under some QEMUs' TCG with cmpxchg16b on offer.
+PC = Machine("amd64", QEMU, "qemu-system-x86", "qemu64,-cx16")
+ARM = Machine("arm64", "qemu-system-aarch64", "qemu-system-arm", "cortex-a57", ("-M", "virt"), "ttyAMA0")
+
+
+@dataclass(frozen=True, slots=True)
 class GuestOptions:
-    """How to start a guest. append: more of the kernel's command line. extra: more of QEMU's."""
+    """How to start a guest. append: more of the kernel's command line. extra: more of QEMU's. cpu: "" for the machine's."""
 
     kernel: Path
     initramfs: Path
     vcpus: int = 1
     append: str = ""
-    # Debian's 6.12 oopses at boot under some QEMUs' TCG with cmpxchg16b on offer.
-    cpu: str = "qemu64,-cx16"
+    cpu: str = ""
+    machine: Machine = PC
     memory_mib: int = 512
     accelerator: str = "tcg"
     stub: bool = True
@@ -66,7 +83,8 @@ class Guest:
         options = self.options
         stub = ["-chardev", f"socket,id=g0,path={self.gdb},server=on,wait=off", "-gdb", "chardev:g0"] if options.stub else []
         return [
-            *(QEMU, "-accel", options.accelerator, "-cpu", options.cpu, "-smp", str(options.vcpus), "-m", str(options.memory_mib)),
+            *(options.machine.qemu, *options.machine.options, "-accel", options.accelerator),
+            *("-cpu", options.cpu or options.machine.cpu, "-smp", str(options.vcpus), "-m", str(options.memory_mib)),
             *("-nodefaults", "-display", "none", "-serial", f"file:{self.console}", *([] if options.reboots else ["-no-reboot"])),
             *(
                 "-kernel",
@@ -74,7 +92,7 @@ class Guest:
                 "-initrd",
                 str(options.initramfs),
                 "-append",
-                f"console=ttyS0 {options.append}".strip(),
+                f"console={options.machine.console} {options.append}".strip(),
             ),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off", "-qmp", f"unix:{self.monitor},server=on,wait=off"),
             *(*stub, *options.extra),

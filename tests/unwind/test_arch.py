@@ -47,10 +47,13 @@ def test_x86_64_page_table_root_with_kpti_and_pcid() -> None:
     """A user table and its PCID (bits 0 to 12) lead to the kernel's table beside it."""
     assert X86_64.paging.roots({"cr3": 0x8000_0000_022A_B801}) == (0x22A_A000, 0x22A_B000)
     assert X86_64.paging.roots({"cr3": 0x22A_A801}) == (0x22A_A000,)
-    assert X86_64.paging.levels({"cr4": 1 << 12}) == 5
-    assert X86_64.paging.levels({"cr4": 0x6F0}) == 4
+    assert X86_64.paging.tables({"cr4": 1 << 12}).index_bits == (9, 9, 9, 9, 9)
+    assert X86_64.paging.tables({"cr4": 0x6F0}).index_bits == (9, 9, 9, 9)
 
 
 def test_x86_64_interrupt_gate() -> None:
     gate = bytes.fromhex("e00a 1000 008e 8081 ffffffff 00000000")
-    assert X86_64.interrupt_handler(gate) == 0xFFFF_FFFF_8180_0AE0
+    memory = {0xFFFF_FE00_0000_0000: gate, 0xFFFF_FFFF_8180_0AE0: b"\xf3"}
+    assert X86_64.image_mark({}, lambda address, size: memory.get(address)) == 0xFFFF_FFFF_8180_0AE0
+    assert X86_64.image_mark({}, lambda address, size: gate if size == 16 else None) is None
+    assert X86_64.image_mark({}, lambda address, size: None) is None

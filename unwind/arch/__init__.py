@@ -13,70 +13,170 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Literal
 
 from recording.model import Context
 from unwind.rules import TrapFrame
 
 Registers = Mapping[str, int]
+ByteOrder = Literal["little", "big"]
+
+
+ReadMemory = Callable[[int, int], "bytes | None"]
+"""Bytes at (address, size), None where not all of them can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageTables:
+    """One shape of page tables. Level 1 is the last one, whose entries are pages.
+
+    page_shift: a page has 1 << page_shift bytes.
+    index_bits: by level from 1 on, how many bits of an address choose an entry.
+    large_levels: levels above the first whose entries may map memory themselves.
+    present: bit mask that a valid entry has set.
+    large: (mask, value) of an entry above the last level that maps memory itself.
+    address_mask: bits of an entry that are a physical address.
+    """
+
+    page_shift: int
+    index_bits: tuple[int, ...]
+    large_levels: tuple[int, ...]
+    present: int
+    large: tuple[int, int]
+    address_mask: int
+    entry_size: int
+    byteorder: ByteOrder
 
 
 @dataclass(frozen=True, slots=True)
 class PagingFormat:
-    """How the processor's page tables are laid out (all entries are 8 bytes, little endian, 512 a table).
+    """What a vCPU's registers say of its page tables.
 
-    roots: physical addresses at which a vCPU's registers say that a top-level table may be which maps the kernel, likeliest first.
-    levels: number of levels from the registers.
-    present: bit mask that a valid entry has set.
-    large: bit mask of an entry above the last level that maps memory itself.
-    address_mask: bits of an entry that are a physical address.
-    enabled: whether the registers say that paging in this format is on.
+    roots: physical addresses at which a top-level table may be which maps the kernel, likeliest first.
+    user_root: that of the table which maps the process.
+    tables: the tables' shape.
+    is_shared: whether the tables of processes map the kernel too, so that a root may be one that ends with its process.
+    enabled: whether paging in this format is on.
     """
 
     roots: Callable[[Registers], tuple[int, ...]]
-    levels: Callable[[Registers], int]
-    present: int
-    large: int
-    address_mask: int
+    user_root: Callable[[Registers], int]
+    tables: Callable[[Registers], PageTables]
+    is_shared: bool
     enabled: Callable[[Registers], bool]
+
+
+class UnwindMethod(Enum):
+    """How the stacks of a kernel are unwound; ``unwind/methods.py`` knows which module does it."""
+
+    ORC = auto()
+    """By the kernel's ORC tables, else by frame pointers."""
+    FRAME_RECORDS = auto()
+    """By frame records: the frame pointer leads to the caller's frame pointer and the return address."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRegister:
+    """The register in which a call leaves its return address.
+
+    target: the function that a call calls: (address of the instruction, its bytes) -> address, None where a register says it.
+    size: bytes of a call instruction.
+    """
+
+    name: str
+    size: int
+    target: Callable[[int, bytes], int | None]
+
+
+class StackLink(Enum):
+    """Where an interrupt stack leads on to the stack that was interrupted."""
+
+    TOP_WORD = auto()
+    """Its topmost word is the stack pointer there."""
+    FRAME_POINTER = auto()
+    """The chain of frame pointers leaves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptStacks:
+    """How to find each CPU's stack for interrupts.
+
+    variable: the per-CPU variable that points to it.
+    container: the per-CPU struct in which that is where there is no such variable.
+    is_lowest: whether it points to the stack's lowest address, and not to its end or last word.
+    exceptions: the per-CPU variable that points to the stacks for NMI and other exceptions, "" where there is none.
+    """
+
+    variable: str
+    container: str
+    is_lowest: bool
+    link: StackLink
+    exceptions: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """How the kernel knows the task that a CPU runs.
+
+    pointer: the task's address where a register has it in this mode, else None.
+    variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name; the first that the kernel has.
+    """
+
+    pointer: Callable[[Registers], int | None]
+    variables: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCode:
     """What must be known of the kernel's own code to walk its stacks. Names are those of the kernel's symbols.
 
+    method: how stacks are unwound.
+    link: the register that calls leave return addresses in, None where they push them.
+    signature: bits of a return address that may hold its signature (pointer authentication) and are set without one, or 0.
     trap: where entry code saves registers.
     is_trap: whether registers read from a supposed trap frame can be such (a processor writes only few selector values).
     is_trap_place: whether a trap frame that came from user mode may end at an address (its stack's top).
     user_trap_paddings: bytes between the end of such a frame and the top of the task's stack, one of these.
-    follows_call: whether the 7 bytes before an address end with a call instruction.
+    call_size: bytes before a return address that tell whether it is one.
+    follows_call: whether these end with a call instruction.
+    sets_frame: whether code from the start of a function on makes a frame record.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
     task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
     thunks: prefixes of the names of functions that stand between a call or return and its target.
     entry_text: symbols that enclose the entry and exit code.
+    entry_areas: addresses [low, high) outside of the image at which nothing lies but entry and exit code.
     module_area: addresses at which modules and generated code lie.
+    has_only_code: whether nothing else lies there, so that an address in it is code also where it is not known.
     contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
-    system_call_number: name in a full trap frame of the number of the system call.
+    system_call_number: number of the system call from a trap frame, -1 where something else led to it, None where it does not say.
     is_32bit_process: whether user registers are those of a 32-bit process.
     system_call_tables: by that, (name of the table, the kernel's symbol).
     """
 
+    method: UnwindMethod
+    link: LinkRegister | None
+    signature: int
     trap: TrapFrame
     is_trap: Callable[[Registers], bool]
     is_trap_place: Callable[[int], bool]
     user_trap_paddings: tuple[int, ...]
+    call_size: int
     follows_call: Callable[[bytes], bool]
+    sets_frame: Callable[[bytes], bool]
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
     task_roots: frozenset[str]
     idle_roots: frozenset[str]
     thunks: tuple[str, ...]
     entry_text: tuple[str, str]
+    entry_areas: tuple[tuple[int, int], ...]
     module_area: tuple[int, int]
+    has_only_code: bool
     contexts: tuple[tuple[str, Context], ...]
-    system_call_number: str
+    system_call_number: Callable[[Registers], int | None]
     is_32bit_process: Callable[[Registers], bool]
     system_call_tables: Mapping[bool, tuple[str, str]]
 
@@ -86,8 +186,10 @@ class UserAbi:
     """How programs of one kind use the processor, as far as their stacks are concerned. Register names are gdb's.
 
     registers: by DWARF number.
+    has_frames_above: whether a frame's two words (frame pointer, return address) end it, so that the caller's stack begins there.
+    address_bits: of a return address; those above may hold its signature.
     callee_saved: those that a function leaves as they were unless its unwind row says otherwise.
-    return_column: DWARF number of the return address.
+    return_column: DWARF number of the return address; where that is a register, it is there until a row says otherwise.
     red_zone: bytes below the stack pointer that a function may use.
     system_call_size: bytes of the instruction that makes a system call.
     signal_frame: where, counted from the stack pointer that a signal handler returns with, the kernel saved what it interrupted;
@@ -104,6 +206,8 @@ class UserAbi:
     sp: str
     fp: str
     registers: tuple[str, ...]
+    has_frames_above: bool
+    address_bits: int
     callee_saved: tuple[str, ...]
     return_column: int
     red_zone: int
@@ -121,28 +225,30 @@ class Architecture:
     qemu_targets: what QMP's ``query-target`` and the binary's name call it.
     gdb_architectures: what the stub's target XML calls it.
     fixed_registers: (name, bytes) in ``g`` order for stubs that offer no XML.
+    system_registers: those that ``g`` lacks and that are read one by one: the names that QEMU's versions give each, ours first.
     is_user: whether the registers are those of user mode.
     is_kernel_address: whether an address is in the kernel's half.
-    kernel_image: range in which the kernel image is mapped, wherever KASLR puts it.
+    kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
-    interrupt_table: fixed address of the interrupt table (mapped in kernel and user page tables), or None.
-    interrupt_handler: handler address from the table's first 16 bytes.
+    image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
+    interrupt_stacks, running_task: see there.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
     """
 
     name: str
     qemu_targets: tuple[str, ...]
     gdb_architectures: tuple[str, ...]
-    byteorder: Literal["little", "big"]
+    byteorder: ByteOrder
     pointer_size: int
     pc: str
     sp: str
     fp: str
     fixed_registers: tuple[tuple[str, int], ...]
+    system_registers: tuple[tuple[str, ...], ...]
     is_user: Callable[[Registers], bool]
     is_kernel_address: Callable[[int], bool]
     is_32bit_kernel: Callable[[Registers], bool]
@@ -150,11 +256,12 @@ class Architecture:
     page_table_symbol: str
     kernel_image: tuple[int, int]
     image_alignment: int
-    interrupt_table: int | None
-    interrupt_handler: Callable[[bytes], int]
+    image_mark: Callable[[Registers, ReadMemory], int | None]
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
     entry_stacks: tuple[int, int]
     cpu_base: tuple[str, ...]
+    interrupt_stacks: InterruptStacks
+    running_task: RunningTask
     kernel_code: KernelCode
     user_abis: tuple[UserAbi, ...]

@@ -6,10 +6,24 @@ import struct
 from collections.abc import Mapping
 
 from recording.model import Context
-from unwind.arch import Architecture, KernelCode, PagingFormat, Registers, UserAbi
+from unwind.arch import (
+    Architecture,
+    InterruptStacks,
+    KernelCode,
+    PageTables,
+    PagingFormat,
+    ReadMemory,
+    Registers,
+    RunningTask,
+    StackLink,
+    UnwindMethod,
+    UserAbi,
+)
 from unwind.rules import TrapFrame
 
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+_IMAGE = (_START_KERNEL_MAP, 0xFFFF_FFFF_C000_0000)
+_INTERRUPT_TABLE = 0xFFFF_FE00_0000_0000
 _CR0_PG = 1 << 31
 _CR4_LA57 = 1 << 12
 _EFER_LMA = 1 << 10
@@ -34,9 +48,32 @@ def _roots(registers: Registers) -> tuple[int, ...]:
     return tuple(dict.fromkeys((table & ~_PTI_SWITCH_MASK, table)))
 
 
-def _gate_offset(gate: bytes) -> int:
+def _tables(registers: Registers) -> PageTables:
+    """Intel SDM volume 3A, section 4.5: 512 entries a table; 2 MiB and 1 GiB may be mapped at once."""
+    levels = 5 if registers["cr4"] & _CR4_LA57 else 4
+    return PageTables(
+        page_shift=12,
+        index_bits=(9,) * levels,
+        large_levels=(2, 3),
+        present=1,
+        large=(1 << 7, 1 << 7),
+        address_mask=_ENTRY_ADDRESS,
+        entry_size=8,
+        byteorder="little",
+    )
+
+
+def _first_handler(_registers: Registers, read: ReadMemory) -> int | None:
+    """The first handler in the interrupt table, which has a fixed address in all page tables; None where it is not set up.
+
+    Gates: Intel SDM volume 3A, figure 6-8.
+    """
+    gate = read(_INTERRUPT_TABLE, 16)
+    if gate is None:
+        return None
     low, _selector, _attributes, middle, high = struct.unpack_from("<HHHHI", gate)
-    return int(low | middle << 16 | high << 32)
+    handler = int(low | middle << 16 | high << 32)
+    return handler if _IMAGE[0] <= handler < _IMAGE[1] and read(handler, 1) is not None else None
 
 
 def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
@@ -97,6 +134,12 @@ def _pushed_words(before: bytes, after: bytes) -> int:
     return 1 if last & 0xF8 == 0x50 and following == 0x9D else 0
 
 
+def _system_call_number(saved: Registers) -> int | None:
+    """``orig_rax``, in which entry code other than that of system calls saves a negative number."""
+    number = saved.get("orig_rax")
+    return None if number is None else -1 if number >> 63 else number & 0xFFFF_FFFF
+
+
 _USER_ABIS = (
     UserAbi(
         # System V ABI, Intel386 supplement 1.1, table 2.14; the processor's registers keep their 64-bit names.
@@ -106,6 +149,8 @@ _USER_ABIS = (
         sp="rsp",
         fp="rbp",
         registers=("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "rip"),
+        has_frames_above=True,
+        address_bits=32,
         callee_saved=("rbx", "rbp", "rsi", "rdi"),
         return_column=8,
         red_zone=0,
@@ -123,6 +168,8 @@ _USER_ABIS = (
         sp="rsp",
         fp="rbp",
         registers=tuple("rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split()),
+        has_frames_above=True,
+        address_bits=64,
         callee_saved=("rbx", "rbp", "r12", "r13", "r14", "r15"),
         return_column=16,
         red_zone=128,
@@ -151,27 +198,40 @@ X86_64 = Architecture(
         *((name, 4) for name in "eflags cs ss ds es fs gs".split()),
         *((name, 8) for name in "fs_base gs_base k_gs_base cr0 cr2 cr3 cr4 cr8 efer".split()),
     ),
+    system_registers=(),
     is_user=_is_user,
     is_kernel_address=lambda address: address >= 0xFFFF_8000_0000_0000,
     is_32bit_kernel=_is_32bit_kernel,
     paging=PagingFormat(
         roots=_roots,
-        levels=lambda registers: 5 if registers["cr4"] & _CR4_LA57 else 4,
-        present=1,
-        large=1 << 7,
-        address_mask=_ENTRY_ADDRESS,
+        user_root=lambda registers: _roots(registers)[0],
+        tables=_tables,
+        is_shared=True,
         enabled=lambda registers: bool(registers["cr0"] & _CR0_PG and registers["efer"] & _EFER_LMA),
     ),
     page_table_symbol="init_top_pgt",
-    kernel_image=(_START_KERNEL_MAP, 0xFFFF_FFFF_C000_0000),
+    kernel_image=_IMAGE,
     image_alignment=0x20_0000,
-    interrupt_table=0xFFFF_FE00_0000_0000,
-    interrupt_handler=_gate_offset,
+    image_mark=_first_handler,
     image_physical=_image_physical,
     stack_size=0x4000,
     entry_stacks=_CPU_ENTRY_AREA,
     cpu_base=("gs_base", "k_gs_base"),
+    interrupt_stacks=InterruptStacks(
+        variable="hardirq_stack_ptr",
+        container="pcpu_hot",  # 6.2 to 6.14 (arch/x86/include/asm/current.h)
+        is_lowest=False,
+        link=StackLink.TOP_WORD,  # arch/x86/include/asm/irq_stack.h
+        exceptions="cea_exception_stacks",
+    ),
+    running_task=RunningTask(
+        pointer=lambda _registers: None,
+        variables=("current_task", "pcpu_hot.current_task"),  # arch/x86/include/asm/current.h
+    ),
     kernel_code=KernelCode(
+        method=UnwindMethod.ORC,
+        link=None,
+        signature=0,
         trap=TrapFrame(
             size=168,
             full={
@@ -180,11 +240,14 @@ X86_64 = Architecture(
                 **{name: 128 + 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
             },
             partial={name: 8 * i for i, name in enumerate("rip cs eflags rsp ss".split())},
+            partial_at=128,
         ),
         is_trap=_is_trap,
         is_trap_place=_is_trap_place,
         user_trap_paddings=(0, _FRED_PADDING),
+        call_size=7,
         follows_call=_follows_call,
+        sets_frame=lambda _code: False,  # there is no link register to ask for
         follows_own_call=_follows_own_call,
         pushed_words=_pushed_words,
         task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
@@ -201,7 +264,9 @@ X86_64 = Architecture(
         ),
         thunks=("__x86_indirect_", "__x86_return_thunk", "srso_", "retbleed_", "zen_untrain_ret", "its_", "clear_bhb_loop"),
         entry_text=("__entry_text_start", "__entry_text_end"),
+        entry_areas=(),
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
+        has_only_code=True,
         contexts=(
             # arch/x86/entry/entry_64.S and asm/idtentry.h, whose names 5.8 introduced; before that the functions behind them.
             ("asm_exc_page_fault", Context.PAGE_FAULT),
@@ -225,7 +290,7 @@ X86_64 = Architecture(
             ("do_int80_", Context.SYSTEM_CALL),
             ("do_fast_syscall_32", Context.SYSTEM_CALL),
         ),
-        system_call_number="orig_rax",
+        system_call_number=_system_call_number,
         is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
     ),

@@ -1,0 +1,17 @@
+"""The unwinding method that an architecture names becomes rows for a kernel that has no unwind table."""
+
+from __future__ import annotations
+
+from unwind.arch import Architecture, UnwindMethod
+from unwind.frame_pointer import FramePointerRows
+from unwind.frame_record import FrameRecordRows
+from unwind.kernel import RowSource, SymbolSource, TextSource
+
+
+def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSource) -> RowSource:
+    """Rows that follow from the kernel's code and symbols."""
+    match architecture.kernel_code.method:
+        case UnwindMethod.ORC:
+            return FramePointerRows(symbols, text)
+        case UnwindMethod.FRAME_RECORDS:
+            return FrameRecordRows(architecture, symbols, text)
