@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from unwind.arch import Architecture
+from unwind.arch.arm64 import ARM64
 from unwind.arch.x86_64 import X86_64
 
-ARCHITECTURES: tuple[Architecture, ...] = (X86_64,)
+ARCHITECTURES: tuple[Architecture, ...] = (X86_64, ARM64)
 
 
 def find_architecture(name: str) -> Architecture | None:
