@@ -31,7 +31,7 @@ _COUNT_MASK = 0xFFFF
 
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = range(1, 7)
 _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(8, 12)
-_FLOAT, _TYPE_TAG, _ENUM64 = 16, 18, 19
+_DATASEC, _FLOAT, _TYPE_TAG, _ENUM64 = 15, 16, 18, 19
 _MODIFIERS = frozenset({_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
 _SIZED = frozenset({_INT, _STRUCT, _UNION, _ENUM, _FLOAT, _ENUM64})
 _FIXED_WORDS = (0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0)
@@ -42,7 +42,7 @@ _MEMBER_WORDS = (0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3)
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Where types begin: ``places[id]`` counts words in ``words``; ``names``: a struct's, union's, enum's or typedef's id."""
+    """Where types begin: ``places[id]`` counts words in ``words``; ``names``: ids of structs, unions, enums, typedefs, sections."""
 
     words: array[int]
     strings: bytes
@@ -104,7 +104,7 @@ def _find_types(words: array[int]) -> Steps[tuple[array[int], list[int]]]:
     named: list[int] = []
     add_place, add_named = places.append, named.append
     place, end, count = 0, len(words) - 2, 0
-    wanted = frozenset({_STRUCT, _UNION, _ENUM, _ENUM64, _TYPEDEF})
+    wanted = frozenset({_STRUCT, _UNION, _ENUM, _ENUM64, _TYPEDEF, _DATASEC})
     while place < end:
         info = words[place + 1]
         kind = info >> 24 & 31
@@ -151,6 +151,16 @@ class _Types:
         for at in range(place + 3, self._end(place), width):
             high = words[at + 2] << 32 if kind == _ENUM64 else 0
             yield _string(strings, words[at]), words[at + 1] | high
+
+    def variables(self, section: str) -> Iterator[tuple[str, int]]:
+        words, strings = self._index.words, self._index.strings
+        place = self._place(self._index.names.get(section, 0))
+        if place is None or _kind(words, place) != _DATASEC:
+            return
+        for at in range(place + 3, self._end(place), 3):
+            variable = self._place(words[at])
+            if variable is not None:
+                yield _string(strings, words[variable]), words[at + 1]
 
     def _place(self, number: int) -> int | None:
         return self._index.places[number] if 0 < number < len(self._index.places) else None

@@ -8,6 +8,7 @@ from functools import partial
 
 from guest.cache import KernelCache
 from guest.cpus import Range, read_cpus
+from guest.data_symbols import add_data_symbols
 from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
 from guest.kallsyms import KallsymsTables, decode_kallsyms, read_kallsyms
@@ -77,7 +78,9 @@ class Kernel:
     def has_own_space(self) -> bool:
         """Whether ``space`` is the kernel's own top-level table, which stays."""
         table = self.symbols.find(self.architecture.page_table_symbol)
-        return table is not None and self.space.translate(table.address) == self.space.root
+        if table is None:
+            return self.is_settled and not self.architecture.paging.is_shared
+        return self.space.translate(table.address) == self.space.root
 
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
@@ -105,6 +108,8 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     else:
         rows = yield from decode_kallsyms(space, tables, anchors)
         yield
+        if rows.find("linux_banner") is None:
+            rows = yield from add_data_symbols(space, location.image, rows, architecture)
         symbols = rows.table()
         banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
         yield
@@ -293,6 +298,8 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> AddressSpace | None:
     """The kernel's own page tables, or None while they do not map the image as the vCPU's do (early in boot)."""
     table = kernel.symbols.find(kernel.architecture.page_table_symbol)
     start = kernel.symbols.find("_stext")
+    if table is None and not kernel.architecture.paging.is_shared:
+        return current
     root = current.translate(table.address) if table else None
     if root is None or start is None:
         return None

@@ -64,6 +64,9 @@ class TypeSource(Protocol):
     def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
         """Names and values of an enum's constants, nothing where there is no such enum."""
 
+    def variables(self, section: str) -> Iterator[tuple[str, int]]:
+        """Names of a section's variables and where they lie in it."""
+
 
 class Structs:
     """Answers are remembered: asking costs a dictionary lookup from the second time on."""
@@ -97,6 +100,10 @@ class Structs:
     def enumerator(self, enum: str, name: str) -> int | None:
         """The value of a constant of an enum."""
         return next((value for each, value in self._types.enumerators(enum) if each == name), None)
+
+    def variables(self, section: str) -> Iterator[tuple[str, int]]:
+        """Names of a section's variables and where they lie in it; none where the types do not say."""
+        return self._types.variables(section)
 
     def _find(self, struct: str, path: list[str]) -> Field | None:
         kind = self._types.find(struct)

@@ -117,6 +117,9 @@ class LayoutTypes:
 
         return Composite(size, size, each)
 
+    def variables(self, section: str) -> Iterator[tuple[str, int]]:
+        return iter(())
+
     def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
         return iter(ENUMS.get(name, {}).items())
 

@@ -154,6 +154,7 @@ class KernelCode:
     system_call_number: number of the system call from a trap frame, -1 where something else led to it, None where it does not say.
     is_32bit_process: whether user registers are those of a 32-bit process.
     system_call_tables: by that, (name of the table, the kernel's symbol).
+    first_system_calls: by that symbol, the functions that the table's first entries point to.
     """
 
     method: UnwindMethod
@@ -179,6 +180,7 @@ class KernelCode:
     system_call_number: Callable[[Registers], int | None]
     is_32bit_process: Callable[[Registers], bool]
     system_call_tables: Mapping[bool, tuple[str, str]]
+    first_system_calls: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)

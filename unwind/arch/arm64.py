@@ -313,6 +313,7 @@ ARM64 = Architecture(
         system_call_number=_system_call_number,
         is_32bit_process=lambda registers: _mode(registers) == _USER32,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "compat_sys_call_table")},
+        first_system_calls={"sys_call_table": ("__arm64_sys_io_setup", "__arm64_sys_io_destroy", "__arm64_sys_io_submit")},
     ),
     user_abis=_USER_ABIS,
 )

@@ -293,6 +293,7 @@ X86_64 = Architecture(
         system_call_number=_system_call_number,
         is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
+        first_system_calls={"sys_call_table": ("__x64_sys_read", "__x64_sys_write", "__x64_sys_open")},
     ),
     user_abis=_USER_ABIS,
 )

@@ -1,0 +1,199 @@
+"""Names of data for kernels whose kallsyms has only code (no CONFIG_KALLSYMS_ALL): from other tables in their image.
+
+* Exported symbols (include/linux/export.h, ``struct kernel_symbol`` with CONFIG_HAVE_ARCH_PREL32_RELOCATIONS): three 32-bit
+  numbers, relative to their own place: value, name, namespace. ``init_task`` is exported by every kernel; where its entry is, the
+  others are.
+* Per-CPU variables: BTF says where in their section each is (include/uapi/linux/btf.h, BTF_KIND_DATASEC), an exported one where
+  that begins.
+* BTF itself and the banner: by how they begin.
+* The table of system calls: by the functions that its first entries point to (``unwind.arch.KernelCode.first_system_calls``).
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from guest.btf import parse_btf
+from guest.kallsyms_scan import MAX_IMAGE_SIZE
+from guest.memory import CHUNK_SIZE, Steps
+from guest.paging import AddressSpace
+from guest.symbol_rows import SymbolRows, arrange
+from recording.errors import BadImageError
+from unwind.arch import Architecture
+
+_ANCHOR = b"\0init_task\0"
+_BEFORE_STRINGS = 1 << 21
+"""Bytes before the names in which their entries lie: in stock kernels 300 KiB."""
+_WORDS_PER_STEP = 1 << 15
+_ENTRIES_PER_STEP = 1 << 10
+_MAX_EXPORTS = 1 << 17
+_MAX_NAME = 128
+_MAX_CANDIDATES = 16
+_BTF = b"\x9f\xeb\x01\x00\x18\x00\x00\x00"
+_BTF_HEADER = struct.Struct("<HBBIIIII")
+_LEAST_BTF, _MOST_BTF = 1 << 16, 1 << 26
+_BANNER = b"Linux version "
+_PER_CPU = ".data..percpu"
+_ADDRESS_MASK = (1 << 64) - 1
+_Piece = tuple[int, bytes]
+
+
+def add_data_symbols(space: AddressSpace, image: int, rows: SymbolRows, architecture: Architecture) -> Steps[SymbolRows]:
+    """The rows with what data could be named."""
+    pieces = yield from _read_image(space, image)
+    exports = yield from _exports(pieces, architecture)
+    known = set(rows.names)
+    found = {name: address for name, address in exports.items() if name not in known}
+    yield
+    for address, data in pieces:
+        banner = data.find(_BANNER)
+        if banner >= 0 and "linux_banner" not in found:
+            found["linux_banner"] = address + banner
+    yield
+    table = _find_btf(pieces)
+    if table is not None:
+        start, data = table
+        found |= {"__start_BTF": start, "__stop_BTF": start + len(data)}
+        found |= yield from _per_cpu(data, exports, architecture)
+    found |= _system_call_tables(pieces, rows, architecture)
+    yield
+    addresses = array("Q", [*rows.addresses, *found.values()])
+    return (yield from arrange(SymbolRows(addresses, rows.kinds + b"D" * len(found), [*rows.names, *found])))
+
+
+def _read_image(space: AddressSpace, image: int) -> Steps[list[_Piece]]:
+    """The image's mapped pieces; what is mapped to elsewhere in RAM is no part of it."""
+    pieces: list[_Piece] = []
+    offset = None
+    for extent in space.mapped(image, image + MAX_IMAGE_SIZE):
+        if extent is None:
+            yield
+            continue
+        if offset is None:
+            offset = extent.physical - extent.address
+        if extent.physical - extent.address != offset:
+            continue
+        parts = []
+        for at in range(0, extent.size, CHUNK_SIZE):
+            part = space.memory.read_many([(extent.physical + at, min(CHUNK_SIZE, extent.size - at))])[0]
+            yield
+            if part is None:
+                break
+            parts.append(part)
+        pieces.append((extent.address, b"".join(parts)))
+    return pieces
+
+
+def _exports(pieces: list[_Piece], architecture: Architecture) -> Steps[dict[str, int]]:
+    for address, data in pieces:
+        at = data.find(_ANCHOR)
+        for _candidate in range(_MAX_CANDIDATES):
+            if at < 0:
+                break
+            entry = yield from _find_entry(data, at + 1, architecture)
+            if entry is not None:
+                return (yield from _read_table(address, data, entry, architecture))
+            at = data.find(_ANCHOR, at + 1)
+    return {}
+
+
+def _words(data: bytes, architecture: Architecture) -> array[int]:
+    words = array("i", data)
+    if sys.byteorder != architecture.byteorder:
+        words.byteswap()
+    return words
+
+
+def _find_entry(data: bytes, name: int, architecture: Architecture) -> Steps[int | None]:
+    """The offset of the entry whose name lies at an offset."""
+    start = max(0, name - _BEFORE_STRINGS) & -4
+    words = _words(data[start : name & -4], architecture)
+    for low in range(0, len(words), _WORDS_PER_STEP):
+        wanted = name - start - 4 * low
+        for index, word in enumerate(words[low : low + _WORDS_PER_STEP]):
+            if word + 4 * index == wanted:
+                return start + 4 * (low + index) - 4
+        yield
+    return None
+
+
+def _read_table(address: int, data: bytes, entry: int, architecture: Architecture) -> Steps[dict[str, int]]:
+    """All entries around one, until something is none."""
+    order = "<" if architecture.byteorder == "little" else ">"
+    layout = struct.Struct(f"{order}3i")
+    found: dict[str, int] = {}
+    for step in (-layout.size, layout.size):
+        at = entry
+        for count in range(_MAX_EXPORTS):
+            if not 0 <= at <= len(data) - layout.size:
+                break
+            value, name, _namespace = layout.unpack_from(data, at)
+            text = _name_at(data, at + 4 + name)
+            if text is None:
+                break
+            found[text] = address + at + value & _ADDRESS_MASK
+            at += step
+            if not count % _ENTRIES_PER_STEP:
+                yield
+    return found
+
+
+def _name_at(data: bytes, at: int) -> str | None:
+    end = data.find(b"\0", at, at + _MAX_NAME) if at > 0 else -1
+    if end <= at:  # What stands before it may be the beginning of a longer name: linkers merge a name with another's end.
+        return None
+    try:
+        text = data[at:end].decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return text if text.replace(".", "_").isidentifier() else None
+
+
+def _find_btf(pieces: list[_Piece]) -> _Piece | None:
+    for address, data in pieces:
+        at = data.find(_BTF)
+        for _candidate in range(_MAX_CANDIDATES):
+            if not 0 <= at <= len(data) - _BTF_HEADER.size:
+                break
+            *_head, header, _types, _type_size, strings, string_size = _BTF_HEADER.unpack_from(data, at)
+            size = header + strings + string_size
+            if not at % 4 and _LEAST_BTF <= size <= min(_MOST_BTF, len(data) - at):
+                return address + at, data[at : at + size]
+            at = data.find(_BTF, at + 1)
+    return None
+
+
+def _per_cpu(btf: bytes, exports: Mapping[str, int], architecture: Architecture) -> Steps[dict[str, int]]:
+    """Per-CPU variables by name: their section begins where most of the exported ones say."""
+    try:
+        structs = yield from parse_btf(btf, pointer_size=architecture.pointer_size)
+    except BadImageError:
+        return {}
+    offsets = dict(structs.variables(_PER_CPU))
+    starts = Counter(exports[name] - offset for name, offset in offsets.items() if name in exports)
+    if not starts:
+        return {}
+    start = starts.most_common(1)[0][0]
+    return {name: start + offset & _ADDRESS_MASK for name, offset in offsets.items()}
+
+
+def _system_call_tables(pieces: list[_Piece], rows: SymbolRows, architecture: Architecture) -> dict[str, int]:
+    found = {}
+    for table, functions in architecture.kernel_code.first_system_calls.items():
+        addresses = [rows.find(name) for name in functions]
+        known = [address for address in addresses if address is not None]
+        if len(known) < len(functions):
+            continue
+        pattern = b"".join(address.to_bytes(architecture.pointer_size, architecture.byteorder) for address in known)
+        place = next(_places(pieces, pattern), None)
+        if place is not None:
+            found[table] = place
+    return found
+
+
+def _places(pieces: list[_Piece], pattern: bytes) -> Iterator[int]:
+    return (address + at for address, data in pieces if (at := data.find(pattern)) >= 0)
