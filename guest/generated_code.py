@@ -2,12 +2,12 @@
 
 No symbol table has it; the kernel keeps lists: ``bpf_kallsyms`` (kernel/bpf/core.c), ``ftrace_ops_trampoline_list``
 (kernel/trace/ftrace.c), ``kprobe_insn_slots`` and ``kprobe_optinsn_slots`` (kernel/kprobes.c). A kernel that lacks a list
-lacks that code.
+lacks that code. Entry code that is mapped outside of the image, too, is in none; page tables tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from guest.kernel_lists import StructReader, StructValues, text_of, walk_list
@@ -17,12 +17,15 @@ from guest.structs import Structs
 from recording.errors import BadImageError
 from recording.model import FrameKind
 from recording.symbols import SymbolTable
+from unwind.arch import Architecture
 
 _MAX_PIECES = 8192
 _MAX_CODE = 1 << 22
 _MAX_TOTAL = 1 << 25
 _PAGE = 4096
 _PIECES_PER_STEP = 16
+_LOOKS_FOR_COPIES = 1 << 10
+_MAX_COPY = 1 << 13
 _SAVES_REGISTERS = 1 << 2
 """FTRACE_OPS_FL_SAVE_REGS (include/linux/ftrace.h): the trampoline is a copy of the function that saves all registers."""
 
@@ -77,12 +80,16 @@ class _Source:
 class GeneratedCodeReader:
     """Reads the lists of one kernel, as many of them as it has, and knows by a stamp whether there may be anything new."""
 
-    def __init__(self, symbols: SymbolTable, structs: Structs) -> None:
+    def __init__(self, symbols: SymbolTable, structs: Structs, architecture: Architecture) -> None:
         """Never fails: a kernel may have none of the lists."""
+        code = architecture.kernel_code
+        self._entry_areas = code.entry_areas
+        self._entry_copies = tuple([found for name in code.entry_copies if (found := symbols.find(name))])
+        self._looks = 0
         self._sources: list[_Source] = []
         self._stamp_reads: list[tuple[int, int]] = []
         self._known: dict[tuple[str, int, int], GeneratedCode] = {}
-        self._seen_stamp: tuple[bytes | None, ...] = ()
+        self._seen_stamp: tuple[bytes | None, ...] | None = None
         self._stamp_space: AddressSpace | None = None
         self._stamp_places: list[tuple[int, int]] = []
         self._copied = {
@@ -132,6 +139,11 @@ class GeneratedCodeReader:
 
     def has_changed(self, space: AddressSpace) -> bool:
         """Whether ``read`` would find anything new. Takes microseconds, so it may be asked at every halt."""
+        if self._entry_copies:
+            # Mapped some time during boot, which no list says.
+            self._looks += 1
+            if not self._looks % _LOOKS_FOR_COPIES:
+                return True
         return self._stamp(space) != self._seen_stamp
 
     def _stamp(self, space: AddressSpace) -> tuple[bytes | None, ...]:
@@ -166,8 +178,25 @@ class GeneratedCodeReader:
                 if count % _PIECES_PER_STEP == _PIECES_PER_STEP - 1:
                     yield
             yield
+        for piece in self._read_entry_copies(space):
+            found[piece.name, piece.start, piece.end] = piece
+        yield
         self._known = found
         return tuple(sorted(found.values(), key=lambda piece: piece.start))
+
+    def _read_entry_copies(self, space: AddressSpace) -> Iterator[GeneratedCode]:
+        """The image's entry code where it is mapped once more: KPTI's trampoline."""
+        places = [(symbol, space.translate(symbol.address)) for symbol in self._entry_copies]
+        for low, high in self._entry_areas:
+            for extent in space.mapped(low, high):
+                for symbol, physical in places:
+                    offset = -1 if extent is None or physical is None else physical - extent.physical
+                    if extent is None or not 0 <= offset < extent.size:
+                        continue
+                    start, size = extent.address + offset, min(symbol.size, extent.size - offset, _MAX_COPY)
+                    known = self._known.get((symbol.name, start, start + size))
+                    text = known.text if known else space.read_many([(start, size)])[0] or b""
+                    yield known or GeneratedCode(symbol.name, start, start + size, FrameKind.KERNEL, text)
 
     def _describe_trampoline(self, values: StructValues) -> GeneratedCode:
         start = values.number("trampoline")

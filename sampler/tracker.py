@@ -147,7 +147,8 @@ class KernelTracker:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
             return self._describe(kernel)
-        if self._modules is not None and now_ns >= self._next_modules_ns and kernel.has_own_space:
+        knows_lists = self._modules is not None or self._generated is not None
+        if knows_lists and now_ns >= self._next_modules_ns and kernel.has_own_space:
             self._next_modules_ns = now_ns + self._modules_every_ns
             if self._is_outdated(kernel):
                 return self._read_loaded(kernel)
@@ -250,7 +251,7 @@ class KernelTracker:
                 self._events.refreshed(kernel)
             return
         self.kernel = kernel = replace(kernel, structs=structs, structs_problem=None)
-        self._generated = GeneratedCodeReader(kernel.symbols, structs)
+        self._generated = GeneratedCodeReader(kernel.symbols, structs, self._architecture)
         try:
             self._modules = ModuleReader(kernel.symbols, structs, kernel.orc.version if kernel.orc else None)
         except BadImageError as error:

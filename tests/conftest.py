@@ -15,7 +15,7 @@ import pytest
 from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from recording.errors import MissingDependencyError
-from tests.qemu.guests import QEMU, Guest, GuestCrashedError, GuestOptions
+from tests.qemu.guests import PC, Guest, GuestCrashedError, GuestOptions, Machine
 
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 """The test matrix: kernel generation and the Debian suite that ships it (sid's moves on)."""
@@ -37,7 +37,8 @@ class StartGuest(Protocol):
         vcpus: int = 1,
         *,
         append: str = "",
-        cpu: str = "qemu64,-cx16",
+        machine: Machine = PC,
+        cpu: str = "",
         until: str | None = WORKLOAD_MARK,
         stub: bool = True,
         reboots: bool = False,
@@ -57,12 +58,12 @@ def generations(*wanted: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def guest_kernel() -> Callable[[str], Path]:
-    """The newest stock kernel image of a Debian suite, from the user's cache or fetched."""
+def guest_kernel() -> Callable[..., Path]:
+    """The newest stock kernel image of a Debian suite (and architecture), from the user's cache or fetched."""
 
-    def find(suite: str) -> Path:
+    def find(suite: str, architecture: str = PC.name) -> Path:
         try:
-            return fetch_kernel(suite)
+            return fetch_kernel(suite, architecture)
         except MissingDependencyError as error:
             skip_loudly(str(error))
             raise
@@ -71,35 +72,55 @@ def guest_kernel() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def guest_initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def initramfs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The demo's initramfs for an architecture."""
+    made: dict[str, Path] = {}
+
+    def find(architecture: str) -> Path:
+        if architecture not in made:
+            try:
+                data = build_initramfs(find_busybox(architecture))
+            except MissingDependencyError as error:
+                skip_loudly(str(error))
+                raise
+            made[architecture] = tmp_path_factory.mktemp("initramfs") / f"{architecture}.gz"
+            made[architecture].write_bytes(data)
+        return made[architecture]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def guest_initramfs(initramfs_of: Callable[[str], Path]) -> Path:
     """The demo's initramfs."""
-    try:
-        data = build_initramfs(find_busybox())
-    except MissingDependencyError as error:
-        skip_loudly(str(error))
-        raise
-    path = tmp_path_factory.mktemp("initramfs") / "initramfs.gz"
-    path.write_bytes(data)
-    return path
+    return initramfs_of(PC.name)
 
 
-def _starter(stack: ExitStack, kernel: Callable[[str], Path], initramfs: Path) -> StartGuest:
-    if shutil.which(QEMU) is None:
-        skip_loudly(f"{QEMU} is not installed (Debian: qemu-system-x86)")
-
+def _starter(stack: ExitStack, kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> StartGuest:
     def start(
         suite: str = "bookworm",
         vcpus: int = 1,
         *,
         append: str = "",
-        cpu: str = "qemu64,-cx16",
+        machine: Machine = PC,
+        cpu: str = "",
         until: str | None = WORKLOAD_MARK,
         stub: bool = True,
         reboots: bool = False,
         extra: tuple[str, ...] = (),
     ) -> Guest:
+        if shutil.which(machine.qemu) is None:
+            skip_loudly(f"{machine.qemu} is not installed (Debian: {machine.package})")
         options = GuestOptions(
-            kernel(suite), initramfs, vcpus=vcpus, append=append, cpu=cpu, stub=stub, reboots=reboots, extra=extra
+            kernel(suite, machine.name),
+            initramfs_of(machine.name),
+            vcpus=vcpus,
+            append=append,
+            cpu=cpu,
+            machine=machine,
+            stub=stub,
+            reboots=reboots,
+            extra=extra,
         )
         for attempt in range(1, BOOT_ATTEMPTS + 1):
             guest = stack.enter_context(Guest(options))
@@ -119,28 +140,30 @@ def _starter(stack: ExitStack, kernel: Callable[[str], Path], initramfs: Path) -
 
 
 @pytest.fixture
-def start_guest(guest_kernel: Callable[[str], Path], guest_initramfs: Path) -> Iterator[StartGuest]:
+def start_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> Iterator[StartGuest]:
     """Starts guests that end with the test."""
     with ExitStack() as stack:
-        yield _starter(stack, guest_kernel, guest_initramfs)
+        yield _starter(stack, guest_kernel, initramfs_of)
 
 
 @pytest.fixture(scope="module")
-def start_shared_guest(guest_kernel: Callable[[str], Path], guest_initramfs: Path) -> Iterator[StartGuest]:
+def start_shared_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> Iterator[StartGuest]:
     """Starts guests that end with the module: its tests come and go while one guest runs on."""
     with ExitStack() as stack:
-        yield _starter(stack, guest_kernel, guest_initramfs)
+        yield _starter(stack, guest_kernel, initramfs_of)
 
 
 @pytest.fixture(
     scope="module",
     params=[pytest.param((suite, vcpus), id=f"{kernel}-{vcpus}cpu") for kernel, suite in KERNELS.items() for vcpus in (1, 2)],
 )
-def matrix_guest(request: pytest.FixtureRequest, guest_kernel: Callable[[str], Path], guest_initramfs: Path) -> Iterator[Guest]:
+def matrix_guest(
+    request: pytest.FixtureRequest, guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]
+) -> Iterator[Guest]:
     """A guest at work, of each kernel with 1 and with 2 vCPUs; a module's tests share it, one guest after the other."""
     suite, vcpus = request.param
     with ExitStack() as stack:
-        yield _starter(stack, guest_kernel, guest_initramfs)(suite, vcpus)
+        yield _starter(stack, guest_kernel, initramfs_of)(suite, vcpus)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -80,6 +80,8 @@ look() {
         has mksquashfs || optional="$optional squashfs-tools"
         has_tool mkfs.vfat || optional="$optional dosfstools"
         has mcopy || optional="$optional mtools"
+        # Guests of another architecture: their tests skip themselves, with the reason.
+        has qemu-system-aarch64 || optional="$optional qemu-system-arm"
         # Tests that compare with gdb skip themselves, with the reason.
         has gdb || optional="$optional gdb"
         has_tool sfdisk || optional="$optional fdisk"

@@ -125,6 +125,7 @@ class KernelUnwinder:
         self._calls: dict[int, bool] = {}
         self._frame_setters: dict[int, bool] = {}
         self._signature = self._code.signature
+        self._has_entry_areas = bool(self._code.entry_areas)
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
 
@@ -200,10 +201,11 @@ class KernelUnwinder:
         """From one frame to its caller, or why the walk ends here."""
         if interrupted and place.is_thunk and not place.is_entry:
             return self._leave_thunk(registers, read_word)
+        if interrupted and self._has_entry_areas and self._is_entry_area(registers[self._architecture.pc]):
+            return StackEnd.ENTRY_WINDOW
         row = place.row
         if row is None:
-            in_area = interrupted and self._is_entry_area(registers[self._architecture.pc])
-            return StackEnd.ENTRY_WINDOW if in_area else StackEnd.NO_UNWIND_INFO
+            return StackEnd.NO_UNWIND_INFO
         if row.tagged and registers.get(row.register, 0) & 1:
             row = Row(RowKind.TRAP, row.register, -1)
         match row.kind:

@@ -16,6 +16,7 @@ from recording.model import FrameKind
 from recording.symbols import SymbolTable
 from tests.builders.kernel_structs import HEAP, HEAP_SIZE
 from tests.builders.modules import CALL_ROW, ModuleHeap
+from unwind.arch.x86_64 import X86_64
 from unwind.orc import OrcTable, OrcVersion
 
 STEXT = 0xFFFF_FFFF_8100_0000
@@ -92,7 +93,7 @@ def make_generated(heap: ModuleHeap, text: bytes) -> int:
 
 def generated_reader(heap: ModuleHeap) -> GeneratedCodeReader:
     traced = [(symbol.address, symbol.kind, symbol.name) for symbol in heap.symbols]
-    return GeneratedCodeReader(SymbolTable.from_symbols([*traced, (STEXT + 0x800, "T", "ftrace_caller")]), heap.structs)
+    return GeneratedCodeReader(SymbolTable.from_symbols([*traced, (STEXT + 0x800, "T", "ftrace_caller")]), heap.structs, X86_64)
 
 
 def test_generated_code_is_named() -> None:

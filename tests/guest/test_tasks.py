@@ -13,6 +13,7 @@ from guest.tasks import TaskReader, TaskWords
 from recording.errors import BadImageError
 from recording.model import Task
 from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+from unwind.arch.arm64 import ARM64
 from unwind.arch.x86_64 import X86_64
 
 STACK_SIZE = 0x4000
@@ -99,6 +100,25 @@ def test_amid_a_switch_the_stack_decides_whose_moment_it_is() -> None:
     # An interrupt stack is nobody's: the pointer to the running task is right there.
     assert cpu.running((HEAP + 0x3_8000, STACK_SIZE)).pid == 41
     assert cpu.running(None).pid == 41
+
+
+def test_a_register_that_points_to_the_task_comes_before_the_variable() -> None:
+    cpu = Cpu()
+    cpu.heap = Heap(LAYOUTS, [(CURRENT, "D", "__entry_task"), (QUEUE - 32, "D", "runqueues")])
+    process = cpu.task(b"bash", 40)
+    other = cpu.task(b"other", 50)
+    cpu.run(other, other)
+    reader = TaskReader(cpu.heap.space, cpu.heap.symbols, cpu.heap.structs, ARM64)
+
+    def pid(**registers: int) -> int:
+        words = reader.find_running(cpu.read, registers, CPU, None)
+        return -1 if words is None else words.pid
+
+    assert process >= 0xFFFF_0000_0000_0000
+    assert pid(cpsr=0x5, SP_EL0=process) == 40
+    assert pid(cpsr=0x0, SP_EL0=process) == 50
+    assert pid(cpsr=0x5, SP_EL0=0xFFFF_F000_1230) == 50
+    assert pid(cpsr=0x5) == 50
 
 
 def test_a_name_that_is_no_utf_8_is_told_with_escapes() -> None:

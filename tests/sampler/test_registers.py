@@ -7,6 +7,7 @@ import json
 import pytest
 
 from recording.errors import BadRecordingError, StubError, UnsupportedTargetError
+from sampler.halt import Batch
 from sampler.rsp.registers import (
     Register,
     RegisterFile,
@@ -15,7 +16,9 @@ from sampler.rsp.registers import (
     choose_architecture,
     layout_of,
     parse_target_description,
+    system_registers_of,
 )
+from unwind.arch.arm64 import ARM64
 from unwind.arch.registry import find_architecture
 from unwind.arch.x86_64 import X86_64
 
@@ -166,3 +169,29 @@ def test_a_layout_without_the_registers_that_unwinding_needs_is_refused() -> Non
         layout_of(TargetDescription("i386:x86-64", ((0, "rip", 8),)), X86_64, 8)
     with pytest.raises(UnsupportedTargetError, match="236 bytes long"):
         layout_of(None, X86_64, 100)
+
+
+SYSTEM = tuple((200 + index, names[-1], 8) for index, names in enumerate(ARM64.system_registers))
+
+
+def test_system_registers_are_found_by_the_names_of_either_version() -> None:
+    numbers = system_registers_of(TargetDescription("aarch64", ((0, "x0", 8), *SYSTEM)), ARM64)
+    assert numbers == tuple((200 + index, names[0], 8) for index, names in enumerate(ARM64.system_registers))
+    assert system_registers_of(None, X86_64) == ()
+
+
+def test_a_stub_without_system_registers_is_refused_by_their_name() -> None:
+    with pytest.raises(UnsupportedTargetError, match="TTBR1_EL1"):
+        system_registers_of(TargetDescription("aarch64", tuple(each for each in SYSTEM if each[1] != "TTBR1_EL1")), ARM64)
+
+
+def test_system_registers_lie_behind_the_others() -> None:
+    layout = LAYOUT.with_registers(((200, "SCTLR", 8), (7, "small", 4)), 24)
+    assert layout.registers[3:] == (Register("SCTLR", 24, 8), Register("small", 32, 4))
+    batch = Batch()
+    found: dict[int, RegisterFile] = {}
+    batch.add(b"$g#67", 0)
+    batch.add(b"$pc8#0", 0, 8)
+    batch.add(b"$p7#0", 0, 4)
+    batch.sort([RAW.hex().encode() + b"0" * 8, b"05" + b"00" * 7, b"E14"], lambda reply: RegisterFile(layout, reply), found, {})
+    assert dict(found[0]) == {"rax": 1, "rip": 0x1_8000_0000, "eflags": 0x246, "SCTLR": 5}

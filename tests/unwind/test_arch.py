@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unwind.arch.arm64 import ARM64
+from unwind.arch.registry import find_architecture
 from unwind.arch.x86_64 import X86_64
 
 
@@ -57,3 +59,76 @@ def test_x86_64_interrupt_gate() -> None:
     assert X86_64.image_mark({}, lambda address, size: memory.get(address)) == 0xFFFF_FFFF_8180_0AE0
     assert X86_64.image_mark({}, lambda address, size: gate if size == 16 else None) is None
     assert X86_64.image_mark({}, lambda address, size: None) is None
+
+
+@pytest.mark.parametrize("name", ["arm64", "aarch64"])
+def test_names_of_arm64(name: str) -> None:
+    assert find_architecture(name) is ARM64
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("11 00 00 94", True),  # bl
+        ("ff ff ff 97", True),  # bl backwards
+        ("20 00 3f d6", True),  # blr x1
+        ("3f 08 3f d6", True),  # blraaz x1
+        ("3f 0c 3f d6", True),  # blrabz x1
+        ("22 08 3f d7", True),  # blraa x1, x2
+        ("11 00 00 14", False),  # b
+        ("20 00 1f d6", False),  # br x1
+        ("c0 03 5f d6", False),  # ret
+        ("1f 20 03 d5", False),  # nop
+        ("00 00 94", False),
+    ],
+)
+def test_arm64_follows_call(before: str, follows: bool) -> None:
+    assert ARM64.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+def test_arm64_call_targets() -> None:
+    assert ARM64.kernel_code.link is not None
+    target = ARM64.kernel_code.link.target
+    assert target(0xFFFF_8000_8001_0000, bytes.fromhex("11000094")) == 0xFFFF_8000_8001_0044
+    assert target(0xFFFF_8000_8001_0000, bytes.fromhex("ffffff97")) == 0xFFFF_8000_8000_FFFC
+    assert target(0xFFFF_8000_8001_0000, bytes.fromhex("20003fd6")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "sets"),
+    [("fd030091", True), ("fd430091", True), ("3f2303d5 fd7bbda9 fd030091", True), ("3f2303d5 fd7bbda9", False), ("", False)],
+)
+def test_arm64_sets_frame(code: str, sets: bool) -> None:
+    assert ARM64.kernel_code.sets_frame(bytes.fromhex(code)) is sets
+
+
+@pytest.mark.parametrize(
+    ("registers", "is_trap"),
+    [
+        ({"cpsr": 0x8000_0000, "pc": 0x40_1000, "sp": 0xFFFF_FFFF_0000}, True),
+        ({"cpsr": 0x6000_0010, "pc": 0x1_0000, "sp": 0xFF00_0000}, True),  # AArch32
+        ({"cpsr": 0x6040_0005, "pc": 0xFFFF_8000_8001_0000, "sp": 0xFFFF_8000_0A00_0000}, True),
+        ({"cpsr": 0x6040_0005, "pc": 0x40_1000, "sp": 0xFFFF_8000_0A00_0000}, False),
+        ({"cpsr": 0, "pc": 0xFFFF_8000_8001_0000, "sp": 0}, False),
+        ({"cpsr": 0x13, "pc": 0x1_0000, "sp": 0x1000}, False),
+        ({"cpsr": 0xFFFF_8000_0000_0000, "pc": 0, "sp": 0}, False),
+    ],
+)
+def test_arm64_is_trap(registers: dict[str, int], is_trap: bool) -> None:
+    assert ARM64.kernel_code.is_trap(registers) is is_trap
+
+
+def test_arm64_system_call_numbers() -> None:
+    number = ARM64.kernel_code.system_call_number
+    assert number({"syscallno": 0x6040_0005_0000_003F}) == 63
+    assert number({"syscallno": 0x0000_0000_FFFF_FFFF}) == -1
+    assert number({}) is None
+    assert ARM64.kernel_code.trap.full["syscallno"] == 280
+    assert ARM64.kernel_code.trap.full["cpsr"] == ARM64.kernel_code.trap.partial_at + ARM64.kernel_code.trap.partial["cpsr"]
+
+
+def test_x86_64_system_call_numbers() -> None:
+    number = X86_64.kernel_code.system_call_number
+    assert number({"orig_rax": 0x4000_0001}) == 0x4000_0001
+    assert number({"orig_rax": (1 << 64) - 2}) == -1
+    assert number({}) is None

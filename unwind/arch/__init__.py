@@ -147,7 +147,8 @@ class KernelCode:
     task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
     thunks: prefixes of the names of functions that stand between a call or return and its target.
     entry_text: symbols that enclose the entry and exit code.
-    entry_areas: addresses [low, high) outside of the image at which nothing lies but entry and exit code.
+    entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
+    entry_copies: functions of the image that are mapped there once more.
     module_area: addresses at which modules and generated code lie.
     has_only_code: whether nothing else lies there, so that an address in it is code also where it is not known.
     contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
@@ -174,6 +175,7 @@ class KernelCode:
     thunks: tuple[str, ...]
     entry_text: tuple[str, str]
     entry_areas: tuple[tuple[int, int], ...]
+    entry_copies: tuple[str, ...]
     module_area: tuple[int, int]
     has_only_code: bool
     contexts: tuple[tuple[str, Context], ...]

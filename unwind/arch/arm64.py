@@ -283,7 +283,8 @@ ARM64 = Architecture(
             (0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000),
             (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000),
         ),
-        module_area=_IMAGES,
+        entry_copies=("tramp_vectors", "tramp_exit"),
+        module_area=(_IMAGES[0], 0x1_0000_0000_0000_0000),
         has_only_code=False,
         contexts=(
             # arch/arm64/kernel/entry-common.c, whose names 5.12 introduced.

@@ -265,6 +265,7 @@ X86_64 = Architecture(
         thunks=("__x86_indirect_", "__x86_return_thunk", "srso_", "retbleed_", "zen_untrain_ret", "its_", "clear_bhb_loop"),
         entry_text=("__entry_text_start", "__entry_text_end"),
         entry_areas=(),
+        entry_copies=(),
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
         has_only_code=True,
         contexts=(
