@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from recording.model import Frame, Space, UserEnd
 from tests.builders.host_process import HostProcess
 from tests.builders.unwind_tables import TableOfFile
+from unwind.arch.arm64 import ARM64
 from unwind.arch.x86_64 import X86_64
 from unwind.eh_frame import Unread
 from unwind.rules import Memory, Row, RowKind, Saved
@@ -364,3 +365,60 @@ def test_stack_of_a_program_that_is_being_loaded(tmp_path: Path, tables: dict[st
         assert host.pcs(walk) == thread.pcs[: len(walk.frames)]
         assert walk.end is UserEnd.THREAD_START
         assert thread.pcs[len(walk.frames) :][:1] in ([], [1])
+
+
+ARM_SP, ARM_FAR = 0xFFFF_F000_1000, 0xFFFF_FFFF_F000
+IN_LINK = Saved("pc", "x30", 0, is_value=True)
+ARM_LEAF = Row(RowKind.CALL, "sp", 0, kept=("x19", "x29"), return_address=IN_LINK)
+ARM_CALLER = Row(RowKind.CALL, "sp", 32, saved=(Saved("x29", None, -32),), kept=("x19",), return_address=Saved("pc", None, -24))
+ARM_BY_FRAME = Row(RowKind.CALL, "x29", 32, saved=(Saved("x29", None, -32),), kept=("x19",), return_address=Saved("pc", None, -24))
+
+
+@dataclass
+class ArmProcess(Process):
+    base: int = ARM_SP
+    rows: dict[int, Row | Unread] = field(
+        default_factory=lambda: {
+            **dict.fromkeys(range(LEAF, LEAF + 0x100), ARM_LEAF),
+            **dict.fromkeys(range(CALLER, CALLER + 0x100), ARM_CALLER),
+            **dict.fromkeys(range(START, START + 0x100), END),
+            **dict.fromkeys(range(TRAMPOLINE, TRAMPOLINE + 0x100), ARM_BY_FRAME),
+        }
+    )
+
+    def walk(self, pc: int, *, stack_top: int | None = ARM_FAR, **registers: int) -> UserWalk:
+        known = {"pc": pc, "sp": ARM_SP, "x29": ARM_SP, "x30": 0x1234, "cpsr": 0, **registers}
+        return UserUnwinder(ARM64).unwind(known, self.read, self, stack_top)
+
+
+def test_arm64_leaf_returns_to_the_link_register_and_only_a_leaf() -> None:
+    process = ArmProcess(stack=(ARM_SP + 32, BIAS + START + 0x30, 0, 0))
+    walk = process.walk(BIAS + LEAF, x30=BIAS + CALLER + 0x20)
+    assert walk == UserWalk((interrupted(LEAF), frame(CALLER + 0x20), frame(START + 0x30)), UserEnd.THREAD_START)
+    # A caller has made a call, which is in the link register now: what it says of it is not true.
+    again = ArmProcess(stack=(ARM_SP + 32, BIAS + LEAF + 0x30, 0, 0)).walk(BIAS + CALLER)
+    assert again == UserWalk((interrupted(CALLER), frame(LEAF + 0x30)), UserEnd.NO_UNWIND_INFO)
+
+
+def test_arm64_signatures_of_return_addresses_are_taken_away() -> None:
+    process = ArmProcess(stack=(ARM_SP + 32, 0x0055_0000_0000_0000 | BIAS + START + 0x30, 0, 0))
+    walk = process.walk(BIAS + LEAF, x30=0x002A_0000_0000_0000 | BIAS + CALLER + 0x20)
+    assert walk == UserWalk((interrupted(LEAF), frame(CALLER + 0x20), frame(START + 0x30)), UserEnd.THREAD_START)
+
+
+def test_arm64_rows_behind_a_frame_record_need_no_stack_pointer_or_are_not_used() -> None:
+    """A record lies at its frame's lower end, so that the caller's stack pointer is not known."""
+    by_frame = ArmProcess(stack=(ARM_SP + 32, BIAS + TRAMPOLINE + 8, 0, 0, ARM_SP + 64, BIAS + START + 4, 0, 0))
+    expected = (Frame(ANONYMOUS, ANONYMOUS, Space.USER), frame(TRAMPOLINE + 8, guess=True), frame(START + 4))
+    assert by_frame.walk(ANONYMOUS) == UserWalk(expected, UserEnd.THREAD_START)
+    by_sp = ArmProcess(stack=(ARM_SP + 32, BIAS + CALLER + 8, 0, 0, ARM_SP + 64, BIAS + START + 4, 0, 0))
+    expected = (Frame(ANONYMOUS, ANONYMOUS, Space.USER), frame(CALLER + 8, guess=True), frame(START + 4, guess=True))
+    assert by_sp.walk(ANONYMOUS) == UserWalk(expected, UserEnd.THREAD_START)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([BIAS + CALLER + 8, ARM_SP, ARM_SP + 16, 0])), max_size=64))
+def test_arm64_damaged_stacks_end_with_a_reason(stack: list[int]) -> None:
+    process = ArmProcess(stack=tuple(stack))
+    for pc in (BIAS + LEAF, BIAS + CALLER, BIAS + TRAMPOLINE, ANONYMOUS):
+        assert process.walk(pc, x30=BIAS + CALLER + 4).end in UserEnd

@@ -1,0 +1,89 @@
+"""Which stacks are copied in a halt where the chain of frame pointers leads from the interrupt stack to the task's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from guest.kernel import Kernel
+from sampler.halt import HaltedState, Read
+from sampler.rsp.registers import RegisterFile
+from sampler.stacks import StackPlanner
+from unwind.arch.arm64 import ARM64
+
+IRQ, TASK = 0xFFFF_8000_0000_8000, 0xFFFF_8000_0A00_0000
+TOP = IRQ + 0x4000
+KERNEL_PC = 0xFFFF_8000_8001_0000
+
+
+class Space:
+    def __init__(self, words: Mapping[int, int]) -> None:
+        self.words = words
+
+    def read_many(self, requests: list[tuple[int, int]]) -> list[bytes | None]:
+        return [self.words[address].to_bytes(8, "little") if address in self.words else None for address, _size in requests]
+
+
+def planner(words: Mapping[int, int], *, can_peek: bool) -> StackPlanner:
+    found = StackPlanner(ARM64, can_peek=can_peek)
+    kernel = SimpleNamespace(space=Space(words), irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=())
+    found.set_kernel(cast("Kernel", kernel))
+    return found
+
+
+def state(reads: dict[Read, bytes | None] | None = None, **registers: int) -> HaltedState:
+    values = {"pc": KERNEL_PC, "cpsr": 5, **registers}
+    return HaltedState((0,), (cast("RegisterFile", values),), reads or {}, 0, 0, 1)
+
+
+def covers(reads: list[Read], address: int) -> bool:
+    return any(read.address <= address < read.address + read.size for read in reads)
+
+
+def test_a_tasks_stack_alone() -> None:
+    reads, is_last = planner({}, can_peek=True).plan(state(sp=TASK + 0x3E00, x29=TASK + 0x3E40))
+    assert is_last
+    assert covers(list(reads), TASK + 0x3FF8)
+    assert not any(read.address >= TASK + 0x4000 for read in reads)
+
+
+CHAIN = {TOP - 0x60: TOP - 0x20, TOP - 0x20: TASK + 0x3D00}
+
+
+def test_the_interrupt_stack_leads_on_by_its_records() -> None:
+    reads, is_last = planner(CHAIN, can_peek=True).plan(state(sp=TOP - 0x80, x29=TOP - 0x60))
+    assert is_last
+    for address in (TOP - 8, TASK + 0x3D00, TASK + 0x3FF8):
+        assert covers(list(reads), address)
+
+
+def test_through_the_stub_that_takes_another_trip() -> None:
+    own = planner({}, can_peek=False)
+    first, is_last = own.plan(state(sp=TOP - 0x80, x29=TOP - 0x60))
+    assert not is_last
+    copied = {}
+    for read in first:
+        data = bytearray(read.size)
+        for address, value in CHAIN.items():
+            if read.address <= address < read.address + read.size:
+                data[address - read.address : address - read.address + 8] = value.to_bytes(8, "little")
+        copied[read] = bytes(data)
+    second, is_last = own.plan(state(cast("dict[Read, bytes | None]", copied), sp=TOP - 0x80, x29=TOP - 0x60))
+    assert is_last
+    assert covers(list(second), TASK + 0x3D00)
+    assert covers(list(second), TASK + 0x3FF8)
+
+
+def test_an_interrupt_stack_that_was_left_already() -> None:
+    reads, _is_last = planner({}, can_peek=True).plan(state(sp=TOP, x29=TASK + 0x3D00))
+    assert covers(list(reads), TASK + 0x3FF8)
+
+
+@pytest.mark.parametrize("fp", [0, 0xAAAA_0000, TOP - 0x60])
+def test_chains_that_lead_nowhere(fp: int) -> None:
+    circle = {TOP - 0x60: TOP - 0x60}
+    reads, _is_last = planner(circle, can_peek=True).plan(state(sp=TOP - 0x80, x29=fp))
+    assert covers(list(reads), TOP - 8)
