@@ -274,7 +274,7 @@ def test_a_32_bit_kernel_on_a_64_bit_machine(tmp_path: Path) -> None:
 def ends_without_linux(path: Path, gdb: str, qmp: str) -> set[StackEnd]:
     """Why the stacks of a guest end that runs no Linux. It is told, and what was recorded is kept."""
     said = guestprof("record", "--connect", gdb, "-d", "2", "-o", path, status=1).stderr
-    assert "guestprof: no x86-64 Linux kernel was found in the guest's memory, so the samples in" in said
+    assert "guestprof: no x86-64 or arm64 Linux kernel was found in the guest's memory, so the samples in" in said
     assert said.endswith("profile a guest that runs Linux, or record for longer if it is still booting\n")
     with Recording.open(path) as recording:
         samples = list(recording.samples())
