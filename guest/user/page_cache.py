@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from guest.paging import PAGE_SIZE, AddressSpace
 from guest.records import Record, Values, read_records, read_slices
 from guest.structs import Structs
+from guest.user.page_structs import PageStructs
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 
@@ -54,12 +55,11 @@ class PageCache:
         name = "folio" if structs.field("folio", "mapping") else "page"
         self._folio = Record(structs, name, ("mapping", "index", "flags"))
         self._page_size = structs.size_of("page") or 0
-        base = symbols.find("vmemmap_base")
+        self._page_structs = PageStructs(space, symbols, structs)
         uptodate = structs.enumerator("pageflags", "PG_uptodate")
-        if base is None or not self._page_size or uptodate is None:
-            missing = "vmemmap_base" if base is None else "struct page" if not self._page_size else "PG_uptodate"
+        if not self._page_size or uptodate is None:
+            missing = "PG_uptodate" if self._page_size else "struct page"
             raise BadImageError(f"the kernel's page cache cannot be read without {missing}; report this kernel")
-        self._base_at = base.address
         self._uptodate = 1 << uptodate
         self._pages_at = 0
 
@@ -94,8 +94,7 @@ class PageCache:
         """Address of a file's ``struct address_space``, and the head of its tree."""
         if not self._pages_at:
             # The kernel sets it early in boot: not before there are processes.
-            base = self._space.read_many([(self._base_at, 8)])[0]
-            self._pages_at = int.from_bytes(base, "little") if base else 0
+            self._pages_at = self._page_structs.find()
         (owner,) = read_records(self._space, [(self._inode, inode)])
         if owner is None or not owner[0]:
             return None
