@@ -14,8 +14,10 @@ from guest.modules import Module, ModuleReader
 from guest.text import TextImage
 from recording.model import FrameKind
 from recording.symbols import SymbolTable
-from tests.builders.kernel_structs import HEAP, HEAP_SIZE
+from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, HEAP_SIZE, TABLES, Heap
 from tests.builders.modules import CALL_ROW, ModuleHeap
+from tests.builders.page_tables import PageTables
+from unwind.arch.arm64 import ARM64
 from unwind.arch.x86_64 import X86_64
 from unwind.orc import OrcTable, OrcVersion
 
@@ -175,3 +177,24 @@ def test_damage_costs_knowledge_only(changes: list[tuple[int, bytes]]) -> None:
         assert piece.start < piece.end
         code.find_row(piece.start + 1)
         code.read(piece.start, 8)
+
+
+def test_entry_code_has_its_names_where_it_is_mapped_once_more() -> None:
+    """KPTI's trampoline on arm64: a page of the image in the fixmap."""
+    heap = Heap()
+    image, alias = HEAP + 0x3_0000, 0xFFFF_FBFF_FDBF_7000
+    heap.write(image + 0x400, b"\x11" * 0x100)
+    tables = PageTables(TABLES, pages=64)
+    tables.map(HEAP, HEAP_PHYSICAL, HEAP_SIZE)
+    tables.map(alias, HEAP_PHYSICAL + 0x3_0000)
+    heap.memory.write(TABLES, bytes(tables.memory))
+    symbols = SymbolTable.from_symbols([(image + 0x400, "t", "tramp_vectors"), (image + 0x800, "t", "tramp_exit")])
+    reader = GeneratedCodeReader(symbols, heap.structs, ARM64)
+    assert reader.has_changed(heap.space)
+    found = run_steps(reader.read(heap.space))
+    assert [(piece.name, piece.start) for piece in found] == [("tramp_vectors", alias + 0x400), ("tramp_exit", alias + 0x800)]
+    assert found[0].end == alias + 0x800
+    assert found[0].text[:0x100] == b"\x11" * 0x100
+    assert found[1].end <= alias + 0x1000
+    assert not reader.has_changed(heap.space)
+    assert run_steps(reader.read(heap.space))[0] is found[0]
