@@ -24,7 +24,7 @@ _MAX_CODE = 1 << 22
 _MAX_TOTAL = 1 << 25
 _PAGE = 4096
 _PIECES_PER_STEP = 16
-_LOOKS_FOR_COPIES = 1 << 10
+_LOOKS_FOR_COPIES = 1 << 7
 _MAX_COPY = 1 << 13
 _SAVES_REGISTERS = 1 << 2
 """FTRACE_OPS_FL_SAVE_REGS (include/linux/ftrace.h): the trampoline is a copy of the function that saves all registers."""
@@ -86,6 +86,7 @@ class GeneratedCodeReader:
         self._entry_areas = code.entry_areas
         self._entry_copies = tuple([found for name in code.entry_copies if (found := symbols.find(name))])
         self._looks = 0
+        self._has_copies = False
         self._sources: list[_Source] = []
         self._stamp_reads: list[tuple[int, int]] = []
         self._known: dict[tuple[str, int, int], GeneratedCode] = {}
@@ -139,8 +140,8 @@ class GeneratedCodeReader:
 
     def has_changed(self, space: AddressSpace) -> bool:
         """Whether ``read`` would find anything new. Takes microseconds, so it may be asked at every halt."""
-        if self._entry_copies:
-            # Mapped some time during boot, which no list says.
+        if self._entry_copies and not self._has_copies:
+            # They are mapped some time during boot, or never, which no list says.
             self._looks += 1
             if not self._looks % _LOOKS_FOR_COPIES:
                 return True
@@ -180,6 +181,7 @@ class GeneratedCodeReader:
             yield
         for piece in self._read_entry_copies(space):
             found[piece.name, piece.start, piece.end] = piece
+            self._has_copies = True
         yield
         self._known = found
         return tuple(sorted(found.values(), key=lambda piece: piece.start))

@@ -13,11 +13,15 @@ from sampler.stub import decode_read
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """``size`` bytes at a guest virtual address, translated by one vCPU. It must not leave its page if the next may be unmapped."""
+    """``size`` bytes at a guest virtual address, translated by one vCPU. It must not leave its page if the next may be unmapped.
+
+    physical: where they lie in RAM, if that is known and the vCPU's mode may hide them.
+    """
 
     vcpu: int
     address: int
     size: int
+    physical: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

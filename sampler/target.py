@@ -260,17 +260,28 @@ class Target:
             return selected
         ordered = reads if self.vcpu_count == 1 else sorted(reads, key=lambda read: read.vcpu)
         limit = self._max_read
-        for read in dict.fromkeys(ordered):
+        unique = list(dict.fromkeys(ordered))
+        hidden = [read for read in unique if read.physical is not None]
+        for read in unique:
             if not 0 < read.size <= _MAX_READ or not 0 <= read.address < 1 << 64:
                 raise GuestMemoryError(
                     f"{read.size} bytes at {read.address:#x} were asked for; a read takes 1 to {_MAX_READ} bytes"
                 )
+            if read.physical is not None:
+                continue
             selected = self._add_select(batch, selected, read.vcpu)
             if read.size <= limit:
                 batch.add(encode_read(read.address, read.size), read, read.size)
             else:
                 for address, size in split_reads([(read.address, read.size)], limit)[0]:
                     batch.add(encode_read(address, size), read, size)
+        if hidden:
+            # The mode goes on and off in one write, as in ``read_physical``.
+            batch.add(PHYSICAL_MODE, None)
+            for read in hidden:
+                for address, size in split_reads([(read.physical or 0, read.size)], limit)[0]:
+                    batch.add(encode_read(address, size), read, size)
+            batch.add(VIRTUAL_MODE, None)
         return selected
 
     def _require_conversation(self) -> bool:

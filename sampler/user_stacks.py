@@ -39,6 +39,7 @@ class TaskPlanner:
         self._tasks: TaskReader | None = None
         self._space: FreshSpace | None = None
         self._offsets: dict[int, int] = {}
+        self._linear: int | None = None
         self._stage = 0
         self.copied: dict[int, list[Piece]] = {}
         """By vCPU: (virtual address, bytes), of the halt at hand."""
@@ -48,6 +49,17 @@ class TaskPlanner:
         self._kernel, self._tasks = kernel, tasks
         self._offsets.clear()
         self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
+        self._linear = None
+        if kernel and tasks and kernel.cpu_offsets and self._architecture.hides_kernel and not self._can_peek:
+            # Variables of CPUs and tasks lie in the kernel's linear mapping of all RAM.
+            variable = tasks.current_address(kernel.cpu_offsets[0])
+            physical = kernel.space.translate(variable)
+            self._linear = None if physical is None else variable - physical
+
+    def _kernel_read(self, vcpu: int, address: int, size: int) -> Read:
+        physical = -1 if self._linear is None else address - self._linear
+        is_ram = any(low <= physical <= high - size for low, high in self._memory.ram()) if physical >= 0 else False
+        return Read(vcpu, address, size, physical if is_ram else None)
 
     def offset_of(self, registers: Registers) -> int | None:
         """The per-CPU offset of the CPU with these registers: one of them holds it, whatever mode it is in."""
@@ -69,7 +81,7 @@ class TaskPlanner:
         if self._can_peek or self._tasks is None:
             return ()
         return [
-            Read(vcpu, where(offset), self._tasks.pointer_size)
+            self._kernel_read(vcpu, where(offset), self._tasks.pointer_size)
             for vcpu, offset in self._offsets.items()
             for where in (self._tasks.current_address, self._tasks.scheduled_address)
         ]
@@ -101,7 +113,7 @@ class TaskPlanner:
         def read(address: int, size: int) -> bytes | None:
             data = _find(state, vcpu, address, size)
             if data is None:
-                missing.append(Read(vcpu, address, size))
+                missing.append(self._kernel_read(vcpu, address, size))
             return data
 
         words = self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))

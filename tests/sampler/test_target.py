@@ -225,6 +225,19 @@ def test_one_vcpu_costs_two_writes_and_no_thread_change(stub: FakeStub) -> None:
     assert stub.running
 
 
+def test_what_a_vcpus_mode_hides_is_read_physically_behind_the_rest_of_the_same_write(stub: FakeStub) -> None:
+    with open_target(stub) as target:
+        target.resume()
+        hidden, other = Read(0, 0xFFFF_0000_0000_5000, 8, 0x4000_5000), Read(0, 0x7000, 8)
+        state = target.capture(Planner([], [hidden, other]))
+        assert state.trips == 2
+        assert state.reads == {hidden: b"\x05" * 8, other: b"\x07" * 8}
+    stub.join()
+    physical = packets(b"Qqemu.PhyMemMode:1", b"m40005000,8", b"Qqemu.PhyMemMode:0")
+    assert stub.sent[2] == packets(b"m7000,8") + physical + packets(b"c")
+    assert stub.running
+
+
 def test_each_vcpu_is_selected_once_a_trip() -> None:
     fake = FakeStub(threads=3)
     with open_target(fake, vcpus=[0, 2]) as target:

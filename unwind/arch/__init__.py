@@ -240,6 +240,7 @@ class Architecture:
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
     interrupt_stacks, running_task: see there.
+    hides_kernel: whether QEMU's stub refuses to read kernel memory by a vCPU in user mode.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
     """
 
@@ -267,5 +268,6 @@ class Architecture:
     cpu_base: tuple[str, ...]
     interrupt_stacks: InterruptStacks
     running_task: RunningTask
+    hides_kernel: bool
     kernel_code: KernelCode
     user_abis: tuple[UserAbi, ...]

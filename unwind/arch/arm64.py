@@ -251,6 +251,7 @@ ARM64 = Architecture(
         pointer=_current,
         variables=("__entry_task",),  # arch/arm64/kernel/process.c
     ),
+    hides_kernel=True,
     kernel_code=KernelCode(
         method=UnwindMethod.FRAME_RECORDS,
         link=LinkRegister("x30", 4, _call_target),

@@ -228,6 +228,7 @@ X86_64 = Architecture(
         pointer=lambda _registers: None,
         variables=("current_task", "pcpu_hot.current_task"),  # arch/x86/include/asm/current.h
     ),
+    hides_kernel=False,
     kernel_code=KernelCode(
         method=UnwindMethod.ORC,
         link=None,
