@@ -75,7 +75,7 @@ def test_one_instruction_per_block(start_guest: StartGuest, tmp_path: Path) -> N
     record(guest, path)
     quality = report_of(path)["quality"]
     assert quality["complete_share"] >= MIN_COMPLETE, explain(path)
-    assert quality["entry_share"] <= 0.1
+    assert quality["entry_share"] <= MAX_ENTRY
 
 
 def test_idle_and_dump(start_guest: StartGuest, tmp_path: Path) -> None:
