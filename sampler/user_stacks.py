@@ -178,6 +178,9 @@ class TaskPlanner:
             return registers
         if words is None or words.is_kernel_thread or not self._user_stack_size:
             return None
+        taken = self._taken(registers)
+        if taken is not None:
+            return taken
         sp, word = registers[arch.sp], arch.pointer_size
         low, high = arch.entry_stacks
         # On the way in, the processor saves them at the top of an entry stack; the kernel then copies them to that of the task.
@@ -194,6 +197,19 @@ class TaskPlanner:
             if not isinstance(saved, Missing) and arch.kernel_code.is_trap(saved) and arch.is_user(saved):
                 return saved
         return None
+
+    def _taken(self, registers: Registers) -> Registers | None:
+        """User registers that an exception has just interrupted: those on the kernel stack are of an earlier one."""
+        code, pc = self._architecture.kernel_code, registers[self._architecture.pc]
+        if self._kernel is None or not code.entry_copies:
+            return None
+        piece = self._kernel.loaded.at(pc)
+        symbol = self._kernel.symbols.find_at(pc) if piece is None else None
+        start, name = (
+            (piece.ranges[0][0], piece.name) if piece is not None else (symbol.address, symbol.name) if symbol else (pc, "")
+        )
+        taken = code.taken_exception(name, pc - start, registers)
+        return taken if taken is not None and self._architecture.is_user(taken) else None
 
     def _user_pieces(self, registers: Registers) -> Iterator[tuple[int, int]]:
         """The pages of a user stack from a little below its pointer on."""

@@ -202,7 +202,7 @@ class KernelUnwinder:
         if interrupted and place.is_thunk and not place.is_entry:
             return self._leave_thunk(registers, read_word)
         if interrupted and self._has_entry_areas and self._is_entry_area(registers[self._architecture.pc]):
-            return StackEnd.ENTRY_WINDOW
+            return self._leave_entry(place, registers)
         row = place.row
         if row is None:
             return StackEnd.NO_UNWIND_INFO
@@ -220,7 +220,7 @@ class KernelUnwinder:
             case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD:
                 # Amid code that fills a trap frame or takes it down, no record of it is one yet, or still.
                 is_window = interrupted and row.kind is RowKind.TRAP_RECORD
-                return StackEnd.ENTRY_WINDOW if is_window else self._leave_trap(row, registers, read_word)
+                return self._leave_entry(place, registers) if is_window else self._leave_trap(row, registers, read_word)
 
     def _end(self, place: _Place, interrupted: bool) -> StackEnd:
         """A table says END at the roots of stacks, and wherever entry code has no stack to speak of: the name decides."""
@@ -364,6 +364,11 @@ class KernelUnwinder:
                 continue
             break
         return StackEnd.BAD_RETURN_ADDRESS
+
+    def _leave_entry(self, place: _Place, registers: Mapping[str, int]) -> _Step:
+        """From entry code: what was interrupted, where that is still in the registers."""
+        taken = self._code.taken_exception(place.name, registers[self._architecture.pc] - place.start, registers)
+        return StackEnd.ENTRY_WINDOW if taken is None else _Caller(taken, interrupted=True, is_in_register=True)
 
     def _leave_trap(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         arch, trap = self._architecture, self._code.trap

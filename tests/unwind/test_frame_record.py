@@ -24,7 +24,7 @@ IRQ_STACK = 0xFFFF_8000_0000_8000
 NOP, RET, BLR = 0xD503201F, 0xD65F03C0, 0xD63F0020
 PUSH, SET_FP, SIGN = 0xA9BD7BFD, 0x910003FD, 0xD503233F  # stp x29, x30, [sp, #-48]!; mov x29, sp; paciasp
 USER_PC = 0xAAAA_0000_1234
-SIZE = 0x40
+SIZE = 0x800
 
 NAMES = (
     "vfs_read",
@@ -41,6 +41,7 @@ NAMES = (
     "__entry_text_start",
     "el0t_64_sync",
     "el1h_64_irq",
+    "vectors",
     "__entry_text_end",
 )
 AT = {name: TEXT + SIZE * index for index, name in enumerate(NAMES)}
@@ -56,7 +57,7 @@ class Kernel:
     def __init__(self) -> None:
         self.code = bytearray()
         for _name in NAMES:
-            self.code += struct.pack("<16I", SIGN, PUSH, SET_FP, *[NOP] * 12, RET)
+            self.code += struct.pack(f"<{SIZE // 4}I", SIGN, PUSH, SET_FP, *[NOP] * 12, RET, *[NOP] * (SIZE // 4 - 16))
 
     def write(self, address: int, *instructions: int) -> None:
         struct.pack_into(f"<{len(instructions)}I", self.code, address - TEXT, *instructions)
@@ -312,3 +313,55 @@ def test_damaged_stacks_end_with_a_reason(stack: list[int], fp: int, link: int, 
     unwound = kernel.unwinder().unwind(capture(words(*stack), pc=function + 4 * instruction, x29=fp, x30=link))
     assert 0 < len(unwound.callchain.frames) <= 256
     assert unwound.callchain.end in StackEnd
+
+
+def taken(kernel: Kernel, offset: int, stack: bytes, **registers: int) -> Callchain:
+    return kernel.unwinder().unwind(capture(stack, pc=AT["vectors"] + offset, **zeros(), **registers)).callchain
+
+
+def zeros() -> dict[str, int]:
+    return {f"x{number}": 0 for number in range(29)}
+
+
+def test_an_interrupt_that_was_just_taken_goes_on_with_what_it_hit() -> None:
+    kernel = Kernel()
+    stack, record = system_call(kernel)
+    link = kernel.call("ksys_read", "memcpy", 0x28)
+    chain = taken(kernel, 0x280, stack, x29=record, x30=link, ELR_EL1=AT["memcpy"], SPSR_EL1=0x6000_0005)
+    assert names(chain) == ["vectors", "memcpy", *CALLERS]
+    assert chain.end is StackEnd.USER_ENTRY
+
+
+def test_an_exception_that_user_code_has_just_taken_has_all_its_registers() -> None:
+    kernel = Kernel()
+    registers = {"ELR_EL1": USER_PC, "SPSR_EL1": 0x8000_0000, "SP_EL0": 0xFFFF_FFFF_0000, "x29": 7, "x30": 8}
+    unwound = kernel.unwinder().unwind(capture(b"", pc=AT["vectors"] + 0x400, **zeros(), **registers))
+    assert names(unwound.callchain) == ["vectors"]
+    assert unwound.callchain.end is StackEnd.USER_ENTRY
+    assert unwound.user_registers is not None
+    assert {name: unwound.user_registers[name] for name in ("pc", "sp", "x29", "x30")} == {
+        "pc": USER_PC,
+        "sp": 0xFFFF_FFFF_0000,
+        "x29": 7,
+        "x30": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("offset", "pc", "pstate"),
+    [
+        (0x284, AT["memcpy"], 0x5),  # behind the first instruction
+        (0x280, USER_PC, 0x0),  # the vector is for EL1, the state is of EL0
+        (0x400, AT["memcpy"], 0x5),
+        (0x280, USER_PC, 0x5),
+        (0x200, AT["memcpy"], 0x2_0000_0005),
+        (0x000, AT["memcpy"], 0x4),
+        (0x280, AT["vectors"] + 0x280, 0x5),  # taken in entry code: that one's registers are gone
+    ],
+)
+def test_vectors_with_other_registers_are_entry_windows(offset: int, pc: int, pstate: int) -> None:
+    kernel = Kernel()
+    stack, record = system_call(kernel)
+    chain = taken(kernel, offset, stack, x29=record, x30=0, ELR_EL1=pc, SPSR_EL1=pstate)
+    assert chain.end is StackEnd.ENTRY_WINDOW
+    assert len(chain.frames) <= 2

@@ -149,6 +149,8 @@ class KernelCode:
     entry_text: symbols that enclose the entry and exit code.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
+    taken_exception: (function, bytes into it, registers) -> those that an exception has interrupted, where the vCPU stands at the
+        first instruction behind it and has changed none of them yet; else None.
     module_area: addresses at which modules and generated code lie.
     has_only_code: whether nothing else lies there, so that an address in it is code also where it is not known.
     contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
@@ -176,6 +178,7 @@ class KernelCode:
     entry_text: tuple[str, str]
     entry_areas: tuple[tuple[int, int], ...]
     entry_copies: tuple[str, ...]
+    taken_exception: Callable[[str, int, Registers], Mapping[str, int] | None]
     module_area: tuple[int, int]
     has_only_code: bool
     contexts: tuple[tuple[str, Context], ...]

@@ -267,6 +267,7 @@ X86_64 = Architecture(
         entry_text=("__entry_text_start", "__entry_text_end"),
         entry_areas=(),
         entry_copies=(),
+        taken_exception=lambda _name, _offset, _registers: None,  # the processor has pushed them
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
         has_only_code=True,
         contexts=(
