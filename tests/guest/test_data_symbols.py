@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guest.data_symbols import add_data_symbols
@@ -70,6 +70,7 @@ def test_an_image_without_any_of_it_keeps_its_names() -> None:
     assert add(bytes(SIZE)) == {name: IMAGE + value for name, value in CODE.items()}
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.binary(min_size=1, max_size=16)), max_size=40))
 def test_damaged_images_only_lack_names(changes: list[tuple[int, bytes]]) -> None:
     image = make_image()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guest.text import TextImage
@@ -305,6 +305,7 @@ _WORD = st.one_of(
 )
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_WORD, max_size=96), _WORD, _WORD, st.sampled_from(sorted(AT.values())), st.integers(0, 15))
 def test_damaged_stacks_end_with_a_reason(stack: list[int], fp: int, link: int, function: int, instruction: int) -> None:
     kernel = Kernel()
