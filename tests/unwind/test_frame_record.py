@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from guest.text import TextImage
 from recording.model import Callchain, StackEnd
-from recording.symbols import SymbolTable
+from recording.symbols import Symbol, SymbolTable
 from unwind.arch.arm64 import ARM64
 from unwind.capture import Capture
 from unwind.frame_record import FrameRecordRows
@@ -293,9 +293,31 @@ def test_records_that_go_round_in_circles() -> None:
     assert len(unwound.callchain.frames) < 4
 
 
-def test_no_row_outside_of_functions() -> None:
+def test_no_row_outside_of_code() -> None:
     empty = SymbolTable.from_symbols([])
     assert FrameRecordRows(ARM64, empty, TextImage([])).find_row(TEXT) is None
+    assert FrameRecordRows(ARM64, empty, TextImage([(TEXT, bytes(8))])).find_row(TEXT) is not None
+
+
+def test_a_modules_veneers_return_to_their_callers_though_no_symbol_names_them() -> None:
+    kernel = Kernel()
+    stack, record = system_call(kernel)
+    symbols = SymbolTable.from_symbols([(address, "t", name) for name, address in AT.items()])
+    module = 0xFFFF_8000_7A00_0000
+    link = kernel.call("ksys_read", None)
+    text = TextImage([(TEXT, bytes(kernel.code)), (module, bytes(0x100))])
+
+    class Symbols:
+        def find(self, name: str) -> Symbol | None:
+            return symbols.find(name)
+
+        def find_at(self, address: int) -> Symbol | None:
+            return symbols.find_at(address) if address >= TEXT else None
+
+    unwinder = KernelUnwinder(ARM64, Symbols(), text, frame_rows(ARM64, Symbols(), text))
+    chain = unwinder.unwind(capture(stack, pc=module + 0x24, x29=record, x30=link)).callchain
+    assert [frame.pc for frame in chain.frames][:2] == [module + 0x24, link]
+    assert (len(chain.frames), chain.end) == (1 + len(CALLERS), StackEnd.USER_ENTRY)
 
 
 _WORD = st.one_of(
