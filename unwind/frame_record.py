@@ -21,10 +21,9 @@ _END = Row(RowKind.END)
 class FrameRecordRows:
     """Rows for kernels that keep frame records everywhere."""
 
-    def __init__(self, architecture: Architecture, symbols: SymbolSource, text: TextSource) -> None:
+    def __init__(self, architecture: Architecture, symbols: SymbolSource, _text: TextSource) -> None:
         code, word = architecture.kernel_code, architecture.pointer_size
         self._symbols = symbols
-        self._text = text
         self._roots = code.task_roots | code.idle_roots
         low, high = (symbols.find(name) for name in code.entry_text)
         self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
@@ -35,12 +34,13 @@ class FrameRecordRows:
         self._body = Row(RowKind.CALL, architecture.fp, 2 * word, saved=(Saved(architecture.fp, None, -2 * word),), leaf=leaf)
         self._entry = Row(RowKind.TRAP_RECORD, architecture.fp)
 
-    def find_row(self, lookup_pc: int) -> Row | None:
-        """The row for an address in known code, else None."""
+    def find_row(self, lookup_pc: int) -> Row:
+        """The row for an address in code."""
         symbol = self._symbols.find_at(lookup_pc)
         if symbol is None:
-            # A module begins with the veneers of its far calls (arch/arm64/kernel/module-plts.c), which no symbol names.
-            return self._body if self._text.contains(lookup_pc) else None
+            # A module begins with the veneers of its far calls (arch/arm64/kernel/module-plts.c), which no symbol names; and whole
+            # modules may be unknown. The walker asks for nothing but code.
+            return self._body
         if symbol.name in self._roots:
             return _END
         return self._entry if self._entry_text[0] <= lookup_pc < self._entry_text[1] else self._body

@@ -126,6 +126,8 @@ class KernelUnwinder:
         self._frame_setters: dict[int, bool] = {}
         self._signature = self._code.signature
         self._has_entry_areas = bool(self._code.entry_areas)
+        image = symbols.find("_stext") if self._code.module_reach else None
+        self._unknown_modules = (image.address - self._code.module_reach, image.address) if image else (0, 0)
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
 
@@ -183,7 +185,7 @@ class KernelUnwinder:
     def _place(self, lookup_pc: int) -> _Place:
         place = self._places.get(lookup_pc)
         if place is None:
-            in_text = self._is_kernel_text(lookup_pc)
+            in_text = self._is_kernel_text(lookup_pc) or self._may_be_module(lookup_pc)
             symbol = self._symbols.find_at(lookup_pc) if in_text else None
             name = symbol.name if symbol else ""
             place = self._places[lookup_pc] = _Place(
@@ -313,7 +315,8 @@ class KernelUnwinder:
         """Whether an interrupted function returns to the link register, see ``unwind/leaf.py``."""
         arch, link = self._architecture, self._code.link
         value = None if link is None else registers.get(link.name)
-        if link is None or value is None:
+        if link is None or value is None or not self._is_kernel_text(registers[arch.pc]):
+            # Of code that is not known, functions cannot be told apart: the record is right at least from the caller's caller on.
             return False
         value = self._without_signature(value)
         if not self._is_return_address(value) or self._is_root_start(value):
@@ -400,7 +403,11 @@ class KernelUnwinder:
 
     def _is_code(self, address: int) -> bool:
         low, high = self._code.module_area
-        return self._is_kernel_text(address) or (self._code.has_only_code and low <= address < high)
+        return self._is_kernel_text(address) or (self._code.has_only_code and low <= address < high) or self._may_be_module(address)
+
+    def _may_be_module(self, address: int) -> bool:
+        """Whether nothing but code lies at an address, known or not: a kernel may hide its list of modules."""
+        return self._unknown_modules[0] <= address < self._unknown_modules[1]
 
     def _is_entry_area(self, address: int) -> bool:
         return any(low <= address < high for low, high in self._code.entry_areas)

@@ -295,8 +295,28 @@ def test_records_that_go_round_in_circles() -> None:
 
 def test_no_row_outside_of_code() -> None:
     empty = SymbolTable.from_symbols([])
-    assert FrameRecordRows(ARM64, empty, TextImage([])).find_row(TEXT) is None
-    assert FrameRecordRows(ARM64, empty, TextImage([(TEXT, bytes(8))])).find_row(TEXT) is not None
+    text = TextImage([])
+    outside = KernelUnwinder(ARM64, empty, text, FrameRecordRows(ARM64, empty, text)).unwind(capture(b"", pc=TEXT, x29=STACK))
+    assert outside.callchain.end is StackEnd.NO_UNWIND_INFO
+
+
+def test_a_module_that_the_kernel_hides_is_walked_through_by_its_record() -> None:
+    kernel = Kernel()
+    stack, record = system_call(kernel)
+    module = TEXT - 0x10_0000
+    own = words(record, kernel.call("ksys_read", None), 0, 0, 0, 0)
+    symbols = SymbolTable.from_symbols([(TEXT, "T", "_stext"), *((address, "t", name) for name, address in AT.items())])
+    text = TextImage([(TEXT, bytes(kernel.code))])
+    unwinder = KernelUnwinder(ARM64, symbols, text, frame_rows(ARM64, symbols, text))
+    below = words(record - 48, module + 0x40, 0, 0, 0, 0)
+    registers = {"pc": AT["memcpy"] + 0x30, "x29": record - 96, "x30": 0}
+    chain = unwinder.unwind(capture(below + own + stack, **registers)).callchain
+    assert chain.frames[1].pc == module + 0x40
+    assert (len(chain.frames), chain.end) == (2 + len(CALLERS), StackEnd.USER_ENTRY)
+    # In it, its link register may be of a call that it made itself.
+    inside = unwinder.unwind(capture(own + stack, pc=module + 0x80, x29=record - 48, x30=module + 0x44)).callchain
+    assert inside.frames[0].pc == module + 0x80
+    assert (len(inside.frames), inside.end) == (1 + len(CALLERS), StackEnd.USER_ENTRY)
 
 
 def test_a_modules_veneers_return_to_their_callers_though_no_symbol_names_them() -> None:

@@ -153,6 +153,7 @@ class KernelCode:
         first instruction behind it and has changed none of them yet; else None.
     module_area: addresses at which modules and generated code lie.
     has_only_code: whether nothing else lies there, so that an address in it is code also where it is not known.
+    module_reach: bytes in front of the image of which that is true.
     contexts: (beginning of a function's name, what a stack is doing that goes through it), the first that fits.
     system_call_number: number of the system call from a trap frame, -1 where something else led to it, None where it does not say.
     is_32bit_process: whether user registers are those of a 32-bit process.
@@ -181,6 +182,7 @@ class KernelCode:
     taken_exception: Callable[[str, int, Registers], Mapping[str, int] | None]
     module_area: tuple[int, int]
     has_only_code: bool
+    module_reach: int
     contexts: tuple[tuple[str, Context], ...]
     system_call_number: Callable[[Registers], int | None]
     is_32bit_process: Callable[[Registers], bool]

@@ -312,6 +312,7 @@ ARM64 = Architecture(
         taken_exception=_taken_exception,
         module_area=(_IMAGES[0], 0x1_0000_0000_0000_0000),
         has_only_code=False,
+        module_reach=1 << 31,  # as far as ``adrp`` of a module reaches (module_alloc, arch/arm64/kernel/module.c)
         contexts=(
             # arch/arm64/kernel/entry-common.c, whose names 5.12 introduced.
             ("el0_svc", Context.SYSTEM_CALL),

@@ -270,6 +270,7 @@ X86_64 = Architecture(
         taken_exception=lambda _name, _offset, _registers: None,  # the processor has pushed them
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
         has_only_code=True,
+        module_reach=0,
         contexts=(
             # arch/x86/entry/entry_64.S and asm/idtentry.h, whose names 5.8 introduced; before that the functions behind them.
             ("asm_exc_page_fault", Context.PAGE_FAULT),
