@@ -243,7 +243,7 @@ def quit_machine(qmp: str) -> None:
 def test_a_32_bit_machine(machine: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     gdb, qmp = machine(binary="qemu-system-i386")
     said = refused(tmp_path / "a", "--connect", gdb)
-    assert said == "guestprof: the guest's architecture is 'i386', which guestprof cannot profile yet (it knows x86_64)\n"
+    assert said == "guestprof: the guest's architecture is 'i386', which guestprof cannot profile yet (it knows x86_64, arm64)\n"
     with Qmp.open(qmp) as client:
         assert client.status() == "running"
 
