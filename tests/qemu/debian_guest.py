@@ -94,7 +94,7 @@ def qemu_command(options: DebianOptions, directory: Path, console: Path) -> list
     """QEMU's command line without stub and QMP sockets, for ``guestprof boot``, which adds its own."""
     made = guest_options(options, directory)
     return [
-        *(QEMU, "-accel", made.accelerator, "-cpu", made.cpu, "-smp", str(made.vcpus), "-m", str(made.memory_mib)),
+        *(QEMU, "-accel", made.accelerator, "-cpu", made.processor, "-smp", str(made.vcpus), "-m", str(made.memory_mib)),
         *("-nodefaults", "-display", "none", "-serial", f"file:{console}", "-no-reboot"),
         *("-kernel", str(made.kernel), "-initrd", str(made.initramfs), "-append", f"console=ttyS0 {made.append}".strip()),
         *made.extra,

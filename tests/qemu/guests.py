@@ -61,6 +61,11 @@ class GuestOptions:
     reboots: bool = False
     extra: tuple[str, ...] = ()
 
+    @property
+    def processor(self) -> str:
+        """QEMU's name of it."""
+        return self.cpu or self.machine.cpu
+
 
 class Guest:
     """A QEMU process with a gdb stub and QMP on unix sockets, and its console in a file. Ends when the ``with`` block ends."""
@@ -84,7 +89,7 @@ class Guest:
         stub = ["-chardev", f"socket,id=g0,path={self.gdb},server=on,wait=off", "-gdb", "chardev:g0"] if options.stub else []
         return [
             *(options.machine.qemu, *options.machine.options, "-accel", options.accelerator),
-            *("-cpu", options.cpu or options.machine.cpu, "-smp", str(options.vcpus), "-m", str(options.memory_mib)),
+            *("-cpu", options.processor, "-smp", str(options.vcpus), "-m", str(options.memory_mib)),
             *("-nodefaults", "-display", "none", "-serial", f"file:{self.console}", *([] if options.reboots else ["-no-reboot"])),
             *(
                 "-kernel",
