@@ -56,8 +56,8 @@ def check_stacks(profile: Profile) -> None:
         if "_start" in [function.name for function in count.stack.functions]:
             chains[count.origin.process.name, "_start"] += count.samples
     assert nameless == 0
-    # The first code of a module may be freed before the module is read: 0 to 5 of 12,000 samples. Systemd's services spend some time
-    # in filters of system calls, which no list of the kernel's has; the tasks lead to them.
+    # The first code of a module may be freed before the module is read: 0 to 5 of 12,000 samples. Systemd's services spend some
+    # time in filters of system calls, which no list of the kernel's has; the tasks lead to them.
     assert unknown <= 0.002 * profile.samples
     assert {"[virtio_blk]", "[virtio_net]"} <= set(modules)
     # A program's own system call or page fault, whose user stack is whole, and a module that serves it.
