@@ -95,6 +95,23 @@ RED_BLACK: Mapping[str, tuple[int, Layout]] = {
     "vm_area_struct": (96, {**_AREA, "vm_rb": (64, "rb_node")}),
     "mm_struct": (128, {"mm_rb": (0, "rb_root"), **_MM}),
 }
+TASK: Mapping[str, tuple[int, Layout]] = {
+    "list_head": (16, {"next": (0, 8), "prev": (8, 8)}),
+    "task_struct": (
+        512,
+        {
+            "flags": (16, 4),
+            "stack": (24, 8),
+            "tasks": (40, "list_head"),
+            "mm": (64, 8),
+            "pid": (128, 4),
+            "tgid": (132, 4),
+            "group_leader": (160, 8),
+            "comm": (200, 16),
+            "cgroups": (240, 8),
+        },
+    ),
+}
 ENUMS = {"pageflags": {"PG_locked": 0, "PG_uptodate": 2}, "maple_type": {"maple_leaf_64": 1, "maple_range_64": 2}}
 UPTODATE = 4
 

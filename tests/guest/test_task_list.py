@@ -10,26 +10,12 @@ from hypothesis import strategies as st
 
 from guest.task_list import read_first_tasks
 from guest.tasks import TaskReader
-from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, TASK, Heap, Layout
 from unwind.arch.x86_64 import X86_64
 
 LAYOUTS: Mapping[str, tuple[int, Layout]] = {
     **MAPLE,
-    "list_head": (16, {"next": (0, 8), "prev": (8, 8)}),
-    "task_struct": (
-        512,
-        {
-            "flags": (16, 4),
-            "stack": (24, 8),
-            "tasks": (40, "list_head"),
-            "mm": (64, 8),
-            "pid": (128, 4),
-            "tgid": (132, 4),
-            "group_leader": (160, 8),
-            "comm": (200, 16),
-            "cgroups": (240, 8),
-        },
-    ),
+    **TASK,
 }
 INIT_TASK = HEAP + 0x3_8000
 CPUS = (0x100, 0x200)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from guest.tasks import TaskReader, TaskWords
 from recording.errors import BadImageError
 from recording.model import Task
-from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, Heap, Layout
+from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, TASK, Heap, Layout
 from unwind.arch.arm64 import ARM64
 from unwind.arch.x86_64 import X86_64
 
@@ -22,19 +22,7 @@ CPU = 0x100
 CURRENT, QUEUE = HEAP + 0x3_0000 - CPU, HEAP + 0x3_0100 - CPU
 LAYOUTS: Mapping[str, tuple[int, Layout]] = {
     **MAPLE,
-    "task_struct": (
-        512,
-        {
-            "flags": (16, 4),
-            "stack": (24, 8),
-            "mm": (64, 8),
-            "pid": (128, 4),
-            "tgid": (132, 4),
-            "group_leader": (160, 8),
-            "comm": (200, 16),
-            "cgroups": (240, 8),
-        },
-    ),
+    **TASK,
     "rq": (64, {"curr": (32, 8)}),
 }
 
