@@ -73,6 +73,9 @@ class AddressSpace:
     def _walk(self, address: int) -> tuple[int | None, int]:
         """Physical address of a virtual one (None where it is not mapped), and how many bytes from there on share the answer."""
         tables = self.tables
+        for low, high, physical in tables.linear:
+            if low <= address < high:
+                return physical + address - low, high - address
         present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
         table_address = self.root
         for shift, mask, may_be_large in self._levels:
@@ -198,6 +201,9 @@ class FreshSpace:
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
         tables = self.tables
+        for low, high, physical in tables.linear:
+            if low <= address < high:
+                return physical + address - low
         present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
         entry_size = tables.entry_size
         table = self._root

@@ -37,6 +37,7 @@ class PageTables:
     present: bit mask that a valid entry has set.
     large: (mask, value) of an entry above the last level that maps memory itself.
     address_mask: bits of an entry that are a physical address.
+    linear: pieces of the address space that the processor maps without tables: (low, high, physical address of low).
     """
 
     page_shift: int
@@ -47,6 +48,7 @@ class PageTables:
     address_mask: int
     entry_size: int
     byteorder: ByteOrder
+    linear: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
