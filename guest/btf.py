@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from guest.memory import Steps
 from guest.paging import AddressSpace
 from guest.structs import Composite, Member, Scalar, Structs, Type
+from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from recording.symbols import SymbolTable
 
 _MAGIC = 0xEB9F
-_HEADER = struct.Struct("<HBBIIIII")
+_HEADER = "HBBIIIII"
+_HEADER_SIZE = struct.calcsize(f"<{_HEADER}")
 _MAX_SIZE = 1 << 26
 """Ten times what stock kernels have."""
 _TYPES_PER_STEP = 1 << 12
@@ -50,24 +52,24 @@ class _Index:
     names: dict[str, int]
 
 
-def read_structs(space: AddressSpace, symbols: SymbolTable, *, pointer_size: int = 8) -> Steps[Structs]:
+def read_structs(space: AddressSpace, symbols: SymbolTable, words: Words) -> Steps[Structs]:
     """The layouts of the running kernel. Raises BadImageError where it has no BTF, or not in a known format."""
     start, stop = symbols.find("__start_BTF"), symbols.find("__stop_BTF")
     if start is None or stop is None:
         raise BadImageError("the kernel has no type information (BTF); guestprof needs a kernel with CONFIG_DEBUG_INFO_BTF")
     size = stop.address - start.address
-    if not _HEADER.size <= size <= _MAX_SIZE:
+    if not _HEADER_SIZE <= size <= _MAX_SIZE:
         raise BadImageError(f"the kernel's type information at {start.address:#x} has {size} bytes, which cannot be")
     try:
         data = yield from space.read_chunks(start.address, size)
     except GuestMemoryError as error:
         raise BadImageError(f"the kernel's type information cannot be read: {error}") from error
-    return (yield from parse_btf(data, pointer_size=pointer_size))
+    return (yield from parse_btf(data, words))
 
 
-def parse_btf(data: bytes, *, pointer_size: int = 8) -> Steps[Structs]:
-    """Layouts of a little-endian BTF section's types. Raises BadImageError for what is none."""
-    words, strings = _sections(data)
+def parse_btf(data: bytes, kernel: Words) -> Steps[Structs]:
+    """Layouts of a BTF section's types, in a kernel's own byte order. Raises BadImageError for what is none."""
+    words, strings = _sections(data, kernel)
     yield
     places, named = yield from _find_types(words)
     names: dict[str, int] = {}
@@ -78,14 +80,16 @@ def parse_btf(data: bytes, *, pointer_size: int = 8) -> Steps[Structs]:
             if name and (name not in names or _kind(words, places[names[name]]) == _TYPEDEF):
                 names[name] = number
         yield
-    return Structs(_Types(_Index(words, strings, places, names), pointer_size))
+    return Structs(_Types(_Index(words, strings, places, names), kernel.size), kernel)
 
 
-def _sections(data: bytes) -> tuple[array[int], bytes]:
+def _sections(data: bytes, kernel: Words) -> tuple[array[int], bytes]:
     """The words of the types, the bytes of the strings."""
-    if len(data) < _HEADER.size:
+    if len(data) < _HEADER_SIZE:
         raise BadImageError("the kernel's type information ends in its header")
-    magic, version, _flags, header_size, type_at, type_size, string_at, string_size = _HEADER.unpack_from(data)
+    magic, version, _flags, header_size, type_at, type_size, string_at, string_size = struct.unpack_from(
+        f"{kernel.order}{_HEADER}", data
+    )
     if magic != _MAGIC or version != 1:
         raise BadImageError(f"the kernel's type information begins with {data[:4].hex()}, which is no BTF that guestprof knows")
     type_at += header_size
@@ -93,7 +97,7 @@ def _sections(data: bytes) -> tuple[array[int], bytes]:
     if type_at % 4 or max(type_at + type_size, string_at + string_size) > len(data):
         raise BadImageError("the kernel's type information is shorter than its header says")
     words = array("I", data[type_at : type_at + (type_size & ~3)])
-    if sys.byteorder == "big":
+    if sys.byteorder != kernel.byteorder:
         words.byteswap()
     return words, data[string_at : string_at + string_size]
 

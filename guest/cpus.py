@@ -6,20 +6,18 @@ brought up there is nothing: read again later.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 from guest.paging import PAGE_SIZE, AddressSpace
+from guest.words import Words
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture
 
 MAX_CPUS = 8192
 _HOT_SIZE = 64
 """``struct pcpu_hot`` is a cache line (arch/x86/include/asm/current.h, 6.2 to 6.14)."""
-_WORD_FORMATS = {4: "I", 8: "Q"}
 _EXCEPTION_STACK_PAGES = 19
 """``struct cea_exception_stacks``: six stacks of two pages with a guard page before each and one at the end."""
-_ADDRESS_MASK = (1 << 64) - 1
 Range = tuple[int, int]
 
 
@@ -35,12 +33,6 @@ class CpuFacts:
     offsets: tuple[int, ...] = ()
     irq_stacks: tuple[Range, ...] = ()
     exception_stacks: tuple[tuple[Range, ...], ...] = ()
-
-
-def decode_words(data: bytes, architecture: Architecture) -> tuple[int, ...]:
-    """The pointer-sized unsigned numbers that bytes are."""
-    order, size = "<" if architecture.byteorder == "little" else ">", architecture.pointer_size
-    return struct.unpack(f"{order}{len(data) // size}{_WORD_FORMATS[size]}", data)
 
 
 def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> CpuFacts:
@@ -61,18 +53,18 @@ def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architect
 
 def _read_offsets(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> tuple[int, ...]:
     """``__per_cpu_offset`` of the possible CPUs; all are the same until the per-CPU areas are set up."""
-    word = architecture.pointer_size
+    words = Words.of(architecture)
     table = symbols.find("__per_cpu_offset")
     if table is None:
         return (0,) if symbols.find("__per_cpu_start") is None else ()
-    limit = min(table.size // word, MAX_CPUS)
+    limit = min(table.size // words.size, MAX_CPUS)
     number = symbols.find("nr_cpu_ids")
     data = space.read_many([(number.address, 4)])[0] if number else None
-    count = min(limit, int.from_bytes(data, architecture.byteorder)) if data else limit
-    data = space.read_many([(table.address, word * count)])[0]
+    count = min(limit, words.number(data)) if data else limit
+    data = space.read_many([(table.address, words.size * count)])[0]
     if not data:
         return ()
-    offsets = decode_words(data, architecture)
+    offsets = words.pointers(data)
     if count > 1 and len(set(offsets)) < count:
         return ()
     return offsets if any(offsets) else ()
@@ -85,9 +77,9 @@ def _read_variable(
     symbol = symbols.find(name) if name else None
     if symbol is None:
         return []
-    word = architecture.pointer_size
-    answers = space.read_many([(symbol.address + offset & _ADDRESS_MASK, word) for offset in offsets])
-    return [0 if answer is None else int.from_bytes(answer, architecture.byteorder) for answer in answers]
+    words = Words.of(architecture)
+    answers = space.read_many([(symbol.address + offset & words.mask, words.size) for offset in offsets])
+    return [0 if answer is None else words.number(answer) for answer in answers]
 
 
 def _read_irq_stack_tops(
@@ -103,7 +95,7 @@ def _read_irq_stack_tops(
         values = _read_variable(space, symbols, stacks.variable, offsets, architecture)
     else:
         # The pointer's place in the structure differs with the configuration, but it is the only one to the last slot of a page.
-        answers = space.read_many([(hot.address + offset & _ADDRESS_MASK, _HOT_SIZE) for offset in offsets])
+        answers = space.read_many([(hot.address + offset & Words.of(architecture).mask, _HOT_SIZE) for offset in offsets])
         values = [_slot_pointer(answer, architecture) if answer else 0 for answer in answers]
     tops = [value + architecture.stack_size if stacks.is_lowest and value else value + 15 & -16 for value in values]
     return [top if _is_stack_end(space, top, architecture) else 0 for top in tops]
@@ -111,15 +103,15 @@ def _read_irq_stack_tops(
 
 def _slot_pointer(hot: bytes, architecture: Architecture) -> int:
     slot = PAGE_SIZE - architecture.pointer_size
-    words = decode_words(hot, architecture)
-    return next((word for word in words if word % PAGE_SIZE == slot and architecture.is_kernel_address(word)), 0)
+    pointers = Words.of(architecture).pointers(hot)
+    return next((word for word in pointers if word % PAGE_SIZE == slot and architecture.is_kernel_address(word)), 0)
 
 
 def _is_stack_end(space: AddressSpace, top: int, architecture: Architecture) -> bool:
     return (
         top % PAGE_SIZE == 0
         and architecture.is_kernel_address(top - architecture.stack_size)
-        and space.translate(top - 8) is not None
+        and space.translate(top - architecture.pointer_size) is not None
         and space.translate(top - architecture.stack_size) is not None
     )
 

@@ -22,6 +22,7 @@ from guest.kallsyms_scan import MAX_IMAGE_SIZE
 from guest.memory import CHUNK_SIZE, Steps
 from guest.paging import AddressSpace
 from guest.symbol_rows import SymbolRows, arrange
+from guest.words import Words
 from recording.errors import BadImageError
 from unwind.arch import Architecture
 
@@ -33,8 +34,9 @@ _ENTRIES_PER_STEP = 1 << 10
 _MAX_EXPORTS = 1 << 17
 _MAX_NAME = 128
 _MAX_CANDIDATES = 16
-_BTF = b"\x9f\xeb\x01\x00\x18\x00\x00\x00"
-_BTF_HEADER = struct.Struct("<HBBIIIII")
+_BTF_HEADER = "HBBIIIII"
+_BTF_START = (0xEB9F, 1, 0, 24)
+"""Magic number, version, flags, size of the header."""
 _LEAST_BTF, _MOST_BTF = 1 << 10, 1 << 26
 _BANNER = b"Linux version "
 _PER_CPU = ".data..percpu"
@@ -54,7 +56,7 @@ def add_data_symbols(space: AddressSpace, image: int, rows: SymbolRows, architec
         if banner >= 0 and "linux_banner" not in found:
             found["linux_banner"] = address + banner
     yield
-    table = _find_btf(pieces)
+    table = _find_btf(pieces, Words.of(architecture))
     if table is not None:
         start, data = table
         found |= {"__start_BTF": start, "__stop_BTF": start + len(data)}
@@ -153,24 +155,26 @@ def _name_at(data: bytes, at: int) -> str | None:
     return text if text.replace(".", "_").isidentifier() else None
 
 
-def _find_btf(pieces: list[_Piece]) -> _Piece | None:
+def _find_btf(pieces: list[_Piece], words: Words) -> _Piece | None:
+    layout = struct.Struct(f"{words.order}{_BTF_HEADER}")
+    start = struct.pack(f"{words.order}{_BTF_HEADER[:4]}", *_BTF_START)
     for address, data in pieces:
-        at = data.find(_BTF)
+        at = data.find(start)
         for _candidate in range(_MAX_CANDIDATES):
-            if not 0 <= at <= len(data) - _BTF_HEADER.size:
+            if not 0 <= at <= len(data) - layout.size:
                 break
-            *_head, header, _types, _type_size, strings, string_size = _BTF_HEADER.unpack_from(data, at)
+            *_head, header, _types, _type_size, strings, string_size = layout.unpack_from(data, at)
             size = header + strings + string_size
             if not at % 4 and _LEAST_BTF <= size <= min(_MOST_BTF, len(data) - at):
                 return address + at, data[at : at + size]
-            at = data.find(_BTF, at + 1)
+            at = data.find(start, at + 1)
     return None
 
 
 def _per_cpu(btf: bytes, exports: Mapping[str, int], architecture: Architecture) -> Steps[dict[str, int]]:
     """Per-CPU variables by name: their section begins where most of the exported ones say."""
     try:
-        structs = yield from parse_btf(btf, pointer_size=architecture.pointer_size)
+        structs = yield from parse_btf(btf, Words.of(architecture))
     except BadImageError:
         return {}
     offsets = dict(structs.variables(_PER_CPU))

@@ -17,6 +17,7 @@ from guest.kallsyms_scan import MAX_IMAGE_SIZE, find_kallsyms
 from guest.memory import PhysicalMemory, Steps
 from guest.paging import AddressSpace, Extent
 from guest.vmcoreinfo import VmCoreInfo, scan_vmcoreinfo
+from guest.words import Words
 from recording.errors import UnsupportedTargetError
 from unwind.arch import Architecture, Registers
 
@@ -112,7 +113,7 @@ def _identify(
 ) -> Steps[KernelLocation | None]:
     """What the mapped image is, or None where it gives no sign of being Linux."""
     address, physical = image
-    place = yield from find_kallsyms(space, address)
+    place = yield from find_kallsyms(space, address, Words.of(architecture))
     if place:
         found_by = f"page tables of a vCPU, symbol tables in the image at {address:#x}"
         return KernelLocation(found_by, address, physical, space, None, place)
@@ -120,7 +121,7 @@ def _identify(
     if note is None:
         return None
     found_by = f"VMCOREINFO at physical {note.physical:#x}, page tables of a vCPU"
-    return KernelLocation(found_by, address, physical, space, note, place_from_symbols(space, note.symbols))
+    return KernelLocation(found_by, address, physical, space, note, place_from_symbols(space, note.symbols, Words.of(architecture)))
 
 
 def is_note_of(note: VmCoreInfo, architecture: Architecture, space: AddressSpace, image: int) -> bool:

@@ -135,7 +135,7 @@ class GeneratedCodeReader:
             reader = StructReader(structs, struct, (link, *members))
         except BadImageError:
             return
-        self._stamp_reads.append((found.address + offset, 16))
+        self._stamp_reads.append((found.address + offset, 2 * structs.words.size))
         self._sources.append(_Source(found.address + offset, reader.offset(link), reader, describe))
 
     def has_changed(self, space: AddressSpace) -> bool:
@@ -162,7 +162,7 @@ class GeneratedCodeReader:
         found: dict[tuple[str, int, int], GeneratedCode] = {}
         total = 0
         for source in self._sources:
-            for count, address in enumerate(walk_list(space, source.head, source.link, _MAX_PIECES)):
+            for count, address in enumerate(walk_list(space, source.struct.words, source.head, source.link, _MAX_PIECES)):
                 values = source.struct.read(space, address)
                 if values is None:
                     continue

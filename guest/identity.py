@@ -6,13 +6,13 @@ import re
 import struct
 
 from guest.paging import AddressSpace
+from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from recording.symbols import SymbolTable
 
 _BANNER = re.compile(rb"Linux version [!-~]{1,64} [ -~]{0,440}")
 _BANNER_SIZES = (512, 128)
 _MAX_NOTES = 1 << 16
-_NOTE = struct.Struct("<III")
 _GNU_BUILD_ID = 3
 
 
@@ -34,23 +34,24 @@ def read_banner(space: AddressSpace, symbols: SymbolTable) -> str:
     )
 
 
-def read_build_id(space: AddressSpace, symbols: SymbolTable) -> str | None:
+def read_build_id(space: AddressSpace, symbols: SymbolTable, words: Words) -> str | None:
     """The GNU build ID in the image's notes (``__start_notes`` to ``__stop_notes``), lower-case hex, or None."""
     start, stop = symbols.find("__start_notes"), symbols.find("__stop_notes")
     if start is None or stop is None or not 0 < stop.address - start.address <= _MAX_NOTES:
         return None
     try:
-        return parse_build_id(space.read(start.address, stop.address - start.address))
+        return parse_build_id(space.read(start.address, stop.address - start.address), words)
     except GuestMemoryError:
         return None
 
 
-def parse_build_id(notes: bytes) -> str | None:
+def parse_build_id(notes: bytes, words: Words) -> str | None:
     """The build ID in a section of ELF notes (ELF gABI, "Note Section"), or None."""
+    note = struct.Struct(f"{words.order}III")
     position = 0
-    while position + _NOTE.size <= len(notes):
-        name_size, size, kind = _NOTE.unpack_from(notes, position)
-        name_at = position + _NOTE.size
+    while position + note.size <= len(notes):
+        name_size, size, kind = note.unpack_from(notes, position)
+        name_at = position + note.size
         data_at = name_at + (name_size + 3 & -4)
         data = notes[data_at : data_at + size]
         if kind == _GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0" and 8 <= len(data) == size <= 32:

@@ -1,6 +1,6 @@
 """The kernel's kallsyms tables become symbols: all layouts since 4.6 (scripts/kallsyms.c), told apart by their content.
 
-In memory, each part aligned to 8 bytes, in 7.x to 4:
+In memory, each part aligned to a pointer's size, in 7.x to 4:
 
     to 6.3    addresses, or offsets + relative_base; num_syms; names; markers; [seqs_of_names, 6.2]; token_table; token_index
     from 6.4  num_syms; names; markers; token_table; token_index; offsets; [relative_base, to 6.x]; seqs_of_names
@@ -25,6 +25,7 @@ from itertools import accumulate
 from guest.memory import Steps
 from guest.paging import AddressSpace
 from guest.symbol_rows import MAX_SYMBOLS, SymbolRows, arrange
+from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 
 MAX_NAMES_SIZE = 1 << 26
@@ -36,7 +37,6 @@ _TOKENS = 256
 _TOKEN_TABLE_SIZE = 1 << 14
 _MARKER_STRIDE = 256
 _UNPRINTABLE = re.compile(r"[^!-~]")
-_ADDRESS_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class _Values:
     addresses: Callable[[Iterator[tuple[int, int]], int], list[int]]
 
 
-def place_from_symbols(space: AddressSpace, symbols: Mapping[str, int]) -> KallsymsPlace | None:
+def place_from_symbols(space: AddressSpace, symbols: Mapping[str, int], words: Words) -> KallsymsPlace | None:
     """Where VMCOREINFO's symbols (6.0) say that the tables are, or None where they do not say."""
     wanted = ("num_syms", "names", "token_table", "token_index")
     number, names, token_table, token_index = (symbols.get(f"kallsyms_{name}", 0) for name in wanted)
@@ -87,7 +87,7 @@ def place_from_symbols(space: AddressSpace, symbols: Mapping[str, int]) -> Kalls
     data = space.read_many([(number, 4)])[0]
     if data is None:
         return None
-    count = int.from_bytes(data, "little")
+    count = words.number(data)
     hints = symbols.get("kallsyms_offsets") or symbols.get("kallsyms_addresses"), symbols.get("kallsyms_relative_base")
     return KallsymsPlace(count, number, names, token_table, token_index, *hints)
 
@@ -107,27 +107,27 @@ def read_kallsyms(space: AddressSpace, place: KallsymsPlace) -> Steps[KallsymsTa
     return KallsymsTables(place, token_table, token_index, names)
 
 
-def decode_kallsyms(space: AddressSpace, tables: KallsymsTables, anchors: Mapping[str, int]) -> Steps[SymbolRows]:
+def decode_kallsyms(space: AddressSpace, tables: KallsymsTables, anchors: Mapping[str, int], words: Words) -> Steps[SymbolRows]:
     """All symbols at run-time addresses. ``anchors``: symbols with known addresses, of which one at least must come out right.
 
     Raises BadImageError where no known layout fits.
     """
-    tokens = _parse_tokens(tables)
+    tokens = _parse_tokens(tables, words)
     for is_wide in (True, False):
-        decoded = yield from _decode_names(tables.names, tables.place.count, tokens, is_wide)
+        decoded = yield from _decode_names(tables.names, tables.place.count, tokens, words, is_wide)
         if decoded is not None:
             kinds, names = decoded
-            addresses = yield from _decode_values(space, tables.place, names, anchors)
+            addresses = yield from _decode_values(space, tables.place, names, anchors, words)
             return (yield from arrange(SymbolRows(addresses, kinds, names)))
     raise BadImageError(
         f"the names of the kernel's symbol table at {tables.place.names:#x} do not meet its markers: an unknown format"
     )
 
 
-def _parse_tokens(tables: KallsymsTables) -> list[str]:
+def _parse_tokens(tables: KallsymsTables, words: Words) -> list[str]:
     """The 256 tokens as text; a character that no symbol may have becomes ``?``. Raises BadImageError."""
     tokens: list[str] = []
-    for offset in struct.unpack(f"<{_TOKENS}H", tables.token_index):
+    for offset in struct.unpack(f"{words.order}{_TOKENS}H", tables.token_index):
         end = tables.token_table.find(b"\0", offset)
         if end < 0 or end - offset > _MAX_NAME:
             raise BadImageError(f"the kernel's symbol token table at {tables.place.token_table:#x} is damaged at offset {offset}")
@@ -135,7 +135,7 @@ def _parse_tokens(tables: KallsymsTables) -> list[str]:
     return tokens
 
 
-def _decode_names(data: bytes, count: int, tokens: list[str], is_wide: bool) -> Steps[tuple[bytes, list[str]] | None]:
+def _decode_names(data: bytes, count: int, tokens: list[str], words: Words, is_wide: bool) -> Steps[tuple[bytes, list[str]] | None]:
     """Kinds and names, or None where this reading of the lengths does not meet the markers."""
     names: list[str] = []
     kinds: list[str] = []
@@ -165,14 +165,14 @@ def _decode_names(data: bytes, count: int, tokens: list[str], is_wide: bool) -> 
         kinds += [text[0] for text in texts]
         names += [text[1:] for text in texts]
         yield
-    if not _meets_markers(data, position, marks):
+    if not _meets_markers(data, position, marks, words):
         return None
     return "".join(kinds).encode("ascii"), names
 
 
-def _meets_markers(data: bytes, end_of_names: int, marks: list[int]) -> bool:
+def _meets_markers(data: bytes, end_of_names: int, marks: list[int], words: Words) -> bool:
     """Whether the markers that follow the names, in any of their forms, are the offsets that were met."""
-    forms = [struct.pack(f"<{len(marks)}{width}", *marks) for width in "IQ"]
+    forms = [struct.pack(f"{words.order}{len(marks)}{width}", *marks) for width in "IQ"]
     starts = {end_of_names + alignment - 1 & -alignment for alignment in (8, 4)}
     return any(data.startswith(form, start) for form in forms for start in starts)
 
@@ -182,41 +182,43 @@ def _absolute(values: Iterator[tuple[int, int]], _base: int) -> list[int]:
 
 
 def _from_base(values: Iterator[tuple[int, int]], base: int) -> list[int]:
-    return [base + (value & 0xFFFF_FFFF) & _ADDRESS_MASK for _place, value in values]
+    return [base + (value & 0xFFFF_FFFF) for _place, value in values]
 
 
 def _from_base_percpu(values: Iterator[tuple[int, int]], base: int) -> list[int]:
-    return [value if value >= 0 else base - 1 - value & _ADDRESS_MASK for _place, value in values]
+    return [value if value >= 0 else base - 1 - value for _place, value in values]
 
 
 def _from_place(values: Iterator[tuple[int, int]], _base: int) -> list[int]:
-    return [place + value & _ADDRESS_MASK for place, value in values]
+    return [place + value for place, value in values]
 
 
-def _ways(place: KallsymsPlace) -> Iterator[_Values]:
+def _ways(place: KallsymsPlace, words: Words) -> Iterator[_Values]:
     """Every way that a kernel has laid out its addresses, the likeliest first."""
-    size = 4 * place.count + 7 & -8
+    size = 4 * place.count + words.size - 1 & -words.size
     behind = place.token_index + 2 * _TOKENS
     tables = [(place.values, place.relative_base)] if place.values is not None else []
     tables += [(start, start + size) for start in sorted({behind + 3 & -4, behind + 7 & -8})]
-    tables.append((place.number - 8 - size, place.number - 8))
+    tables.append((place.number - words.size - size, place.number - words.size))
     for table, base in tables:
         if base is not None:
             yield _Values(table, 4, base, _from_base_percpu)
             yield _Values(table, 4, base, _from_base)
         yield _Values(table, 4, None, _from_place)
-    yield _Values(place.values or place.number - 8 * place.count, 8, None, _absolute)
+    yield _Values(place.values or place.number - words.size * place.count, words.size, None, _absolute)
 
 
-def _decode_values(space: AddressSpace, place: KallsymsPlace, names: list[str], anchors: Mapping[str, int]) -> Steps[array[int]]:
+def _decode_values(
+    space: AddressSpace, place: KallsymsPlace, names: list[str], anchors: Mapping[str, int], words: Words
+) -> Steps[array[int]]:
     """The addresses in the first reading that puts an anchor where it belongs."""
     known = [(names.index(name), address) for name, address in anchors.items() if name in names]
     yield
-    for way in _ways(place):
+    for way in _ways(place, words):
         try:
-            base = 0 if way.relative_base is None else int.from_bytes(space.read(way.relative_base, 8), "little")
+            base = 0 if way.relative_base is None else words.number(space.read(way.relative_base, words.size))
             probes = [(way.table + way.width * index, way.width) for index, _address in known]
-            found = [_values_of(way, at, space.read(at, size), base)[0] for at, size in probes]
+            found = [_values_of(way, at, space.read(at, size), base, words)[0] for at, size in probes]
             if not any(value == address for value, (_index, address) in zip(found, known, strict=True)):
                 continue
             data = yield from space.read_chunks(way.table, way.width * place.count)
@@ -224,7 +226,7 @@ def _decode_values(space: AddressSpace, place: KallsymsPlace, names: list[str], 
             continue
         addresses = array("Q")
         for start in range(0, len(data), way.width * _VALUES_PER_STEP):
-            addresses.extend(_values_of(way, way.table + start, data[start : start + way.width * _VALUES_PER_STEP], base))
+            addresses.extend(_values_of(way, way.table + start, data[start : start + way.width * _VALUES_PER_STEP], base, words))
             yield
         return addresses
     raise BadImageError(
@@ -233,7 +235,8 @@ def _decode_values(space: AddressSpace, place: KallsymsPlace, names: list[str], 
     )
 
 
-def _values_of(way: _Values, at: int, data: bytes, base: int) -> list[int]:
-    values = struct.unpack(f"<{len(data) // way.width}{'i' if way.width == 4 else 'Q'}", data)
+def _values_of(way: _Values, at: int, data: bytes, base: int, words: Words) -> list[int]:
+    values = struct.unpack(f"{words.order}{len(data) // way.width}{'i' if way.width == 4 else 'Q'}", data)
     places = accumulate([at, *[way.width] * (len(values) - 1)])
-    return way.addresses(zip(places, values, strict=True), base)
+    mask = words.mask
+    return [address & mask for address in way.addresses(zip(places, values, strict=True), base)]

@@ -15,6 +15,7 @@ from guest.kallsyms import MAX_NAMES_SIZE, KallsymsPlace
 from guest.memory import CHUNK_SIZE, Steps, read_chunks
 from guest.paging import AddressSpace, Extent
 from guest.symbol_rows import MAX_SYMBOLS
+from guest.words import Words
 from recording.errors import GuestMemoryError
 
 MAX_IMAGE_SIZE = 1 << 27
@@ -32,10 +33,9 @@ _NAMES_PER_STEP = 1 << 13
 _MAX_ZEROS = 1 << 18
 _MAX_CANDIDATES = 64
 """Bounds for an image that is made to be searched for ever; a stock kernel needs a few hundred zeros and two candidates."""
-_WORD = struct.Struct("<I")
 
 
-def find_kallsyms(space: AddressSpace, image: int) -> Steps[KallsymsPlace | None]:
+def find_kallsyms(space: AddressSpace, image: int, words: Words) -> Steps[KallsymsPlace | None]:
     """Search the kernel image from its first address on; None where it holds no table."""
     for extent in space.mapped(image, image + MAX_IMAGE_SIZE):
         if extent is None:
@@ -51,7 +51,7 @@ def find_kallsyms(space: AddressSpace, image: int) -> Steps[KallsymsPlace | None
             window = overlap + data
             start = window.find(_DIGITS)
             while start >= 0:
-                place = yield from _place_at(space, extent, offset - len(overlap) + start)
+                place = yield from _place_at(space, extent, offset - len(overlap) + start, words)
                 if place:
                     return place
                 start = window.find(_DIGITS, start + 1)
@@ -59,11 +59,11 @@ def find_kallsyms(space: AddressSpace, image: int) -> Steps[KallsymsPlace | None
     return None
 
 
-def _place_at(space: AddressSpace, extent: Extent, digits: int) -> Steps[KallsymsPlace | None]:
+def _place_at(space: AddressSpace, extent: Extent, digits: int, words: Words) -> Steps[KallsymsPlace | None]:
     """The tables around the digits at an offset of the extent, or None where those belong to something else."""
     start = max(0, digits - _TABLE_BACK) & -8
     data = space.memory.read_many([(extent.physical + start, min(digits + _TABLE_AHEAD, extent.size) - start)])[0]
-    table = None if data is None else find_token_table(data, digits - start)
+    table = None if data is None else find_token_table(data, digits - start, words)
     if table is None:
         return None
     token_table, token_index = start + table[0], start + table[1]
@@ -74,7 +74,7 @@ def _place_at(space: AddressSpace, extent: Extent, digits: int) -> Steps[Kallsym
             before = yield from read_chunks(space.memory, extent.physical + begin, token_table - begin)
         except GuestMemoryError:
             return None
-        names = yield from _find_names(before)
+        names = yield from _find_names(before, words)
         if names:
             number, offset, count = names
             base = extent.address + begin
@@ -82,7 +82,7 @@ def _place_at(space: AddressSpace, extent: Extent, digits: int) -> Steps[Kallsym
     return None
 
 
-def find_token_table(data: bytes, digits: int) -> tuple[int, int] | None:
+def find_token_table(data: bytes, digits: int, words: Words) -> tuple[int, int] | None:
     """(offset of token_table, offset of token_index) in data, where the strings "0" to "9" begin at ``digits``; None if no table.
 
     ``data`` begins at an address that is a multiple of 8.
@@ -101,13 +101,13 @@ def find_token_table(data: bytes, digits: int) -> tuple[int, int] | None:
             offsets.append(offsets[-1] + len(string) + 1)
         after = start + offsets[-1] + len(strings[-1]) + 1
         if len(strings) == _TOKENS and offsets[-1] < 1 << 16:
-            index = data.find(struct.pack(f"<{_TOKENS}H", *offsets), after, after + 8 + 2 * _TOKENS)
+            index = data.find(struct.pack(f"{words.order}{_TOKENS}H", *offsets), after, after + 8 + 2 * _TOKENS)
             if index >= 0:
                 return start, index
     return None
 
 
-def _find_names(data: bytes) -> Steps[tuple[int, int, int] | None]:
+def _find_names(data: bytes, words: Words) -> Steps[tuple[int, int, int] | None]:
     """(offset of the number of names, offset of the names, their number) in the bytes before the token table, or None."""
     zero = data.rfind(bytes(4))
     for step in range(_MAX_ZEROS):
@@ -115,8 +115,8 @@ def _find_names(data: bytes) -> Steps[tuple[int, int, int] | None]:
             break
         if zero % 4 == 0:
             for width in (4, 8):
-                marks = _marks(data, zero, width)
-                found = (yield from _names_before(data, zero, marks)) if len(marks) > 1 else None
+                marks = _marks(data, zero, width, words)
+                found = (yield from _names_before(data, zero, marks, words)) if len(marks) > 1 else None
                 if found:
                     return found
         if step % 512 == 511:
@@ -125,23 +125,23 @@ def _find_names(data: bytes) -> Steps[tuple[int, int, int] | None]:
     return None
 
 
-def _marks(data: bytes, start: int, width: int) -> list[int]:
+def _marks(data: bytes, start: int, width: int, words: Words) -> list[int]:
     """The growing offsets from ``start`` on, as far as they look like markers."""
     marks = [0]
     for offset in range(start + width, len(data) - width + 1, width):
-        value = int.from_bytes(data[offset : offset + width], "little")
+        value = words.number(data[offset : offset + width])
         if value - marks[-1] not in _MARKER_STEP or value > MAX_NAMES_SIZE:
             break
         marks.append(value)
     return marks
 
 
-def _names_before(data: bytes, markers: int, marks: list[int]) -> Steps[tuple[int, int, int] | None]:
+def _names_before(data: bytes, markers: int, marks: list[int], words: Words) -> Steps[tuple[int, int, int] | None]:
     """Names that end at the markers and meet them. What follows the markers may look like one or two more."""
     for count_of_marks in range(len(marks), max(1, len(marks) - 3), -1):
-        candidates = _candidates(data, markers - marks[count_of_marks - 1], count_of_marks)
+        candidates = _candidates(data, markers - marks[count_of_marks - 1], count_of_marks, words)
         for number, start in islice(candidates, _MAX_CANDIDATES):
-            count = _WORD.unpack_from(data, number)[0]
+            count = words.number(data[number : number + 4])
             for is_wide in (True, False):
                 if (yield from _meets(data, start, count, marks, markers, is_wide)):
                     return number, start, count
@@ -149,10 +149,11 @@ def _names_before(data: bytes, markers: int, marks: list[int]) -> Steps[tuple[in
     return None
 
 
-def _candidates(data: bytes, limit: int, count_of_marks: int) -> Iterator[tuple[int, int]]:
+def _candidates(data: bytes, limit: int, count_of_marks: int, words: Words) -> Iterator[tuple[int, int]]:
     """(offset of a number of names that needs so many markers, offset behind it and its padding to 8 bytes, if any)."""
+    pair = struct.Struct(f"{words.order}II")
     for start in range(limit & -4, max(7, limit - _LAST_NAMES), -4):
-        before, last = struct.unpack_from("<II", data, start - 8)
+        before, last = pair.unpack_from(data, start - 8)
         number, count = (start - 4, last) if last else (start - 8, before)
         if count <= MAX_SYMBOLS and count + 255 >> 8 == count_of_marks:
             yield number, start

@@ -21,6 +21,7 @@ from guest.paging import AddressSpace
 from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
 from guest.text import TextImage, read_text
+from guest.words import Words
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture, Registers, UnwindMethod
@@ -106,12 +107,12 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     if cached:
         symbols, banner, build_id, orc_bytes = cached
     else:
-        rows = yield from decode_kallsyms(space, tables, anchors)
+        rows = yield from decode_kallsyms(space, tables, anchors, Words.of(architecture))
         yield
         if rows.find("linux_banner") is None:
             rows = yield from add_data_symbols(space, location.image, rows, architecture)
         symbols = rows.table()
-        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
+        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols, Words.of(architecture))
         yield
         orc_bytes = None
         has_orc = architecture.kernel_code.method is UnwindMethod.ORC
@@ -231,7 +232,7 @@ def _from_cache(
         slide = next(address - base for address, base in known if base is not None)
         symbols = kept.moved(slide, *architecture.kernel_image).table()
         yield
-        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols)
+        banner, build_id = read_banner(space, symbols), read_build_id(space, symbols, Words.of(architecture))
     except (BadImageError, StopIteration):
         return None
     yield

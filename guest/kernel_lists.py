@@ -6,30 +6,30 @@ from collections.abc import Iterator
 
 from guest.paging import AddressSpace
 from guest.structs import Field, Structs
+from guest.words import Words
 
-_POINTER = 8
 _MAX_STRING = 512
 
 
-def walk_list(space: AddressSpace, head: int, offset: int, limit: int) -> Iterator[int]:
+def walk_list(space: AddressSpace, words: Words, head: int, offset: int, limit: int) -> Iterator[int]:
     """Addresses of a ring's elements from its head on; ``offset``: of the ``struct list_head`` in an element.
 
     Ends at the head, at a link that cannot be read, that leads nowhere or back to an element that was seen, and after ``limit``.
     """
     seen = {head}
-    link = read_pointer(space, head)
+    link = read_pointer(space, words, head)
     while link and link not in seen and len(seen) <= limit:
         seen.add(link)
         # Before the element is given: it may be freed while the caller looks at it.
-        following = read_pointer(space, link)
-        yield link - offset & 0xFFFF_FFFF_FFFF_FFFF
+        following = read_pointer(space, words, link)
+        yield link - offset & words.mask
         link = following
 
 
-def read_pointer(space: AddressSpace, address: int) -> int | None:
+def read_pointer(space: AddressSpace, words: Words, address: int) -> int | None:
     """A pointer, None where it cannot be read."""
-    data = space.read_many([(address, _POINTER)])[0]
-    return None if data is None else int.from_bytes(data, "little")
+    data = space.read_many([(address, words.size)])[0]
+    return None if data is None else words.number(data)
 
 
 def read_string(space: AddressSpace, address: int) -> str:
@@ -49,6 +49,7 @@ class StructReader:
 
     def __init__(self, structs: Structs, struct: str, members: tuple[str, ...]) -> None:
         """Raises BadImageError where a member is missing."""
+        self.words = structs.words
         self._fields: dict[str, Field] = {name: structs.require(struct, name) for name in members}
         self._low = min(field.offset for field in self._fields.values())
         self._size = max(field.offset + field.size for field in self._fields.values()) - self._low
@@ -59,19 +60,20 @@ class StructReader:
 
     def read(self, space: AddressSpace, address: int) -> StructValues | None:
         """The members of the struct at an address; None where it cannot be read."""
-        data = space.read_many([(address + self._low & 0xFFFF_FFFF_FFFF_FFFF, self._size)])[0]
-        return None if data is None else StructValues(self._fields, self._low, data)
+        data = space.read_many([(address + self._low & self.words.mask, self._size)])[0]
+        return None if data is None else StructValues(self._fields, self._low, data, self.words)
 
 
 class StructValues:
     """What ``StructReader`` read."""
 
-    __slots__ = ("_data", "_fields", "_low")
+    __slots__ = ("_data", "_fields", "_low", "_words")
 
-    def __init__(self, fields: dict[str, Field], low: int, data: bytes) -> None:
+    def __init__(self, fields: dict[str, Field], low: int, data: bytes, words: Words) -> None:
         self._fields = fields
         self._low = low
         self._data = data
+        self._words = words
 
     def bytes(self, member: str) -> bytes:
         """A member as it lies in memory."""
@@ -80,4 +82,4 @@ class StructValues:
 
     def number(self, member: str) -> int:
         """A member as an unsigned number."""
-        return int.from_bytes(self.bytes(member), "little")
+        return self._words.number(self.bytes(member))

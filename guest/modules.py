@@ -6,10 +6,12 @@ A module has its code in a few separate pieces (``mem[]``, 6.4) or in one for go
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from guest.kernel_lists import StructReader, StructValues, text_of, walk_list
 from guest.memory import Steps
@@ -30,7 +32,8 @@ _MAX_STRINGS = 1 << 25
 _MAX_ORC = 1 << 21
 _READS_OF_A_MOVING_LIST = 4
 _SYMBOLS_PER_STEP = 1 << 11
-_SYMBOL_SIZE = 24
+_SYMBOLS = {4: ("IIIBBH", (0, 5, 1)), 8: ("IBBHQQ", (0, 3, 4))}
+"""By a pointer's size: members of ``Elf32_Sym``, ``Elf64_Sym`` (ELF gABI, "Symbol Table"); which are name, section and value."""
 _NO_SECTION = 0
 _PAGE = 4096
 _LINKS = ("state", "list.next", "name", "kallsyms")
@@ -102,7 +105,7 @@ class ModuleReader:
         self._has_own_id = own_id is not None
         states = (structs.enumerator("module_state", name) for name in ("MODULE_STATE_UNFORMED", "MODULE_STATE_COMING"))
         self._unformed, self._coming = next(states), next(states)
-        self._stamp_reads = [(self._head, 16)]
+        self._stamp_reads = [(self._head, 2 * structs.words.size)]
         # Counts up whenever a module is loaded, has finished its start, or is unloaded (mod_tree_insert and its kin).
         tree, sequence = symbols.find("mod_tree"), structs.field("mod_tree_root", "root.seq")
         if tree and sequence:
@@ -158,7 +161,8 @@ class ModuleReader:
     def _walk(self, space: AddressSpace) -> Steps[list[_Seen]]:
         found = []
         unfinished = {}
-        for count, address in enumerate(walk_list(space, self._head, self._struct.offset("list.next"), _MAX_MODULES)):
+        link = self._struct.offset("list.next")
+        for count, address in enumerate(walk_list(space, self._struct.words, self._head, link, _MAX_MODULES)):
             if count % 32 == 31:
                 yield
             values = self._struct.read(space, address)
@@ -178,7 +182,7 @@ class ModuleReader:
     def _ranges(self, values: StructValues) -> Iterator[tuple[int, int]]:
         for base_name, size_name in self._areas:
             base, size = values.number(base_name), values.number(size_name)
-            if base and 0 < size <= _MAX_CODE and base + size <= 1 << 64:
+            if base and 0 < size <= _MAX_CODE and base + size - 1 <= self._struct.words.mask:
                 yield base, base + size
 
     def _load(self, space: AddressSpace, seen: _Seen, serial: int) -> Steps[_Known]:
@@ -227,18 +231,14 @@ class ModuleReader:
         count = 0 if tables is None else tables.number("num_symtab")
         if tables is None or not 0 < count <= _MAX_SYMBOLS:
             return rows
-        words = array("Q", (yield from space.read_chunks(tables.number("symtab"), _SYMBOL_SIZE * count)))
-        # Elf64_Sym: u32 name, u8 info, u8 other, u16 section, u64 value, u64 size
-        heads, values = words[0::3], words[1::3]
+        members, places = _SYMBOLS[self._struct.words.size]
+        layout, chosen = struct.Struct(f"{self._struct.words.order}{members}"), itemgetter(*places)
+        data = yield from space.read_chunks(tables.number("symtab"), layout.size * count)
         wanted: list[tuple[int, int]] = []
-        for start in range(0, count, _SYMBOLS_PER_STEP):
-            stop = start + _SYMBOLS_PER_STEP
+        for start in range(0, len(data), layout.size * _SYMBOLS_PER_STEP):
+            part = list(map(chosen, layout.iter_unpack(data[start : start + layout.size * _SYMBOLS_PER_STEP])))
             for low, high in seen.ranges:
-                wanted += [
-                    (value, head & 0xFFFF_FFFF)
-                    for head, value in zip(heads[start:stop], values[start:stop], strict=True)
-                    if low <= value < high and head >> 48 != _NO_SECTION
-                ]
+                wanted += [(value, name) for name, section, value in part if low <= value < high and section != _NO_SECTION]
             yield
         strings = yield from _read_strings(space, tables.number("strtab"), max((name for _value, name in wanted), default=0))
         named = []

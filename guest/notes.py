@@ -33,7 +33,7 @@ class NoteReader:
                 return None
             size = values.number("size")
             data = space.read_many([(values.number("private"), size)])[0] if 0 < size <= _MAX_SIZE else None
-            build_id = parse_build_id(data or b"")
+            build_id = parse_build_id(data or b"", self._attribute.words)
             if build_id:
                 return build_id
         return None

@@ -43,7 +43,7 @@ class Record:
             )
         self.low = there[0][0]
         end = self.low
-        parts = ["<"]
+        parts = [structs.words.order]
         for offset, size in there:
             if offset < end:
                 raise BadImageError(f"members of struct {name} overlap at {offset}; report this kernel")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from guest.words import Words
 from recording.errors import BadImageError
 
 _MAX_NESTING = 16
@@ -69,10 +70,14 @@ class TypeSource(Protocol):
 
 
 class Structs:
-    """Answers are remembered: asking costs a dictionary lookup from the second time on."""
+    """Answers are remembered: asking costs a dictionary lookup from the second time on.
 
-    def __init__(self, types: TypeSource) -> None:
+    words: how the kernel writes the numbers that its structs consist of.
+    """
+
+    def __init__(self, types: TypeSource, words: Words) -> None:
         self._types = types
+        self.words = words
         self._fields: dict[tuple[str, str], Field | None] = {}
 
     def field(self, struct: str, path: str) -> Field | None:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 
 from guest.paging import AddressSpace
+from guest.words import Words
 from recording.model import SystemCall
 from recording.symbols import SymbolTable
-from unwind.arch import ByteOrder
 
 _MAX_NUMBER = 1024
 _PREFIX = re.compile(r"^(?:__[a-z0-9]+_(?:compat_)?|__se_|__do_)?(?:compat_)?(?:ksys_|sys_)")
@@ -22,17 +22,14 @@ _NOT_IMPLEMENTED = "ni_syscall"
 class SystemCalls:
     """Names system calls; every answer is remembered."""
 
-    def __init__(
-        self, space: AddressSpace, symbols: SymbolTable, tables: Mapping[str, str], word: int = 8, byteorder: ByteOrder = "little"
-    ) -> None:
-        """``tables``: the name of a table as recordings show it -> the kernel's symbol. word: bytes of a pointer."""
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, tables: Mapping[str, str], words: Words) -> None:
+        """``tables``: the name of a table as recordings show it -> the kernel's symbol."""
         self._space = space
-        self._word = word
-        self._byteorder: ByteOrder = byteorder
+        self._words = words
         self._symbols = symbols
         found = ((name, symbols.find(symbol)) for name, symbol in tables.items())
         self._tables = {
-            name: (symbol.address, min(_MAX_NUMBER, symbol.size // word)) for name, symbol in found if symbol is not None
+            name: (symbol.address, min(_MAX_NUMBER, symbol.size // words.size)) for name, symbol in found if symbol is not None
         }
         self._known: dict[tuple[str, int], SystemCall] = {}
 
@@ -48,8 +45,9 @@ class SystemCalls:
 
     def _name(self, table: str, number: int) -> str | None:
         address, count = self._tables.get(table, (0, 0))
-        data = self._space.read_many([(address + self._word * number, self._word)])[0] if number < count else None
-        symbol = None if data is None else self._symbols.find_at(int.from_bytes(data, self._byteorder))
+        size = self._words.size
+        data = self._space.read_many([(address + size * number, size)])[0] if number < count else None
+        symbol = None if data is None else self._symbols.find_at(self._words.number(data))
         if symbol is None:
             return None
         name = _PREFIX.sub("", symbol.name)

@@ -16,7 +16,6 @@ from guest.tasks import TaskReader, TaskWords
 from recording.symbols import SymbolTable
 
 _MAX_TASKS = 4096
-_ADDRESS_MASK = (1 << 64) - 1
 
 
 def read_first_tasks(
@@ -45,8 +44,8 @@ def _addresses(space: AddressSpace, symbols: SymbolTable, structs: Structs, cpu_
     if first is not None:
         yield first.address
     if first is not None and link is not None:
-        yield from walk_list(space, first.address + link.offset & _ADDRESS_MASK, link.offset, _MAX_TASKS)
+        yield from walk_list(space, structs.words, first.address + link.offset & structs.words.mask, link.offset, _MAX_TASKS)
     threads = symbols.find("idle_threads")
     if threads is not None:
-        pointers = [read_pointer(space, threads.address + offset & _ADDRESS_MASK) for offset in cpu_offsets]
+        pointers = [read_pointer(space, structs.words, threads.address + offset & structs.words.mask) for offset in cpu_offsets]
         yield from (pointer for pointer in pointers if pointer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from guest.cgroups import CgroupReader
 from guest.paging import AddressSpace
 from guest.structs import Field, Structs
+from guest.words import Words
 from recording.errors import BadImageError
 from recording.model import Task
 from recording.symbols import SymbolTable
@@ -60,8 +61,7 @@ class TaskReader:
     def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs, architecture: Architecture) -> None:
         """Raises BadImageError where the kernel's types lack what is needed."""
         self._space = space
-        self._byteorder = architecture.byteorder
-        self.pointer_size = architecture.pointer_size
+        self.words = Words.of(architecture)
         self._pointer = architecture.running_task.pointer
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
         found = structs.field("task_struct", _FILTER)
@@ -80,19 +80,19 @@ class TaskReader:
 
     def current_address(self, cpu_offset: int) -> int:
         """Where the pointer to the running task lies of the CPU with that per-CPU offset."""
-        return self._current + cpu_offset & 0xFFFF_FFFF_FFFF_FFFF
+        return self._current + cpu_offset & self.words.mask
 
     def scheduled_address(self, cpu_offset: int) -> int:
         """Where the scheduler's pointer to the task lies that it has chosen for a CPU: a little ahead of ``current_address``."""
-        return self._scheduled + cpu_offset & 0xFFFF_FFFF_FFFF_FFFF
+        return self._scheduled + cpu_offset & self.words.mask
 
     def page_table_address(self, words: TaskWords) -> int:
         """Where the kernel address of a process' top-level page table lies. Not 0 only where ``words.mm`` is not."""
-        return words.mm + self._page_table & 0xFFFF_FFFF_FFFF_FFFF
+        return words.mm + self._page_table & self.words.mask
 
     def slice_of(self, task: int) -> tuple[int, int]:
         """(address, size) of what a halt copies of a task."""
-        return task + self._low & 0xFFFF_FFFF_FFFF_FFFF, self._size
+        return task + self._low & self.words.mask, self._size
 
     def parse(self, task: int, data: bytes) -> TaskWords:
         """The facts of a task at an address, from its slice."""
@@ -100,7 +100,7 @@ class TaskReader:
         for name, field in self._fields.items():
             start = field.offset - self._low
             values[name] = data[start : start + field.size]
-        number = {name: int.from_bytes(value, self._byteorder) for name, value in values.items()}
+        number = {name: self.words.number(value) for name, value in values.items()}
         return TaskWords(
             task,
             number["pid"],
@@ -133,8 +133,8 @@ class TaskReader:
         return scheduled if scheduled is not None and 0 <= stack[0] - scheduled.stack < stack[1] else words
 
     def _read_task(self, read: Callable[[int, int], bytes | None], where: int) -> TaskWords | None:
-        pointer = read(where, self.pointer_size)
-        return None if pointer is None else self._parse_from(read, int.from_bytes(pointer, self._byteorder))
+        pointer = read(where, self.words.size)
+        return None if pointer is None else self._parse_from(read, self.words.number(pointer))
 
     def _parse_from(self, read: Callable[[int, int], bytes | None], task: int) -> TaskWords | None:
         data = read(*self.slice_of(task))

@@ -14,6 +14,7 @@ from guest.kernel import Kernel
 from guest.system_calls import SystemCalls
 from guest.task_list import read_first_tasks
 from guest.tasks import TaskReader, TaskWords
+from guest.words import Words
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCall, Task, UserEnd
 from sampler.userspace import ProcessCode, UserSpaces
@@ -99,7 +100,7 @@ class SampleMaker:
         if before is None or kernel.symbols is not before.symbols or kernel.space is not before.space:
             tables = dict(self._architecture.kernel_code.system_call_tables.values())
             arch = self._architecture
-            self._calls = SystemCalls(kernel.space, kernel.symbols, tables, arch.pointer_size, arch.byteorder)
+            self._calls = SystemCalls(kernel.space, kernel.symbols, tables, Words.of(arch))
             self._contexts = ContextFinder(self._architecture, self._name_at)
         elif kernel.structs is before.structs:
             return None

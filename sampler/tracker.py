@@ -20,6 +20,7 @@ from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.modules import ModuleReader
 from guest.system_call_filters import SystemCallFilters
+from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, Registers
@@ -243,7 +244,7 @@ class KernelTracker:
         """Read the layouts of the kernel's structs, then what they lead to."""
         self._reads_modules = True
         try:
-            structs = yield from read_structs(kernel.space, kernel.symbols)
+            structs = yield from read_structs(kernel.space, kernel.symbols, Words.of(kernel.architecture))
         except BadImageError as error:
             is_news = kernel.structs_problem is None
             self.kernel = kernel = replace(kernel, structs_problem=str(error))

@@ -81,7 +81,7 @@ class TaskPlanner:
         if self._can_peek or self._tasks is None:
             return ()
         return [
-            self._kernel_read(vcpu, where(offset), self._tasks.pointer_size)
+            self._kernel_read(vcpu, where(offset), self._tasks.words.size)
             for vcpu, offset in self._offsets.items()
             for where in (self._tasks.current_address, self._tasks.scheduled_address)
         ]

@@ -6,7 +6,6 @@ themselves (include/linux/rbtree.h). Either may change while it is read: what is
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 
 from guest.memory import Steps
@@ -24,7 +23,6 @@ _NODE_SIZE = 256
 _NODE_MASK = _NODE_SIZE - 1
 _LARGEST_RESERVED = 4096
 """Entries up to it with the internal tag are no nodes, and pointers are above it (include/linux/xarray.h: xa_is_node)."""
-_MAX_INDEX = (1 << 64) - 1
 _PER_STEP = 256
 """Areas or nodes that are read in one batch: about 1.5 ms."""
 AREA_MEMBERS = ("vm_start", "vm_end", "vm_pgoff", "vm_flags|__vm_flags", "vm_mm", "vm_file", "vm_ops", "vm_private_data")
@@ -65,6 +63,7 @@ class MapleNodes:
         leaf, inner, gapped = (
             default if found is None else found for default, found in zip((1, 2, 3), types.values(), strict=True)
         )
+        self._words = structs.words
         self._layouts = {leaf: node_range, inner: node_range, gapped: gaps}
         self._leaf = leaf
 
@@ -80,12 +79,12 @@ class MapleNodes:
         layout = self._layouts.get(span.entry >> 3 & 15)
         if layout is None:
             raise TreeChangedError(f"the node {span.entry:#x} of a tree of mappings is of no known type")
-        above = int.from_bytes(data[:8], "little") & ~_NODE_MASK
+        above = self._words.number(data[: self._words.size]) & ~_NODE_MASK
         # The root's parent is its tree; a node that was replaced is its own (ma_dead_node).
         if above == span.entry & ~_NODE_MASK or parent not in (0, above):
             raise TreeChangedError(f"the node {span.entry:#x} of a tree of mappings is no longer in it")
-        pivots = struct.unpack_from(f"<{layout.pivots}Q", data, layout.pivot_at)
-        slots = struct.unpack_from(f"<{layout.slots}Q", data, layout.slot_at)
+        pivots = self._words.pointers(data[layout.pivot_at : layout.pivot_at + self._words.size * layout.pivots])
+        slots = self._words.pointers(data[layout.slot_at : layout.slot_at + self._words.size * layout.slots])
         found = []
         first = span.first
         for index in range(min(_last_slot(layout, pivots, span.last, data), layout.slots - 1) + 1):
@@ -104,9 +103,10 @@ class MapleNodes:
 
 def _layout(structs: Structs, name: str, *, has_end: bool) -> _Layout:
     pivot, slot, end = (structs.require(name, path) for path in ("pivot", "slot", "meta.end"))
-    limit = _NODE_SIZE // 8
-    counts = min(pivot.size // 8, limit), min(slot.size // 8, limit)
-    if max(pivot.offset + 8 * counts[0], slot.offset + 8 * counts[1], end.offset + 1) > _NODE_SIZE or 0 in counts:
+    word = structs.words.size
+    limit = _NODE_SIZE // word
+    counts = min(pivot.size // word, limit), min(slot.size // word, limit)
+    if max(pivot.offset + word * counts[0], slot.offset + word * counts[1], end.offset + 1) > _NODE_SIZE or 0 in counts:
         raise BadImageError(f"struct {name} is longer than a node; report this kernel")
     return _Layout(pivot.offset, counts[0], slot.offset, counts[1], end.offset, has_end)
 
@@ -128,6 +128,7 @@ class MapleAreas:
         structs.require("mm_struct", self.root)
         self._space = space
         self._nodes = MapleNodes(structs)
+        self._last = structs.words.mask
         self._area = Record(structs, "vm_area_struct", AREA_MEMBERS)
 
     def read(self, root: int) -> Steps[list[Values]]:
@@ -146,7 +147,7 @@ class MapleAreas:
 
     def _leaves(self, root: int) -> Steps[list[Span]]:
         """The values of the tree and what they stand for."""
-        top = Span(0, _MAX_INDEX, root)
+        top = Span(0, self._last, root)
         if not _is_node(root):
             return [top] if _is_pointer(root) else []
         level: list[tuple[Span, int]] = [(top, 0)]

@@ -85,6 +85,7 @@ class MappingReader:
     def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
         """Raises BadImageError naming what the kernel's type information lacks."""
         self._space = space
+        self._words = structs.words
         has_maple = structs.field("mm_struct", MapleAreas.root) is not None
         self._areas: MapleAreas | RedBlackAreas = MapleAreas(space, structs) if has_maple else RedBlackAreas(space, structs)
         # The sequence numbers change with every mapping or unmapping (mm_lock_seq: 6.4 and later, vmacache_seqnum: before 6.1).
@@ -198,7 +199,7 @@ class MappingReader:
             if area is not None:
                 data, number = self._space.read_many([self._gate_area.request(area.address), (mode.address if mode else 0, 4)])
                 start, end = self._gate_area.values(data) if data else (0, 0)
-                is_off = mode is not None and (number is None or int.from_bytes(number, "little") == _VSYSCALL_NONE)
+                is_off = mode is not None and (number is None or self._words.number(number) == _VSYSCALL_NONE)
                 if start < end and not is_off:
                     self._gate = (Mapping(start, end, 0, True, None, "[vsyscall]"),)
         return self._gate

@@ -45,12 +45,12 @@ class PageCache:
         self._inode = Record(structs, "inode", ("i_mapping",))
         self._mapping = Record(structs, "address_space", ("i_pages.xa_head",))
         shift, slots = structs.require("xa_node", "shift"), structs.require("xa_node", "slots")
-        self._slot_count = slots.size // 8
+        self._slot_count = slots.size // structs.words.size
         if not 0 < self._slot_count <= _MAX_SLOTS or self._slot_count & self._slot_count - 1:
             raise BadImageError(f"nodes of the page cache have {self._slot_count} slots; report this kernel")
         self._shift_at, self._slots_at = shift.offset, slots.offset
         self._node_size = max(shift.offset + 1, slots.offset + slots.size)
-        self._slots = struct.Struct(f"<{self._slot_count}Q")
+        self._slots = struct.Struct(f"{structs.words.order}{self._slot_count}{structs.words.format}")
         self._step = self._slot_count.bit_length() - 1
         name = "folio" if structs.field("folio", "mapping") else "page"
         self._folio = Record(structs, name, ("mapping", "index", "flags"))

@@ -25,6 +25,7 @@ class PageStructs:
         """Raises BadImageError where the kernel's symbols or types do not lead to it."""
         self._space = space
         self._variable = symbols.find(_VARIABLE)
+        self._words = structs.words
         self._size = structs.size_of("page") or 0
         self._first = symbols.find("init_task")
         if self._variable is None:
@@ -40,10 +41,9 @@ class PageStructs:
 
     def find(self) -> int:
         """The array's address, 0 while it is not known: before there are processes."""
-        word, order = 8, self._space.tables.byteorder
         if self._variable is not None:
-            data = self._space.read_many([(self._variable.address, word)])[0]
-            return int.from_bytes(data, order) if data else 0
+            data = self._space.read_many([(self._variable.address, self._words.size)])[0]
+            return self._words.number(data) if data else 0
         if self._first is None:
             return 0
         (links,) = read_records(self._space, [(self._links, self._first.address)])
@@ -55,13 +55,12 @@ class PageStructs:
         if stack is None or found is None or not found[1]:
             return 0
         count = min(found[1], _MAX_PAGES)
-        data = self._space.read_many([(found[0], word * count)])[0]
+        data = self._space.read_many([(found[0], self._words.size * count)])[0]
         if data is None:
             return 0
         shift = self._space.tables.page_shift
         starts = set()
-        for index in range(count):
-            page = int.from_bytes(data[word * index : word * (index + 1)], order)
+        for index, page in enumerate(self._words.pointers(data)):
             physical = self._space.translate(stack[0] + (index << shift) & ADDRESS_MASK)
             starts.add(None if physical is None else page - (physical >> shift) * self._size & ADDRESS_MASK)
         start = starts.pop()

@@ -31,7 +31,6 @@ _MAX_LEVEL = 32
 """include/linux/pid_namespace.h: MAX_PID_NS_LEVEL"""
 _READS_PER_STEP = 64
 _BATCH = 256
-_POINTER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ class PerfMapFinder:
     def __init__(self, space: AddressSpace, structs: Structs) -> None:
         """Raises BadImageError naming what is missing."""
         self._space = space
+        self._words = structs.words
         self._task = Record(structs, "task_struct", ("mm", "tgid", "group_leader"))
         self._leader = Record(structs, "task_struct", ("thread_pid",))
         self._opened = Record(structs, "task_struct", ("fs", "files"))
@@ -131,12 +131,11 @@ class PerfMapFinder:
             return None
         count, array = table
         for start in range(0, min(count, _MAX_OPEN), _BATCH):
-            size = _POINTER * min(_BATCH, count - start)
-            data = self._space.read_many([(array + _POINTER * start & ADDRESS_MASK, size)])[0]
+            word = self._words.size
+            data = self._space.read_many([(array + word * start & ADDRESS_MASK, word * min(_BATCH, count - start))])[0]
             if data is None:
                 return None
-            pointers = [int.from_bytes(data[at : at + _POINTER], "little") for at in range(0, size, _POINTER)]
-            opened = read_records(self._space, [(self._file, pointer) for pointer in pointers if pointer])
+            opened = read_records(self._space, [(self._file, pointer) for pointer in self._words.pointers(data) if pointer])
             places = [PerfMapPlace(pid, *values) for values in opened if values is not None]
             names = read_records(self._space, [(self._name, place.dentry) for place in places])
             for place, name in zip(places, names, strict=True):
@@ -220,7 +219,7 @@ class PerfMapFinder:
             return file
         # The contents are those of the upper file (it was written to); its dentry follows the inode in struct ovl_inode, whose
         # type is a module's (fs/overlayfs/ovl_entry.h). Its name is the same.
-        upper = int.from_bytes(reads.raw(inode + self._inode_size & ADDRESS_MASK, _POINTER), "little")
+        upper = self._words.number(reads.raw(inode + self._inode_size & ADDRESS_MASK, self._words.size))
         return self._files.describe_at(place.mnt, place.dentry, self._inode_of(upper, place, reads), reads)
 
     def _inode_of(self, dentry: int, place: PerfMapPlace, reads: Reads) -> int:

@@ -13,6 +13,7 @@ from guest.structs import Composite, Member, Scalar, Structs, Type
 from recording.symbols import SymbolTable
 from tests.builders.file_memory import BytesMemory
 from tests.builders.page_tables import FOUR_LEVELS, PageTables
+from tests.builders.words import LITTLE_64
 
 HEAP = 0xFFFF_8880_0000_0000
 HEAP_PHYSICAL = 0x40_0000
@@ -145,7 +146,7 @@ class Heap:
     """Structs at addresses from HEAP on. ``batches`` of the memory counts reads."""
 
     def __init__(self, layouts: Mapping[str, tuple[int, Layout]] = MAPLE, symbols: Sequence[tuple[int, str, str]] = ()) -> None:
-        self.structs = Structs(LayoutTypes(layouts))
+        self.structs = Structs(LayoutTypes(layouts), LITTLE_64)
         tables = PageTables(TABLES)
         tables.map(HEAP, HEAP_PHYSICAL, HEAP_SIZE)
         tables.map(PAGES, PAGES_PHYSICAL, PAGES_SIZE)

@@ -12,6 +12,7 @@ from guest.structs import Structs
 from recording.symbols import SymbolTable
 from tests.builders.btf import Btf
 from tests.builders.kernel_structs import Heap
+from tests.builders.words import LITTLE_64
 
 LIVE, COMING, UNFORMED = 0, 1, 3
 CALL_ROW = struct.pack("<hhH", 16, 0, 0x205)
@@ -53,7 +54,7 @@ def module_structs(*, new_layout: bool) -> Structs:
     )
     btf.struct("kprobe_insn_cache", 64, [("pages", ring, 32)])
     btf.struct("kprobe_insn_page", 32, [("list", ring, 0), ("insns", pointer, 16)])
-    return run_steps(parse_btf(btf.to_bytes()))
+    return run_steps(parse_btf(btf.to_bytes(), LITTLE_64))
 
 
 class ModuleHeap(Heap):

@@ -15,6 +15,7 @@ from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from tests.builders.btf import Btf
 from tests.builders.kernel_structs import Heap
+from tests.builders.words import LITTLE_64
 
 
 def example() -> bytes:
@@ -37,7 +38,7 @@ def example() -> bytes:
 
 @pytest.fixture
 def structs() -> Structs:
-    return run_steps(parse_btf(example()))
+    return run_steps(parse_btf(example(), LITTLE_64))
 
 
 @pytest.mark.parametrize(
@@ -81,13 +82,13 @@ def test_read_from_memory() -> None:
     address = heap.take(len(data))
     heap.write(address, data)
     symbols = SymbolTable.from_symbols([(address, "R", "__start_BTF"), (address + len(data), "R", "__stop_BTF")])
-    assert run_steps(read_structs(heap.space, symbols)).field("task", "pid") == Field(4, 4)
+    assert run_steps(read_structs(heap.space, symbols, LITTLE_64)).field("task", "pid") == Field(4, 4)
 
 
 @pytest.mark.parametrize("symbols", [[], [(0x1000, "R", "__start_BTF"), (0x900, "R", "__stop_BTF")]])
 def test_a_kernel_without_it_is_told(symbols: list[tuple[int, str, str]]) -> None:
     with pytest.raises(BadImageError, match=r"type information"):
-        run_steps(read_structs(Heap().space, SymbolTable.from_symbols(symbols)))
+        run_steps(read_structs(Heap().space, SymbolTable.from_symbols(symbols), LITTLE_64))
 
 
 def test_typedefs_in_a_circle_have_no_layout() -> None:
@@ -95,7 +96,7 @@ def test_typedefs_in_a_circle_have_no_layout() -> None:
     btf.typedef("a", 2)
     btf.typedef("b", 1)
     btf.struct("s", 8, [("x", 1, 0)])
-    structs = run_steps(parse_btf(btf.to_bytes()))
+    structs = run_steps(parse_btf(btf.to_bytes(), LITTLE_64))
     assert structs.size_of("a") is None
     assert structs.field("s", "x") is None
 
@@ -103,7 +104,7 @@ def test_typedefs_in_a_circle_have_no_layout() -> None:
 def test_anonymous_members_in_a_circle_end() -> None:
     btf = Btf()
     btf.struct("s", 8, [("", 1, 0), ("", 1, 0), ("x", 1, 4)])
-    structs = run_steps(parse_btf(btf.to_bytes()))
+    structs = run_steps(parse_btf(btf.to_bytes(), LITTLE_64))
     assert structs.field("s", "nothing") is None
     assert structs.field("s", "x") == Field(4, 8)
 
@@ -113,7 +114,7 @@ def test_a_kind_of_the_future_ends_what_is_known() -> None:
     btf.struct("before", 8, [])
     btf.add(25, "new")
     btf.struct("behind", 8, [])
-    structs = run_steps(parse_btf(btf.to_bytes()))
+    structs = run_steps(parse_btf(btf.to_bytes(), LITTLE_64))
     assert structs.size_of("before") == 8
     assert structs.size_of("behind") is None
 
@@ -122,13 +123,13 @@ def test_a_count_that_lies_gives_no_members() -> None:
     btf = Btf()
     number = btf.number(4)
     btf.add(4, "s", 60000, 8, struct.pack("<III", btf.name("x"), number, 0))
-    assert run_steps(parse_btf(btf.to_bytes())).field("s", "x") is None
+    assert run_steps(parse_btf(btf.to_bytes(), LITTLE_64)).field("s", "x") is None
 
 
 @pytest.mark.parametrize("data", [b"", b"\x9f\xeb\x02" + bytes(60), bytes(64), example()[:100]])
 def test_what_is_none_is_refused(data: bytes) -> None:
     with pytest.raises(BadImageError):
-        run_steps(parse_btf(data))
+        run_steps(parse_btf(data, LITTLE_64))
 
 
 @given(st.lists(st.tuples(st.integers(24, len(example()) - 1), st.integers(0, 255)), max_size=30))
@@ -136,7 +137,7 @@ def test_damage_costs_knowledge_only(changes: list[tuple[int, int]]) -> None:
     data = bytearray(example())
     for place, value in changes:
         data[place] = value
-    structs = run_steps(parse_btf(bytes(data)))
+    structs = run_steps(parse_btf(bytes(data), LITTLE_64))
     for name in ("task", "area", "flags", "pid_t", "state"):
         structs.size_of(name)
         structs.enumerator(name, "GOING")

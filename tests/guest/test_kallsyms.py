@@ -17,6 +17,7 @@ from recording.errors import BadImageError, GuestMemoryError
 from tests.builders.file_memory import BytesMemory
 from tests.builders.kallsyms import GENERATIONS, Generation, build_kallsyms
 from tests.builders.page_tables import FOUR_LEVELS, PageTables
+from tests.builders.words import LITTLE_64
 from unwind.arch.x86_64 import X86_64
 
 IMAGE = 0xFFFF_FFFF_8100_0000
@@ -54,7 +55,7 @@ def space_with(image: bytes) -> AddressSpace:
 
 def decode(space: AddressSpace, place: KallsymsPlace, anchors: dict[str, int] | None = None) -> SymbolRows:
     tables = run_steps(read_kallsyms(space, place))
-    return run_steps(decode_kallsyms(space, tables, {"_stext": IMAGE} if anchors is None else anchors))
+    return run_steps(decode_kallsyms(space, tables, {"_stext": IMAGE} if anchors is None else anchors, LITTLE_64))
 
 
 def image_of(generation: Generation) -> tuple[bytes, dict[str, int]]:
@@ -69,7 +70,7 @@ def test_tables_are_found_in_the_image_and_decoded(name: str) -> None:
     generation = GENERATIONS[name]
     image, parts = image_of(generation)
     space = space_with(image)
-    place = run_steps(find_kallsyms(space, IMAGE))
+    place = run_steps(find_kallsyms(space, IMAGE, LITTLE_64))
     assert place is not None
     assert place.names == parts["kallsyms_names"]
     assert place.token_table == parts["kallsyms_token_table"]
@@ -97,20 +98,20 @@ def test_tables_are_found_in_the_image_and_decoded(name: str) -> None:
 def test_tables_are_decoded_from_where_the_note_says(name: str) -> None:
     image, parts = image_of(GENERATIONS[name])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     assert place.count == len(symbols_for(GENERATIONS[name]))
     assert decode(space, place).find("do_one") == IMAGE + 0x20
 
 
 def test_a_note_without_the_symbols_names_no_place() -> None:
-    assert place_from_symbols(space_with(b""), {"kallsyms_names": IMAGE}) is None
+    assert place_from_symbols(space_with(b""), {"kallsyms_names": IMAGE}, LITTLE_64) is None
 
 
 def test_the_best_alias_comes_first_and_all_are_found_by_name() -> None:
     image, parts = image_of(GENERATIONS["6.12"])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     table = decode(space, place).table()
     covering = table.find_at(IMAGE + 0x44)
@@ -136,7 +137,7 @@ def test_a_boundary_never_shadows_a_function(boundary: str) -> None:
 def test_an_address_table_that_puts_no_anchor_right_is_refused() -> None:
     image, parts = image_of(GENERATIONS["6.12"])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     with pytest.raises(BadImageError, match="_stext did not come out right"):
         decode(space, place, {"_stext": IMAGE + 8})
@@ -147,11 +148,11 @@ def test_names_that_do_not_meet_their_markers_are_refused() -> None:
     damaged = bytearray(image)
     damaged[parts["kallsyms_markers"] - IMAGE + 4] ^= 1
     space = space_with(bytes(damaged))
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     with pytest.raises(BadImageError, match="markers"):
         decode(space, place)
-    assert run_steps(find_kallsyms(space, IMAGE)) is None
+    assert run_steps(find_kallsyms(space, IMAGE, LITTLE_64)) is None
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_names_that_do_not_meet_their_markers_are_refused() -> None:
 def test_impossible_sizes_are_refused(change: dict[str, int]) -> None:
     image, parts = image_of(GENERATIONS["6.12"])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     with pytest.raises(BadImageError, match="damaged or of an unknown format"):
         decode(space, replace(place, **change))
@@ -170,7 +171,7 @@ def test_impossible_sizes_are_refused(change: dict[str, int]) -> None:
 def test_a_wrong_count_is_refused(count: int) -> None:
     image, parts = image_of(GENERATIONS["6.12"])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     with pytest.raises(BadImageError):
         decode(space, replace(place, count=count))
@@ -182,7 +183,7 @@ def test_a_token_index_that_leaves_the_table_is_refused() -> None:
     at = parts["kallsyms_token_index"] - IMAGE
     damaged[at : at + 512] = b"\xff" * 512
     space = space_with(bytes(damaged))
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     with pytest.raises(BadImageError, match="token table"):
         decode(space, place)
@@ -192,7 +193,7 @@ def test_control_characters_in_tokens_become_question_marks() -> None:
     symbols = [*TEXT, (IMAGE + 0x5000, "t", "evil\x1b[2Jname\n")]
     blob, parts = build_kallsyms(symbols, GENERATIONS["6.12"], IMAGE)
     space = space_with(blob)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     assert decode(space, place).names[-1] == "evil?[2Jname?"
 
@@ -204,14 +205,14 @@ def test_unmapped_tables_are_a_memory_error() -> None:
 
 def test_an_image_of_zeros_or_of_digits_holds_no_table() -> None:
     digits = b"".join(bytes((digit, 0)) for digit in b"0123456789")
-    assert run_steps(find_kallsyms(space_with(b""), IMAGE)) is None
-    assert run_steps(find_kallsyms(space_with(digits * 200), IMAGE)) is None
+    assert run_steps(find_kallsyms(space_with(b""), IMAGE, LITTLE_64)) is None
+    assert run_steps(find_kallsyms(space_with(digits * 200), IMAGE, LITTLE_64)) is None
 
 
 def test_rows_move_in_one_range_only_and_survive_the_cache() -> None:
     image, parts = image_of(GENERATIONS["6.12"])
     space = space_with(image)
-    place = place_from_symbols(space, parts)
+    place = place_from_symbols(space, parts, LITTLE_64)
     assert place is not None
     rows = decode(space, place)
     again = SymbolRows.from_bytes(rows.to_bytes())

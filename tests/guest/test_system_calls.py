@@ -8,6 +8,7 @@ from recording.model import SystemCall
 from recording.symbols import SymbolTable
 from tests.builders.file_memory import BytesMemory
 from tests.builders.page_tables import FOUR_LEVELS, PageTables
+from tests.builders.words import LITTLE_64
 
 TABLE = 0xFFFF_FFFF_8200_0000
 TEXT = 0xFFFF_FFFF_8100_0000
@@ -24,7 +25,7 @@ def _calls() -> SystemCalls:
     rows = [(address, "T", name) for address, name in zip(addresses, FUNCTIONS, strict=True)]
     rows += [(TABLE, "D", "sys_call_table"), (TABLE + 8 * len(FUNCTIONS), "D", "behind")]
     symbols = SymbolTable.from_symbols(rows)
-    return SystemCalls(AddressSpace(memory, FOUR_LEVELS, tables.root), symbols, {"64": "sys_call_table", "32": "absent"})
+    return SystemCalls(AddressSpace(memory, FOUR_LEVELS, tables.root), symbols, {"64": "sys_call_table", "32": "absent"}, LITTLE_64)
 
 
 def test_names_are_those_of_the_kernels_table_without_prefixes() -> None:

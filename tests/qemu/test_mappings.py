@@ -29,6 +29,7 @@ from recording.errors import MissingDependencyError
 from sampler.discovery import TargetAddress
 from sampler.halt import HaltedState, Read
 from sampler.session import Session
+from tests.builders.words import LITTLE_64
 from tests.conftest import BOOT_ATTEMPTS, generations, skip_loudly
 from tests.qemu.guests import Guest, GuestCrashedError, GuestOptions
 from tests.qemu.mappings_guest import END_MARK, LONG, MAPPINGS_TRUTH, Shown, build_mappings_initramfs, parse_console
@@ -119,7 +120,7 @@ def looked(
             location = run_steps(find_kernel(session.memory, session.architecture, state.registers))
             assert location is not None
             found = run_steps(load_kernel(session.architecture, location, KernelCache(None)))
-            structs = run_steps(read_structs(found.space, found.symbols))
+            structs = run_steps(read_structs(found.space, found.symbols, LITTLE_64))
             yield Looked(found, structs, parse_console(console), read_tasks(found, structs), busybox, truth)
 
 

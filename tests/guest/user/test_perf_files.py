@@ -16,6 +16,7 @@ from guest.user.perf_files import PerfMapFinder, PerfMapPlace, ProcessKey, drop_
 from recording.errors import BadImageError
 from tests.builders.kernel_structs import COMMON, HEAP, HEAP_SIZE, Heap, LayoutTypes
 from tests.builders.perf_maps import NAME, PID, JitProcess, build_jit_process
+from tests.builders.words import LITTLE_64
 
 MAX_BATCHES = 20_000
 PATH = "/tmp/perf-7.map"  # noqa: S108 (where the interface has it, in the guest)
@@ -106,9 +107,9 @@ def test_a_kernel_without_a_struct_is_refused(missing: str) -> None:
     find = types.find
     types.find = lambda name: None if name == missing else find(name)  # type: ignore[method-assign]
     with pytest.raises(BadImageError, match=r"report this kernel"):
-        PerfMapFinder(process.heap.space, Structs(types))
+        PerfMapFinder(process.heap.space, Structs(types, LITTLE_64))
     with pytest.raises(BadImageError, match="task_struct"):
-        PerfMapFinder(Heap().space, Structs(LayoutTypes(COMMON)))
+        PerfMapFinder(Heap().space, Structs(LayoutTypes(COMMON), LITTLE_64))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
