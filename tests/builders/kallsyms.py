@@ -6,6 +6,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guest.words import Words
+from tests.builders.words import LITTLE_64
+
 MASK = (1 << 64) - 1
 PAIRS = ("sys_", "__", "_x", "do_", "long", "name")
 
@@ -67,47 +70,53 @@ def build_names(symbols: Sequence[tuple[int, str, str]], tokens: list[bytes], *,
     return bytes(names), marks
 
 
-def build_kallsyms(symbols: Sequence[tuple[int, str, str]], generation: Generation, address: int) -> tuple[bytes, dict[str, int]]:
+def build_kallsyms(
+    symbols: Sequence[tuple[int, str, str]], generation: Generation, address: int, words: Words = LITTLE_64
+) -> tuple[bytes, dict[str, int]]:
     """(bytes to put at an address, run-time address of each part). Symbols are in the order of the table."""
     tokens = build_tokens(symbols)
     names, marks = build_names(symbols, tokens, is_wide=generation.is_wide)
-    base = min(value for value, _kind, _name in symbols if value >> 63)
+    base = min(value for value, _kind, _name in symbols if value >> 31)
+    alignment = min(generation.alignment, words.size)
     out = bytearray()
     parts: dict[str, int] = {}
 
     def put(name: str, data: bytes) -> None:
-        out.extend(bytes(-len(out) % generation.alignment))
+        out.extend(bytes(-len(out) % alignment))
         parts[name] = address + len(out)
         out.extend(data)
 
     def put_values() -> None:
-        out.extend(bytes(-len(out) % generation.alignment))
+        out.extend(bytes(-len(out) % alignment))
         start = address + len(out)
         values = [value for value, _kind, _name in symbols]
         if generation.values == "absolute":
-            put("kallsyms_addresses", struct.pack(f"<{len(values)}Q", *values))
+            put("kallsyms_addresses", struct.pack(f"{words.order}{len(values)}{words.format}", *values))
         elif generation.values == "place":
-            put("kallsyms_offsets", b"".join(struct.pack("<i", value - start - 4 * i) for i, value in enumerate(values)))
+            put(
+                "kallsyms_offsets",
+                b"".join(struct.pack(f"{words.order}i", value - start - 4 * i) for i, value in enumerate(values)),
+            )
         elif generation.values == "base":
-            put("kallsyms_offsets", b"".join(struct.pack("<I", value - base) for value in values))
+            put("kallsyms_offsets", b"".join(struct.pack(f"{words.order}I", value - base) for value in values))
         else:
             offsets = [value if value < base else base - 1 - value for value in values]
-            put("kallsyms_offsets", struct.pack(f"<{len(values)}i", *offsets))
+            put("kallsyms_offsets", struct.pack(f"{words.order}{len(values)}i", *offsets))
         if generation.values in ("base", "percpu"):
-            put("kallsyms_relative_base", struct.pack("<Q", base))
+            put("kallsyms_relative_base", struct.pack(f"{words.order}{words.format}", base))
 
     if not generation.is_new:
         put_values()
-    put("kallsyms_num_syms", struct.pack("<I", len(symbols)))
+    put("kallsyms_num_syms", struct.pack(f"{words.order}I", len(symbols)))
     put("kallsyms_names", names)
-    put("kallsyms_markers", b"".join(mark.to_bytes(generation.marker_width, "little") for mark in marks))
+    put("kallsyms_markers", b"".join(mark.to_bytes(generation.marker_width, words.byteorder) for mark in marks))
     if generation.has_early_seqs:
         put("kallsyms_seqs_of_names", b"".join(index.to_bytes(3, "big") for index in range(len(symbols))))
     put("kallsyms_token_table", b"".join(token + b"\0" for token in tokens))
     offsets = [0]
     for token in tokens[:-1]:
         offsets.append(offsets[-1] + len(token) + 1)
-    put("kallsyms_token_index", struct.pack("<256H", *offsets))
+    put("kallsyms_token_index", struct.pack(f"{words.order}256H", *offsets))
     if generation.is_new:
         put_values()
     return bytes(out), parts
