@@ -24,6 +24,16 @@ KEYRINGS = {
     "Debian": Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     "Ubuntu": Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
 }
+_FLAVOURS = {
+    "armhf": "armmp",
+    "i386": "686-pae",
+    "mips64el": "5kc-malta",
+    "mipsel": "4kc-malta",
+    "ppc64el": "powerpc64le",
+    "riscv64": "riscv64",
+    "s390x": "s390x",
+}
+"""Debian's kernels for architectures without a cloud kernel."""
 _NEWER_KEYRINGS = ("testing", "stable", "oldstable")
 
 
@@ -84,10 +94,13 @@ def fetch_kernel(
 ) -> Path:
     """The kernel image (vmlinuz) of the newest stock kernel of a suite, fetched as a package and unpacked, never installed.
 
-    flavour: regular expression of the package name's last part; by default Debian's cloud kernel, Ubuntu's kvm or generic one.
+    flavour: regular expression of the package name's last part; by default Debian's cloud kernel, or what it has for an
+    architecture without one (but no real-time kernel), Ubuntu's kvm or generic one.
     Raises MissingDependencyError like ``fetch_package``.
     """
-    wanted = flavour if flavour is not None else rf"(?:cloud-{re.escape(architecture)}|kvm|generic)"
+    own = _FLAVOURS.get(architecture)
+    stock = rf"cloud-{re.escape(architecture)}" if own is None else rf"(?<!-rt-){own}"
+    wanted = flavour if flavour is not None else rf"(?:{stock}|kvm|generic)"
     # Since 7.x Debian's image lies in linux-binary-*, and linux-image-* of the same version only depends on it.
     name_regex = rf"linux-(?:binary|binary-unsigned|image|image-unsigned)-[0-9].*-{wanted}"
     directory = fetch_package(suite, architecture, name_regex, cache_dir, run=run, tell=tell)

@@ -117,13 +117,15 @@ def find_busybox(
     architecture: str = "amd64",
     cache_dir: Path | None = None,
     *,
+    suite: str = "",
     path: str | None = None,
     run: Run = run_command,
     tell: Tell | None = None,
 ) -> bytes:
     """A static busybox for a guest's architecture (Debian's name): this machine's, or else fetched as a package and unpacked.
 
-    path: directories to look in, as in $PATH, which is the default. Raises MissingDependencyError.
+    suite: of the package, by default this machine's. path: directories to look in, as in $PATH, which is the default.
+    Raises MissingDependencyError.
     """
     search = (
         path
@@ -136,7 +138,7 @@ def find_busybox(
         if data is not None:
             return data
     try:
-        package = fetch_package("", architecture, "busybox-static", cache_dir, run=run, tell=tell)
+        package = fetch_package(suite, architecture, "busybox-static", cache_dir, run=run, tell=tell)
     except MissingDependencyError as error:
         message = f"no static busybox for {architecture} on this machine ({error}); install one (package busybox-static or busybox)"
         raise MissingDependencyError(message) from error

@@ -72,14 +72,15 @@ def guest_kernel() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def initramfs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The demo's initramfs for an architecture."""
+def initramfs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Machine], Path]:
+    """The demo's initramfs for a machine."""
     made: dict[str, Path] = {}
 
-    def find(architecture: str) -> Path:
+    def find(machine: Machine) -> Path:
+        architecture = machine.name
         if architecture not in made:
             try:
-                data = build_initramfs(find_busybox(architecture))
+                data = build_initramfs(find_busybox(architecture, suite=machine.programs))
             except MissingDependencyError as error:
                 skip_loudly(str(error))
                 raise
@@ -91,12 +92,12 @@ def initramfs_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def guest_initramfs(initramfs_of: Callable[[str], Path]) -> Path:
+def guest_initramfs(initramfs_of: Callable[[Machine], Path]) -> Path:
     """The demo's initramfs."""
-    return initramfs_of(PC.name)
+    return initramfs_of(PC)
 
 
-def _starter(stack: ExitStack, kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> StartGuest:
+def _starter(stack: ExitStack, kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]) -> StartGuest:
     def start(
         suite: str = "bookworm",
         vcpus: int = 1,
@@ -113,7 +114,7 @@ def _starter(stack: ExitStack, kernel: Callable[..., Path], initramfs_of: Callab
             skip_loudly(f"{machine.qemu} is not installed (Debian: {machine.package})")
         options = GuestOptions(
             kernel(suite, machine.name),
-            initramfs_of(machine.name),
+            initramfs_of(machine),
             vcpus=vcpus,
             append=append,
             cpu=cpu,
@@ -140,14 +141,14 @@ def _starter(stack: ExitStack, kernel: Callable[..., Path], initramfs_of: Callab
 
 
 @pytest.fixture
-def start_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> Iterator[StartGuest]:
+def start_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]) -> Iterator[StartGuest]:
     """Starts guests that end with the test."""
     with ExitStack() as stack:
         yield _starter(stack, guest_kernel, initramfs_of)
 
 
 @pytest.fixture(scope="module")
-def start_shared_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]) -> Iterator[StartGuest]:
+def start_shared_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]) -> Iterator[StartGuest]:
     """Starts guests that end with the module: its tests come and go while one guest runs on."""
     with ExitStack() as stack:
         yield _starter(stack, guest_kernel, initramfs_of)
@@ -158,7 +159,7 @@ def start_shared_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable
     params=[pytest.param((suite, vcpus), id=f"{kernel}-{vcpus}cpu") for kernel, suite in KERNELS.items() for vcpus in (1, 2)],
 )
 def matrix_guest(
-    request: pytest.FixtureRequest, guest_kernel: Callable[..., Path], initramfs_of: Callable[[str], Path]
+    request: pytest.FixtureRequest, guest_kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]
 ) -> Iterator[Guest]:
     """A guest at work, of each kernel with 1 and with 2 vCPUs; a module's tests share it, one guest after the other."""
     suite, vcpus = request.param

@@ -114,6 +114,16 @@ def test_of_one_version_the_package_with_the_image_is_taken(tmp_path: Path) -> N
     )
 
 
+def test_architectures_without_a_cloud_kernel_have_one_of_their_own(tmp_path: Path) -> None:
+    image = "boot/vmlinux-6.12.9"
+    packages = [
+        ("linux-image-6.12.9-riscv64", "9-1", 100, [image]),
+        ("linux-image-6.12.10-rt-riscv64", "10-1", 100, ["boot/vmlinux-6.12.10"]),
+    ]
+    found = fetch_kernel("trixie", "riscv64", cache_dir=tmp_path, run=FakeApt({"trixie": packages}))
+    assert found == tmp_path / "linux-image-6.12.9-riscv64_9-1_riscv64" / image
+
+
 def test_a_newer_key_is_taken_from_a_suite_that_verifies(tmp_path: Path) -> None:
     keyring = ("debian-archive-keyring", "2025-1", 10, [str(KEYRINGS["Debian"]).lstrip("/")])
     suites = {"sid": [cloud(9)], "testing": [keyring], "stable": [keyring]}

@@ -30,7 +30,10 @@ class GuestCrashedError(GuestFailedError):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What to emulate. name: Debian's of the architecture. console: the kernel's name of the serial port."""
+    """What to emulate. name: Debian's of the architecture. console: the kernel's name of the serial port.
+
+    programs: the suite that its busybox is of, "" for this machine's.
+    """
 
     name: str
     qemu: str
@@ -38,11 +41,14 @@ class Machine:
     cpu: str
     options: tuple[str, ...] = ()
     console: str = "ttyS0"
+    programs: str = ""
 
 
 # Debian's 6.12 oopses at boot under some QEMUs' TCG with cmpxchg16b on offer.
 PC = Machine("amd64", QEMU, "qemu-system-x86", "qemu64,-cx16")
 ARM = Machine("arm64", "qemu-system-aarch64", "qemu-system-arm", "cortex-a57", ("-M", "virt"), "ttyAMA0")
+
+RISCV = Machine("riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie")
 
 
 @dataclass(frozen=True, slots=True)
