@@ -80,8 +80,12 @@ look() {
         has mksquashfs || optional="$optional squashfs-tools"
         has_tool mkfs.vfat || optional="$optional dosfstools"
         has mcopy || optional="$optional mtools"
-        # Guests of another architecture: their tests skip themselves, with the reason.
+        # Guests of other architectures: their tests skip themselves, with the reason.
         has qemu-system-aarch64 || optional="$optional qemu-system-arm"
+        has qemu-system-ppc64 || optional="$optional qemu-system-ppc"
+        has qemu-system-mips64el || optional="$optional qemu-system-mips"
+        has qemu-system-riscv64 || optional="$optional qemu-system-misc"
+        [ -e /usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin ] || optional="$optional opensbi"
         # Tests that compare with gdb skip themselves, with the reason.
         has gdb || optional="$optional gdb"
         has_tool sfdisk || optional="$optional fdisk"

@@ -30,9 +30,11 @@ class GuestCrashedError(GuestFailedError):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What to emulate. name: Debian's of the architecture. console: the kernel's name of the serial port.
+    """What to emulate.
 
-    programs: the suite that its busybox is of, "" for this machine's.
+    name: Debian's of the architecture. package: that has the emulator. cpu: "" for the emulator's own choice.
+    console: the kernel's name of the serial port. programs: the suite that its busybox is of, "" for this machine's.
+    suites: those of Debian that have a kernel for it which boots here. vcpus: that the machine and the kernel can have.
     """
 
     name: str
@@ -42,13 +44,19 @@ class Machine:
     options: tuple[str, ...] = ()
     console: str = "ttyS0"
     programs: str = ""
+    suites: tuple[str, ...] = ("bookworm", "trixie")
+    vcpus: int = 2
 
 
 # Debian's 6.12 oopses at boot under some QEMUs' TCG with cmpxchg16b on offer.
 PC = Machine("amd64", QEMU, "qemu-system-x86", "qemu64,-cx16")
-ARM = Machine("arm64", "qemu-system-aarch64", "qemu-system-arm", "cortex-a57", ("-M", "virt"), "ttyAMA0")
+ARM64 = Machine("arm64", "qemu-system-aarch64", "qemu-system-arm", "cortex-a57", ("-M", "virt"), "ttyAMA0")
+RISCV64 = Machine(
+    "riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie", suites=("trixie",)
+)
 
-RISCV = Machine("riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie")
+MACHINES = (ARM64,)
+"""Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,8 @@ class Guest:
         stub = ["-chardev", f"socket,id=g0,path={self.gdb},server=on,wait=off", "-gdb", "chardev:g0"] if options.stub else []
         return [
             *(options.machine.qemu, *options.machine.options, "-accel", options.accelerator),
-            *("-cpu", options.processor, "-smp", str(options.vcpus), "-m", str(options.memory_mib)),
+            *(("-cpu", options.processor) if options.processor else ()),
+            *("-smp", str(options.vcpus), "-m", str(options.memory_mib)),
             *("-nodefaults", "-display", "none", "-serial", f"file:{self.console}", *([] if options.reboots else ["-no-reboot"])),
             *(
                 "-kernel",

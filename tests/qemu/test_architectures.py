@@ -1,0 +1,142 @@
+"""Guests of every architecture with stock kernels, with nothing from the host but the running QEMU.
+
+Stacks, tasks, contexts, system calls, user stacks: as QEMU runs by default, and with one instruction per translation block, so that
+halts fall on every instruction of prologues, of leaves, behind calls. (TCG otherwise halts between its blocks only.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recording.model import FrameKind, Space, StackEnd
+from recording.reader import Recording
+from tests.conftest import StartGuest
+from tests.qemu.command import guestprof, report_of
+from tests.qemu.guests import ARM64, MACHINES, Guest, Machine
+from tests.qemu.test_stacks import MIN_SAMPLES, check_groups, explain
+
+pytestmark = pytest.mark.qemu
+
+SECONDS = "3"
+HERTZ = "200"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a recording of the mixed workload has. Shares are of 1.
+
+    complete: of kernel stacks, those that end properly or stand in an entry window; entry: of those at most in an entry window
+    (in entry code nearly every instruction ends a block of TCG's); entry_single: the same with one instruction per block.
+    call: the function that makes system calls, as a stack of one shows it.
+    user: of the user stacks whose program's file was found, those that are whole; None where none is found.
+    """
+
+    call: str
+    entry: float
+    entry_single: float
+    complete: float = 0.995
+    user: float | None = 0.95
+
+
+EXPECTED = {
+    "arm64": Expected("el0_svc", entry=0.4, entry_single=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A guest of the matrix."""
+
+    machine: Machine
+    suite: str
+    vcpus: int
+    append: str = ""
+
+
+BOOTS = (
+    *(
+        # Each kernel once, the newest with as many processors as the machine can have.
+        Boot(machine, suite, machine.vcpus if suite == machine.suites[-1] else 1)
+        for machine in MACHINES
+        for suite in machine.suites
+    ),
+    # The image among modules and vmalloc areas, and no KPTI.
+    Boot(ARM64, "trixie", 1, "nokaslr"),
+)
+
+
+def record(guest: Guest, path: Path) -> dict[str, Any]:
+    guestprof("record", "--connect", guest.target, "-F", HERTZ, "-d", SECONDS, "-o", path, "-q")
+    return report_of(path)
+
+
+@pytest.mark.parametrize("boot", BOOTS, ids=lambda boot: f"{boot.machine.name}-{boot.suite}-{boot.vcpus}cpu{boot.append}")
+def test_mixed_workload(start_guest: StartGuest, tmp_path: Path, boot: Boot) -> None:
+    expected = EXPECTED[boot.machine.name]
+    guest = start_guest(boot.suite, boot.vcpus, append=boot.append, machine=boot.machine)
+    path = tmp_path / "a.guestprof"
+    report = record(guest, path)
+    check_stacks(report, path, expected.complete, expected.entry)
+    assert report["quality"]["samples"] >= MIN_SAMPLES * boot.vcpus
+    assert report["meta"]["kernel_release"] in guest.console_text()
+    check_tasks(report, path, expected)
+    if expected.user is not None:
+        check_user_stacks(path, expected.user)
+    # From here on: a boot of single instructions would take half a minute.
+    guest.execute("human-monitor-command", **{"command-line": "singlestep on"})
+    path = tmp_path / "single.guestprof"
+    check_stacks(record(guest, path), path, expected.complete, expected.entry_single)
+    assert guest.status() == "running"
+
+
+def check_stacks(report: dict[str, Any], path: Path, complete: float, entry: float) -> None:
+    quality = report["quality"]
+    assert quality["complete_share"] >= complete, explain(path)
+    assert quality["entry_share"] <= entry
+    assert quality["ends"].get("no-kernel", 0) == 0
+
+
+def check_tasks(report: dict[str, Any], path: Path, expected: Expected) -> None:
+    quality = report["quality"]
+    assert quality["task_share"] >= 0.99
+    names = {row["name"]: row for row in report["functions"]}
+    assert names[expected.call]["total_share"] > 0.1
+    contexts = {row["name"] for row in report_of(path, "--by", "context")["contexts"]}
+    assert contexts >= {"user", "system-call", "page-fault", "hard-irq"}, contexts
+    processes = {row["name"] for row in report_of(path, "--by", "process")["processes"]}
+    assert processes >= {"init", "dd", "find"}, processes
+    calls = {row["name"] for row in report_of(path, "--by", "system-call")["system_calls"]}
+    assert calls & {"read", "write", "clone", "wait4", "newfstatat", "statx", "execve"}, calls
+    check_groups(path, quality["samples"])
+
+
+def check_user_stacks(path: Path, share: float) -> None:
+    """The static busybox has unwind data for all its code: with that known, stacks from its ``_start`` on."""
+    with Recording.open(path) as recording:
+        images = list(recording.images())
+        walked = [
+            sample.callchain
+            for sample in recording.samples()
+            if any(frame.space is Space.USER and frame.image is not None for frame in sample.callchain.frames)
+        ]
+    assert any(image.kind is FrameKind.USER and image.name.endswith("/busybox") for image in images)
+    whole = [chain for chain in walked if chain.user_end is not None and chain.user_end.is_proper]
+    assert len(whole) >= share * len(walked) > MIN_SAMPLES
+
+
+def test_idle_and_dump(start_guest: StartGuest, tmp_path: Path) -> None:
+    guest = start_guest("trixie", 2, append="guestprof.workload=idle", machine=ARM64)
+    path = tmp_path / "a.guestprof"
+    guestprof("record", "--connect", guest.target, "-F", "100", "-d", "3", "-o", path, "-q")
+    quality = report_of(path)["quality"]
+    assert quality["ends"]["idle-root"] > 0.9 * quality["samples"]
+    vcpus = json.loads(guestprof("dump", "--connect", guest.target, "--json").stdout)
+    for number, vcpu in enumerate(vcpus):
+        assert (vcpu["vcpu"], vcpu["mode"]) == (number, "kernel")
+        assert vcpu["task"]["comm"] == f"swapper/{number}"
+        assert StackEnd(vcpu["end"]) is StackEnd.IDLE_ROOT
