@@ -11,23 +11,18 @@ import json
 import os
 import selectors
 import socket
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from recording.errors import GuestprofError, MissingDependencyError
 from sampler.rsp.codec import PacketReader, encode_packet
 
 PAGE = 4096
-REGISTER_BYTES = 164
-"""gdb's x86-64 registers up to gs (rax to rip 8 bytes each, eflags to gs 4 each): the same in QEMU's ``g`` reply."""
-KEPT_REGISTERS = ("rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
-_ORDER = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags".split()
 _START_TIMEOUT_S = 600.0
 _WALK_TIMEOUT_S = 120.0
 _MAX_READ = 1 << 16
@@ -46,10 +41,40 @@ _FIXED_REPLIES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class GdbLayout:
+    """What gdb takes a target without a description of its registers for.
+
+    program: which gdb. architecture: gdb's name of it. registers: name ("" for what stays 0) and bytes of each in the order of a
+    ``g`` reply, as many as are needed. kept: those whose values are told of each frame, the stack pointer first.
+    """
+
+    program: str
+    architecture: str
+    byteorder: Literal["little", "big"]
+    registers: tuple[tuple[str, int], ...]
+    kept: tuple[str, ...]
+
+    def encode(self, values: Mapping[str, int]) -> bytes:
+        """The bytes of a ``g`` reply; what is not given is 0."""
+        return b"".join((values.get(name, 0) & (1 << 8 * size) - 1).to_bytes(size, self.byteorder) for name, size in self.registers)
+
+
+_X86_64 = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip"
+X86_64 = GdbLayout(
+    "gdb",
+    "i386:x86-64",
+    "little",
+    (*((name, 8) for name in _X86_64.split()), ("eflags", 4), *((("", 4),) * 6)),
+    # What a function leaves as it found it (System V ABI).
+    ("rsp", "rbp", "rbx", "r12", "r13", "r14", "r15"),
+)
+KEPT_REGISTERS = X86_64.kept
+
+
 def encode_registers(values: Mapping[str, int]) -> bytes:
-    """The bytes of a ``g`` reply up to ``REGISTER_BYTES``; what is not given is 0."""
-    packed = struct.pack("<17QI", *(values.get(name, 0) for name in _ORDER))
-    return packed.ljust(REGISTER_BYTES, b"\0")
+    """Of x86-64, see ``GdbLayout.encode``."""
+    return X86_64.encode(values)
 
 
 class GdbFailedError(GuestprofError):
@@ -58,7 +83,7 @@ class GdbFailedError(GuestprofError):
 
 @dataclass(frozen=True, slots=True)
 class GdbFrame:
-    """One real frame as gdb sees it: its pc, its function's name ("" if none), its values of ``KEPT_REGISTERS``."""
+    """One real frame as gdb sees it: its pc, its function's name ("" if none), its values of ``GdbLayout.kept``."""
 
     pc: int
     name: str
@@ -81,9 +106,10 @@ class GdbWalk:
 class Gdb:
     """A gdb process. Ends when the ``with`` block ends."""
 
-    def __init__(self, load: str) -> None:
+    def __init__(self, load: str, layout: GdbLayout = X86_64) -> None:
         """``load``: the gdb command that reads the symbols. Raises MissingDependencyError or GdbFailedError."""
-        self._registers = bytes(REGISTER_BYTES)
+        self._size = sum(size for _name, size in layout.registers)
+        self._registers = bytes(self._size)
         self._read_page: ReadPage = lambda _page: None
         self._directory = tempfile.TemporaryDirectory(prefix="gp-gdb-")
         path = Path(self._directory.name) / "stub"
@@ -94,11 +120,14 @@ class Gdb:
             self._control, theirs = socket.socketpair()
             environment = {
                 **os.environ,
+                "BENCH_ARCHITECTURE": layout.architecture,
+                "BENCH_ENDIAN": layout.byteorder,
+                "BENCH_REGISTERS": " ".join(layout.kept),
                 "BENCH_SYMBOL_FILE": load,
                 "BENCH_STUB": str(path),
                 "BENCH_CONTROL": str(theirs.fileno()),
             }
-            command = ["gdb", "-nx", "-quiet", "-batch", "-x", str(Path(__file__).with_name("_gdb_script.py"))]
+            command = [layout.program, "-nx", "-quiet", "-batch", "-x", str(Path(__file__).with_name("_gdb_script.py"))]
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -109,7 +138,8 @@ class Gdb:
                     env=environment,
                 )
             except FileNotFoundError as error:
-                raise MissingDependencyError("this benchmark compares with gdb, which is not installed; apt install gdb") from error
+                message = f"this benchmark compares with {layout.program}, which is not installed; apt install {layout.program}"
+                raise MissingDependencyError(message) from error
             theirs.close()
             listener.settimeout(_START_TIMEOUT_S)
             self._connection = self._accept(listener)
@@ -131,8 +161,8 @@ class Gdb:
         return listener.accept()[0]
 
     def walk(self, registers: bytes, read_page: ReadPage) -> GdbWalk:
-        """What gdb sees of a vCPU: ``registers`` as in a ``g`` reply, at least ``REGISTER_BYTES``. Raises GdbFailedError."""
-        self._registers = registers[:REGISTER_BYTES]
+        """What gdb sees of a vCPU: ``registers`` as in a ``g`` reply, at least those of the layout. Raises GdbFailedError."""
+        self._registers = registers[: self._size]
         self._read_page = read_page
         self._answer.clear()
         self._control.sendall(b"walk\n")

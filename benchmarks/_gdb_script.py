@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import gdb  # type: ignore[import-untyped]
 
 _DEPTH_LIMIT = 200
-_REGISTERS = ("rsp", "rbp", "rbx", "r12", "r13", "r14", "r15")
-"""What a function leaves as it found it (System V ABI); the same order as in the benchmark."""
+_REGISTERS = tuple(os.environ["BENCH_REGISTERS"].split())
+"""Whose values are told of each frame."""
 _SETTINGS = (
-    "set architecture i386:x86-64",
+    f"set architecture {os.environ['BENCH_ARCHITECTURE']}",
+    f"set endian {os.environ['BENCH_ENDIAN']}",
     "set confirm off",
     "set pagination off",
     "set height 0",

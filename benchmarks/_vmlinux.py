@@ -7,6 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
+from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection, SymbolTableSection
 
@@ -44,24 +45,33 @@ def read_vmlinux(path: Path) -> Vmlinux:
         build_ids = [note["n_desc"] for note in notes.iter_notes() if (note["n_name"], note["n_type"]) == ("GNU", _BUILD_ID)]
         if len(build_ids) != 1:
             raise BadImageError(f"{path} has {len(build_ids)} build IDs; give the vmlinux of a -dbg package")
+        code = {index for index, section in enumerate(image.iter_sections()) if section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR}
         rows = [
             (symbol["st_value"], "T", symbol.name)
             for symbol in symbols.iter_symbols()
-            if symbol["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE") and symbol.name and symbol["st_value"] >> 63
+            if symbol["st_info"]["type"] in ("STT_FUNC", "STT_NOTYPE")
+            and symbol.name.strip()
+            and symbol.name[0] != "$"
+            and symbol["st_shndx"] in code
         ]
-        ranges = sorted(frame_ranges(frames.data()))
+        ranges = sorted(frame_ranges(frames.data(), "<" if image.little_endian else ">"))
     starts, ends = zip(*ranges, strict=True)
     return Vmlinux(path, build_ids[0], SymbolTable.from_symbols(rows), starts, ends)
 
 
-def frame_ranges(data: bytes) -> list[tuple[int, int]]:
+def _is_named(name: str) -> bool:
+    """Whether a symbol's name is a function's, and none that marks code apart from data (ELF for the Arm Architecture, 5.5.5)."""
+    return bool(name) and not name.startswith("$")
+
+
+def frame_ranges(data: bytes, order: str) -> list[tuple[int, int]]:
     """[start, end) of each FDE of a ``.debug_frame`` in 32-bit DWARF with 8-byte addresses (DWARF 5, section 6.4.1)."""
     ranges = []
     position = 0
     while position + 24 <= len(data):
-        length, cie = struct.unpack_from("<II", data, position)
+        length, cie = struct.unpack_from(f"{order}II", data, position)
         if cie != _CIE:
-            start, size = struct.unpack_from("<QQ", data, position + 8)
+            start, size = struct.unpack_from(f"{order}QQ", data, position + 8)
             ranges.append((start, start + size))
         position += 4 + length
     return ranges

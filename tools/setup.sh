@@ -57,6 +57,7 @@ look() {
             need debian-archive-keyring "Debian's archive keyring"
     fi
     [ "$purpose" != bench ] || has gdb || need gdb 'gdb'
+    [ "$purpose" != bench ] || has gdb-multiarch || need gdb-multiarch gdb-multiarch
     if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
         # Guests with a root file system, and the programs in it.
         has mmdebstrap || need mmdebstrap 'mmdebstrap'

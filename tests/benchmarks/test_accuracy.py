@@ -170,4 +170,4 @@ def test_what_gdb_does_not_finish_is_not_compared() -> None:
 def test_frame_ranges_are_those_of_the_fdes() -> None:
     cie = struct.pack("<II", 20, 0xFFFF_FFFF) + bytes(16)
     fde = struct.pack("<IIQQ", 28, 0, TEXT, 0x40) + bytes(8)
-    assert frame_ranges(cie + fde + cie + fde) == [(TEXT, TEXT + 0x40), (TEXT, TEXT + 0x40)]
+    assert frame_ranges(cie + fde + cie + fde, "<") == [(TEXT, TEXT + 0x40), (TEXT, TEXT + 0x40)]

@@ -1,0 +1,159 @@
+"""What gdb must be told of each architecture to walk the kernel's stacks to their ends: by the kernel's source, not by guestprof.
+
+Assembler code has no DWARF, so gdb stops at the code by which the processor enters the kernel. Where that has interrupted the
+kernel, gdb is set on again with the registers that were saved there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks._gdb import GdbLayout
+
+ReadWord = Callable[[int], "int | None"]
+"""Eight bytes at an address, None where they cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEntry:
+    """An architecture's entry code.
+
+    layout: gdb's. pc: its name of the program counter. functions: entry code by the beginnings of its symbols' names.
+    entry_text: symbols around entry code, ("", "") where its functions are told by name alone.
+    roots: functions that a task's stack begins in.
+    saved: addresses of ``struct pt_regs`` that a frame of entry code may mean, by the registers of ``layout.kept``.
+    switch: assembler that changes to the interrupt stack, and the registers behind it by those of its frame.
+    places: where registers lie in it. mode: the one by which kernel and user mode are told, and which bits say user mode where
+    they have a value.
+    """
+
+    layout: GdbLayout
+    pc: str
+    entry_text: tuple[str, str]
+    functions: tuple[str, ...]
+    roots: frozenset[str]
+    saved: Callable[[Mapping[str, int], ReadWord], int | None]
+    switch: tuple[str, Callable[[Mapping[str, int], ReadWord], Mapping[str, int | None]]]
+    places: Mapping[str, int]
+    mode: tuple[str, int, int]
+
+
+def _registers(prefix: str, count: int, size: int = 8) -> tuple[tuple[str, int], ...]:
+    return tuple((f"{prefix}{number}", size) for number in range(count))
+
+
+_PPC_MARKERS = ((32, 48), (96, 112))
+"""Where the mark "regshere" and ``struct pt_regs`` lie in a frame: since 6.2, before (arch/powerpc/include/asm/ptrace.h)."""
+_PPC_MARKER = 0x5245_4753_6865_7265
+
+
+def _powerpc_saved(frame: Mapping[str, int], read_word: ReadWord) -> int | None:
+    return next((frame["r1"] + at for mark, at in _PPC_MARKERS if read_word(frame["r1"] + mark) == _PPC_MARKER), None)
+
+
+def _powerpc_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int | None]:
+    caller = read_word(frame["r1"]) or 0
+    return {"r1": caller, "pc": read_word(caller + 16)}
+
+
+KERNELS = {
+    # arch/arm64/kernel/entry.S: kernel_entry makes the record of ``stackframe`` in struct pt_regs, to 6.12 at 304.
+    "arm64": KernelEntry(
+        layout=GdbLayout(
+            "gdb-multiarch", "aarch64", "little", (*_registers("x", 31), ("sp", 8), ("pc", 8), ("cpsr", 4)), ("sp", "x29", "x30")
+        ),
+        pc="pc",
+        entry_text=("__entry_text_start", "__entry_text_end"),
+        functions=(),
+        roots=frozenset({"ret_from_fork", "__primary_switched", "__secondary_switched"}),
+        saved=lambda frame, _read: frame["x29"] - 304,
+        switch=(
+            "call_on_irq_stack",
+            lambda frame, read: {"x29": read(frame["x29"]), "pc": read(frame["x29"] + 8), "sp": frame["x29"] + 16},
+        ),
+        places={**{f"x{number}": 8 * number for number in range(31)}, "sp": 248, "pc": 256, "cpsr": 264},
+        mode=("cpsr", 0xF, 0),
+    ),
+    # arch/riscv/kernel/entry.S: the stack pointer of handle_exception is the address of struct pt_regs; SR_SPP in its status.
+    "riscv64": KernelEntry(
+        layout=GdbLayout("gdb-multiarch", "riscv:rv64", "little", (*_registers("x", 32), ("pc", 8)), ("sp", "fp", "ra")),
+        pc="pc",
+        entry_text=("", ""),
+        functions=("handle_exception", "ret_from_exception"),
+        roots=frozenset(
+            {"ret_from_fork", "ret_from_fork_kernel_asm", "ret_from_fork_user_asm", "_start_kernel", "secondary_start_common"}
+        ),
+        saved=lambda frame, _read: frame["sp"],
+        switch=(
+            "call_on_irq_stack",
+            lambda frame, read: {"x8": read(frame["fp"] - 16), "pc": read(frame["fp"] - 8), "x2": frame["fp"]},
+        ),
+        places={**{f"x{number}": 8 * number for number in range(1, 32)}, "pc": 0, "status": 256},
+        mode=("status", 1 << 8, 0),
+    ),
+    # arch/powerpc/kernel/exceptions-64s.S, interrupt_64.S.
+    "ppc64el": KernelEntry(
+        layout=GdbLayout(
+            "gdb-multiarch",
+            "powerpc:common64",
+            "little",
+            (
+                *_registers("r", 32),
+                *_registers("f", 32),
+                *(("pc", 8), ("msr", 8), ("cr", 4), ("lr", 8), ("ctr", 8), ("xer", 4), ("fpscr", 4)),
+            ),
+            ("r1", "lr"),
+        ),
+        pc="pc",
+        entry_text=("", ""),
+        functions=(
+            *("system_call_", "interrupt_return", "hardware_interrupt_", "decrementer_", "data_access_", "instruction_access_"),
+            *(
+                "program_check_",
+                "doorbell_",
+                "ret_from_",
+                "alignment_",
+                "performance_monitor_",
+                "h_data_storage_",
+                "fp_unavailable_",
+            ),
+            *("altivec_unavailable_", "vsx_unavailable_", "facility_unavailable_", "data_access_slb_", "instruction_access_slb_"),
+        ),
+        roots=frozenset(
+            {
+                "ret_from_fork",
+                "ret_from_kernel_thread",
+                "ret_from_kernel_user_thread",
+                "start_here_common",
+                "start_secondary_prolog",
+            }
+        ),
+        saved=_powerpc_saved,
+        switch=("call_do_", _powerpc_switch),
+        places={
+            **{f"r{number}": 8 * number for number in range(32)},
+            "pc": 256,
+            "msr": 264,
+            "ctr": 280,
+            "lr": 288,
+            "xer": 296,
+            "cr": 304,
+        },
+        mode=("msr", 1 << 14, 1 << 14),
+    ),
+    # arch/s390/kernel/entry.S: struct pt_regs behind a stack frame of 160 bytes.
+    "s390x": KernelEntry(
+        layout=GdbLayout(
+            "gdb-multiarch", "s390:64-bit", "big", (("pswm", 8), ("pswa", 8), *_registers("r", 16)), ("r15", "r14", "r11")
+        ),
+        pc="pswa",
+        entry_text=("__entry_text_start", "__entry_text_end"),
+        functions=("system_call", "pgm_check_handler", "io_int_handler", "ext_int_handler", "mcck_int_handler"),
+        roots=frozenset({"ret_from_fork", "__ret_from_fork", "startup_continue", "kernel_thread_starter"}),
+        saved=lambda frame, _read: frame["r15"] + 160,
+        switch=("call_on_stack", lambda _frame, _read: {"pswa": None}),
+        places={**{f"r{number}": 24 + 8 * number for number in range(16)}, "pswm": 8, "pswa": 16},
+        mode=("pswm", 1 << 48, 1 << 48),
+    ),
+}
