@@ -11,10 +11,8 @@ import json
 import re
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,23 +21,18 @@ from typing import IO, Any
 
 from benchmarks._gdb import PAGE, Gdb, ReadPage
 from benchmarks._kernels import KERNELS, KernelEntry, ReadWord
+from benchmarks._live import LiveGuest, live_guest
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
-from benchmarks.accuracy import find_kernel, page_reader, slide
-from guest.cache import KernelCache
+from benchmarks.accuracy import page_reader, slide
 from guestprof.debian import fetch_kernel, fetch_package
-from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from recording.errors import GuestprofError, MissingDependencyError
 from recording.model import Callchain, StackEnd
-from sampler.discovery import resolve_target
-from sampler.planner import HaltPlanner
-from sampler.session import Session
-from sampler.tracker import KernelTracker, TrackerEvents
-from tests.qemu.guests import MACHINES, Guest, GuestOptions, Machine
+from tests.qemu.guests import MACHINES, Machine
 from unwind.arch import Registers
+from unwind.capture import Capture
 
 _RESULTS = Path(__file__).parent / "results" / "accuracy_elsewhere.json"
 _MAX_CONTEXTS = 8
-_BOOT_TIMEOUT_S = 600.0
 
 
 @dataclass(slots=True)
@@ -158,44 +151,33 @@ def measure(machine: Machine, suite: str, halts: int, rng: Random, details: IO[s
     image = fetch_kernel(suite, machine.name, tell=_tell)
     vmlinux = read_vmlinux(find_vmlinux(suite, machine.name, image.name.partition("-")[2]))
     entry = KERNELS[machine.name]
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
-        initramfs = directory / "initramfs.gz"
-        initramfs.write_bytes(build_initramfs(find_busybox(machine.name, suite=machine.programs, tell=_tell)))
-        guest = stack.enter_context(Guest(GuestOptions(image, initramfs, vcpus=machine.vcpus, machine=machine)))
-        guest.wait_for(WORKLOAD_MARK, _BOOT_TIMEOUT_S)
-        session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
-        planner = HaltPlanner(session.architecture, session.memory)
-        events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
-        tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
-        kernel = find_kernel(session, planner, tracker)
-        offset = slide(kernel, vmlinux)
-        _tell(f"{machine.name}, Linux {kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
-        gdb = stack.enter_context(Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}", entry.layout))
-        finder = TruthFinder(gdb, entry, vmlinux, offset)
-        counts = Counts(machine.name, kernel.release, machine.vcpus)
-        for _halt in range(halts):
-            session.target.resume()
-            time.sleep(rng.uniform(0.001, 0.020))
-            state = session.target.capture(planner, resume=False)
-            counts.halts += 1
-            tracker.see(state.vcpus, state.registers, time.monotonic_ns())
-            assert tracker.unwinder is not None
-            for capture in planner.captures(state):
-                if session.architecture.is_user(capture.registers):
-                    continue
-                chain = tracker.unwinder.unwind(capture).callchain
-                if not chain.end.is_kernel:
-                    continue
-                truth = None
-                if chain.end is not StackEnd.ENTRY_WINDOW:
-                    truth = finder.find(capture.registers, page_reader(session.target, capture.vcpu))
-                verdict = count(counts, chain, truth)
-                if truth is not None and verdict not in ("equal", "equal, helped"):
-                    details.write(json.dumps(describe(counts, finder, chain, truth, verdict, capture.registers)) + "\n")
-            while tracker.has_work:
-                tracker.step()
+    with live_guest(machine, suite, vcpus=machine.vcpus) as live:
+        offset = slide(live.kernel, vmlinux)
+        _tell(f"{machine.name}, Linux {live.kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
+        counts = Counts(machine.name, live.kernel.release, machine.vcpus)
+        with Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}", entry.layout) as gdb:
+            finder = TruthFinder(gdb, entry, vmlinux, offset)
+            for _halt in range(halts):
+                live.run(rng.uniform(0.001, 0.020))
+                counts.halts += 1
+                for capture in live.captures():
+                    compare(live, finder, capture, counts, details)
     return counts
+
+
+def compare(live: LiveGuest, finder: TruthFinder, capture: Capture, counts: Counts, details: IO[str]) -> None:
+    """Unwind one vCPU of the halted guest both ways, and count what came of it."""
+    if live.session.architecture.is_user(capture.registers):
+        return
+    chain = live.unwinder.unwind(capture).callchain
+    if not chain.end.is_kernel:
+        return
+    truth = None
+    if chain.end is not StackEnd.ENTRY_WINDOW:
+        truth = finder.find(capture.registers, page_reader(live.session.target, capture.vcpu))
+    verdict = count(counts, chain, truth)
+    if truth is not None and verdict not in ("equal", "equal, helped"):
+        details.write(json.dumps(describe(counts, finder, chain, truth, verdict, capture.registers)) + "\n")
 
 
 def count(counts: Counts, chain: Callchain, truth: Truth | None) -> str:

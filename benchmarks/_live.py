@@ -1,0 +1,125 @@
+"""A running guest of the benchmarks whose kernel guestprof has found: halted at random, stepped, stopped at breakpoints."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest.cache import KernelCache
+from guest.kernel import Kernel
+from guestprof.debian import fetch_kernel
+from guestprof.initramfs import WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
+from recording.errors import BadImageError, GuestprofError
+from sampler.discovery import resolve_target
+from sampler.planner import HaltPlanner
+from sampler.rsp.codec import encode_packet
+from sampler.rsp.registers import RegisterFile
+from sampler.session import Session
+from sampler.tracker import KernelTracker, TrackerEvents
+from tests.qemu.guests import Guest, GuestOptions, Machine
+from unwind.capture import Capture
+from unwind.kernel import KernelUnwinder
+
+_BOOT_TIMEOUT_S = 600.0
+_FIND_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveGuest:
+    """A guest that stands still between its methods."""
+
+    guest: Guest
+    session: Session
+    planner: HaltPlanner
+    tracker: KernelTracker
+
+    @property
+    def kernel(self) -> Kernel:
+        """Its kernel."""
+        assert self.tracker.kernel is not None
+        return self.tracker.kernel
+
+    @property
+    def unwinder(self) -> KernelUnwinder:
+        """Of its kernel."""
+        assert self.tracker.unwinder is not None
+        return self.tracker.unwinder
+
+    def run(self, seconds: float) -> None:
+        """Let it run."""
+        self.session.target.resume()
+        time.sleep(seconds)
+
+    def captures(self) -> Sequence[Capture]:
+        """Of all vCPUs. It stands still afterwards."""
+        state = self.session.target.capture(self.planner, resume=False)
+        self.tracker.see(state.vcpus, state.registers, time.monotonic_ns())
+        while self.tracker.has_work:
+            self.tracker.step()
+        return self.planner.captures(state)
+
+    def step(self) -> RegisterFile:
+        """One instruction of vCPU 0; its registers behind it. QEMU delivers no interrupt meanwhile."""
+        self._go(b"s")
+        target = self.session.target
+        return RegisterFile(target.layout, target._stub.request(b"g"))  # noqa: SLF001
+
+    def word(self, address: int) -> int:
+        """A pointer of the kernel's memory, 0 where it cannot be read."""
+        data = self.kernel.space.read_many([(address, self.session.architecture.pointer_size)])[0]
+        return 0 if data is None else int.from_bytes(data, self.session.architecture.byteorder)
+
+    def run_to(self, address: int) -> None:
+        """Run until a vCPU comes to an address. Raises GuestprofError where none does."""
+        target = self.session.target
+        target._stub.request(b"Z0,%x,4" % address)  # noqa: SLF001
+        try:
+            self._go(b"c")
+        finally:
+            target._stub.request(b"z0,%x,4" % address)  # noqa: SLF001
+
+    def _go(self, command: bytes) -> None:
+        stub = self.session.target._stub  # noqa: SLF001
+        stub.stops.clear()
+        stub.send(encode_packet(command))
+        give_up = time.monotonic() + _STOP_TIMEOUT_S
+        while not stub.stops:
+            stub.take_waiting()
+            if time.monotonic() > give_up:
+                stub.interrupt()
+                raise GuestprofError(f"the guest did not stop within {_STOP_TIMEOUT_S:.0f} s")
+        stub.stops.clear()
+
+
+@contextmanager
+def live_guest(
+    machine: Machine, suite: str, *, init: bytes | None = None, mark: str = WORKLOAD_MARK, vcpus: int = 1
+) -> Iterator[LiveGuest]:
+    """Boot a stock kernel with the demo's workload, or an /init of its own that prints ``mark``. Raises GuestprofError."""
+    image = fetch_kernel(suite, machine.name)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
+        initramfs = directory / "initramfs.gz"
+        archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
+        # The kernel unpacks one archive behind the other; later files replace earlier ones.
+        initramfs.write_bytes(archive + (pack_newc([Entry("init", 0o100755, init)]) if init is not None else b""))
+        guest = stack.enter_context(Guest(GuestOptions(image, initramfs, vcpus=vcpus, machine=machine)))
+        guest.wait_for(mark, _BOOT_TIMEOUT_S)
+        session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
+        planner = HaltPlanner(session.architecture, session.memory)
+        events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
+        tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
+        live = LiveGuest(guest, session, planner, tracker)
+        give_up = time.monotonic() + _FIND_TIMEOUT_S
+        while tracker.kernel is None or not tracker.kernel.is_settled:
+            if time.monotonic() > give_up:
+                raise BadImageError(f"the guest's kernel was not found within {_FIND_TIMEOUT_S:.0f} s: {tracker.problem}")
+            live.captures()
+            live.run(0.05)
+        live.captures()
+        yield live
