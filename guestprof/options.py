@@ -59,6 +59,7 @@ class SamplingOptions:
     symbol_dirs: tuple[Path, ...]
     max_halt: float
     raw: bool
+    scan_stack: bool
     force: bool
     quiet: bool
     verbose: bool
@@ -127,6 +128,11 @@ _SAMPLING = _compose(
         show_default=True,
         metavar="MS",
         help="How long reading memory through the stub may halt the guest at a time.",
+    ),
+    click.option(
+        "--scan-stack",
+        is_flag=True,
+        help="Where a kernel stack cannot be walked on, take every return address above for a caller: guesses, marked as such.",
     ),
     click.option("--raw", is_flag=True, help="Also keep what stacks are unwound from: some KB a sample, 10 MB a kernel."),
     click.option("--force", is_flag=True, help="Replace an existing file."),

@@ -57,7 +57,7 @@ def run_options(sampling: SamplingOptions, *, until_symbol: str | None = None, p
     """What the options of a command say."""
     size = USER_STACK_SIZE if sampling.user else 0
     return RunOptions(
-        RecorderOptions(sampling.frequency, sampling.duration, sampling.raw, until_symbol, size, prepare),
+        RecorderOptions(sampling.frequency, sampling.duration, sampling.raw, until_symbol, size, prepare, sampling.scan_stack),
         sampling.output or default_output(datetime.now()),  # noqa: DTZ005  (a file name in local time)
         sampling.vcpus,
         FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),

@@ -6,13 +6,13 @@ Samples are counted by callchain inside SQLite first and named afterwards, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
 from recording.idle import is_idle
-from recording.model import Callchain, Context, Frame, FrameKind, StackEnd, SystemCall, Task, UserEnd
+from recording.model import Callchain, Context, Frame, FrameKind, Space, StackEnd, SystemCall, Task, UserEnd
 from recording.names import Function, Namer
 from recording.processes import Owner, process_of
 from recording.quality import Quality, Tally, measure_quality
@@ -214,7 +214,11 @@ class Profile:
         key = (id(frame), boot)  # callchains share their frames, and hashing a frame takes longer than all else here
         known = self._frame_indexes.get(key)
         if known is None:
-            known = self._frame_indexes[key] = self._function_index(self._namer.name(frame, boot).function)
+            function = self._namer.name(frame, boot).function
+            if frame.guess and frame.space is Space.KERNEL:
+                # As the kernel's own stack dumps mark such.
+                function = replace(function, name=f"? {function.name}")
+            known = self._frame_indexes[key] = self._function_index(function)
         return known
 
     def _function_index(self, function: Function) -> int:

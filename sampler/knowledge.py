@@ -64,8 +64,13 @@ class Knowledge:
         events: KnowledgeEvents,
         tell: Callable[[str, str], None],
         user_stack_size: int,
+        *,
+        scan_stacks: bool = False,
     ) -> None:
-        """tell: takes the kind and the sentence of an event. user_stack_size: bytes, 0 for no user stacks."""
+        """tell: takes the kind and the sentence of an event. user_stack_size: bytes, 0 for no user stacks.
+
+        scan_stacks: guess the callers where a kernel stack cannot be walked on.
+        """
         memory = sources.memory
         self._images = images
         self._events = events
@@ -78,7 +83,7 @@ class Knowledge:
         self.spaces: UserSpaces | None = None
         if user_stack_size:
             self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)
-        self.maker = SampleMaker(architecture, self.spaces, self._image_at)
+        self.maker = SampleMaker(architecture, self.spaces, self._image_at, scans=scan_stacks)
 
     def note(self, pending: Pending) -> Pending:
         """Right after a halt: add the task of a capture, and what of it would be gone later."""

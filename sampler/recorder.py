@@ -38,6 +38,7 @@ class RecorderOptions:
 
     ``until_symbol`` ends the recording when that kernel function is reached. user_stack_size: bytes of a user stack that are copied
     at most, 0 for no user stacks. prepare: the guest runs a kernel already: learn it before the first sample.
+    scan_stacks: guess the callers where a kernel stack cannot be walked on (``unwind/scan.py``).
     """
 
     frequency_hz: float = 100.0
@@ -46,6 +47,7 @@ class RecorderOptions:
     until_symbol: str | None = None
     user_stack_size: int = USER_STACK_SIZE
     prepare: bool = False
+    scan_stacks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ class Recorder:
         self._clock = clock
         self._sleep = sleep
         events = KnowledgeEvents(self._kernel_found, self._kernel_changed, self._kernel_gone)
-        self._guest = Knowledge(target.architecture, sources, writer, events, self.add_event, options.user_stack_size)
+        self._guest = Knowledge(
+            target.architecture, sources, writer, events, self.add_event, options.user_stack_size, scan_stacks=options.scan_stacks
+        )
         self._tracker = self._guest.tracker
         self._raw = RawKeeper(writer) if options.raw else None
         self._backlog = Backlog()

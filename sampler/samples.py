@@ -21,6 +21,7 @@ from sampler.userspace import ProcessCode, UserSpaces
 from unwind.arch import Architecture
 from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder, Unwound, classify_outside_kernel
+from unwind.scan import scan_stack
 
 _NO_IMAGES: frozenset[int] = frozenset()
 _REPLACES_MEMORY = "load_elf_binary"
@@ -69,9 +70,15 @@ class Made:
 class SampleMaker:
     """Makes samples under the kernel that is known at the time."""
 
-    def __init__(self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None]) -> None:
-        """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address."""
+    def __init__(
+        self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None], *, scans: bool = False
+    ) -> None:
+        """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address.
+
+        scans: whether stacks that cannot be walked on are scanned, see ``unwind/scan.py``.
+        """
         self._architecture = architecture
+        self.scans = scans
         self._spaces = spaces
         self._image_at = image_at
         self._kernel: Kernel | None = None
@@ -160,7 +167,10 @@ class SampleMaker:
 
     def _unwound(self, capture: Capture) -> Unwound:
         if self._unwinder is not None:
-            return self._unwinder.unwind(capture)
+            unwound = self._unwinder.unwind(capture)
+            if not self.scans:
+                return unwound
+            return scan_stack(unwound, capture, self._architecture.pointer_size, self._unwinder.return_address)
         outside = classify_outside_kernel(self._architecture, capture.registers)
         pc = capture.registers[self._architecture.pc]
         return outside or Unwound(Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL), None)

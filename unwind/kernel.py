@@ -139,6 +139,11 @@ class KernelUnwinder:
         self._calls = {address: known for address, known in self._calls.items() if not low <= address < high}
         self._frame_setters.clear()
 
+    def return_address(self, word: bytes) -> int | None:
+        """The return address that a word of a stack may be, None where it can be none."""
+        address = self._without_signature(int.from_bytes(word, self._architecture.byteorder))
+        return address if self._is_return_address(address) else None
+
     def unwind(self, capture: Capture) -> Unwound:
         """The callchain of one vCPU, leaf first. Never raises for what a guest may hold."""
         registers = capture.registers

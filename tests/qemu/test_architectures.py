@@ -70,8 +70,8 @@ BOOTS = (
 )
 
 
-def record(guest: Guest, path: Path) -> dict[str, Any]:
-    guestprof("record", "--connect", guest.target, "-F", HERTZ, "-d", SECONDS, "-o", path, "-q")
+def record(guest: Guest, path: Path, *options: str) -> dict[str, Any]:
+    guestprof("record", "--connect", guest.target, "-F", HERTZ, "-d", SECONDS, "-o", path, "-q", *options)
     return report_of(path)
 
 
@@ -90,7 +90,8 @@ def test_mixed_workload(start_guest: StartGuest, tmp_path: Path, boot: Boot) -> 
     # From here on: a boot of single instructions would take half a minute.
     guest.execute("human-monitor-command", **{"command-line": "singlestep on"})
     path = tmp_path / "single.guestprof"
-    check_stacks(record(guest, path), path, expected.complete, expected.entry_single)
+    check_stacks(record(guest, path, "--scan-stack"), path, expected.complete, expected.entry_single)
+    check_guesses(path)
     assert guest.status() == "running"
 
 
@@ -99,6 +100,15 @@ def check_stacks(report: dict[str, Any], path: Path, complete: float, entry: flo
     assert quality["complete_share"] >= complete, explain(path)
     assert quality["entry_share"] <= entry
     assert quality["ends"].get("no-kernel", 0) == 0
+
+
+def check_guesses(path: Path) -> None:
+    """There are some only behind kernel stacks that could not be walked to their ends."""
+    with Recording.open(path) as recording:
+        for sample in recording.samples():
+            chain = sample.callchain
+            guesses = [frame for frame in chain.frames if frame.guess and frame.space is Space.KERNEL]
+            assert not guesses or not (chain.end.is_proper or chain.end is StackEnd.ENTRY_WINDOW)
 
 
 def check_tasks(report: dict[str, Any], path: Path, expected: Expected) -> None:

@@ -396,3 +396,14 @@ def test_frames_of_an_image_are_named_by_it_alone() -> None:
     assert namer.name(Frame(0x1201, 0x1200, Space.USER, image=0, start=0x11F0), 0).name == "plain"
     assert namer.name(Frame(0x44, 0x43, Space.USER, image=2, start=0x40), 0).name == "[anon]"
     assert namer.name(Frame(8, 8, image=5), 0) == NamedFrame("bpf_prog_6deef7357e7b4530", None, "[bpf]", FrameKind.BPF)
+
+
+def test_guessed_frames_of_the_kernel_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=lambda: 0.0) as writer:
+        writer.add_image(image("vmlinux", KERNEL, START, START + 0x100, {START: "known", START + 0x40: "doubtful"}))
+        writer.add_halt(Halt(MS, MS, 1, 0))
+        frames = (Frame(START + 4, START + 4), Frame(START + 0x50, START + 0x4F, guess=True))
+        writer.add_sample(Sample(0, 0, 0, MS, Callchain(frames, StackEnd.NO_UNWIND_INFO)))
+    with opened(path) as profile:
+        assert {total.name for total in function_totals(profile)} == {"known", "? doubtful"}
