@@ -97,7 +97,7 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     # kernel's half, so nothing is read anew before the kernel's own table is known.
     space = location.space
     tables = yield from _read_tables(space, location)
-    anchors = _anchors(location)
+    anchors = _anchors(location, architecture)
     sections = cache.load(tables.fingerprint()) or {}
     yield
     problem: str | None = None
@@ -200,10 +200,10 @@ def _signature(kernel: Kernel) -> tuple[int, bytes]:
     return address, kernel.text.read(address, end - address) or b""
 
 
-def _anchors(location: KernelLocation) -> dict[str, int]:
+def _anchors(location: KernelLocation, architecture: Architecture) -> dict[str, int]:
     """Symbols whose run-time addresses are known before any other."""
     stext = location.note.symbols.get("_stext") if location.note else None
-    return {"_stext": stext} if stext else {"_text": location.image, "_stext": location.image}
+    return {"_stext": stext} if stext else dict.fromkeys(architecture.image_start, location.image)
 
 
 def _read_tables(space: AddressSpace, location: KernelLocation) -> Steps[KallsymsTables]:
@@ -244,13 +244,13 @@ def _from_cache(
 def _save(
     cache: KernelCache, key: str, architecture: Architecture, rows: SymbolRows, facts: tuple[str, str, OrcBytes | None]
 ) -> Steps[None]:
-    """Keep what KASLR does not change: symbols with ``_stext`` at the start of the range in which images lie."""
-    stext = rows.find("_stext")
-    if stext is None:
+    """Keep what KASLR does not change: symbols with the image at the start of the range in which images lie."""
+    first = next((address for name in architecture.image_start if (address := rows.find(name)) is not None), None)
+    if first is None:
         return
     banner, build_id, orc = facts
     start, end = architecture.kernel_image
-    kept = rows.moved(start - stext, start, end).to_bytes()
+    kept = rows.moved(start - first, start, end).to_bytes()
     yield
     tables = {} if orc is None else orc.to_sections()
     cache.save(key, {"banner": banner.encode("ascii"), "build_id": build_id.encode("ascii"), "symbols": kept, **tables})
@@ -280,7 +280,7 @@ def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> 
     is_settled = own is not None and not is_init_there and bool(facts.irq_stacks)
     text = kernel.text
     if has_new_text or (is_settled and not kernel.is_settled):
-        start, end = kernel.symbols.find("_stext"), kernel.symbols.find("_etext")
+        start, end = kernel.symbols.find(kernel.architecture.code_start), kernel.symbols.find("_etext")
         ranges = [_checked(start.address, end.address)] if start and end else []
         text = yield from read_text(space, [*ranges, *([kernel.init_text] if is_init_there else [])])
     space.forget()

@@ -18,9 +18,9 @@ from guest.text import TextImage
 from recording.model import FrameKind, LoadedData
 from recording.symbols import Symbol, SymbolTable
 from unwind.frame_pointer import FramePointerRows
-from unwind.kernel import RowSource, SymbolSource, TextSource
 from unwind.orc import OrcTable
 from unwind.rules import Row
+from unwind.sources import RowSource, SymbolSource, TextSource
 
 LoadedPiece: TypeAlias = Module | GeneratedCode
 """All have ``name``, ``kind``, ``address``, ``ranges``, ``symbols`` and ``build_id``."""

@@ -90,7 +90,7 @@ class AddressSpace:
             is_large = not is_last and entry & large_mask == large
             if is_large and not may_be_large:
                 return None, left
-            table_address = entry & address_mask
+            table_address = (entry & address_mask) << tables.address_shift
             if is_large or is_last:
                 return table_address & -1 << shift | address & (1 << shift) - 1, left
         return None, 1 << tables.page_shift
@@ -221,7 +221,7 @@ class FreshSpace:
             is_large = not is_last and entry & large_mask == large
             if is_large and not may_be_large:
                 return None
-            table = entry & address_mask
+            table = (entry & address_mask) << tables.address_shift
             if is_large or is_last:
                 return table & -1 << shift | address & (1 << shift) - 1
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from guest.cgroups import CgroupReader
+from guest.cpus import MAX_CPUS
 from guest.paging import AddressSpace
 from guest.structs import Field, Structs
 from guest.words import Words
@@ -26,6 +27,8 @@ _MAX_NAMES = 65536
 _MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "group_leader", "comm", "cgroups")
 _FILTER = "seccomp.filter"
 """A member that kernels may lack (CONFIG_SECCOMP)."""
+_CPU = "thread_info.cpu"
+"""Its number says whose per-CPU variables are the running CPU's where no register does."""
 _NAME_LIFE_NS = 1_000_000_000
 """A process' name, which threads show with theirs, is read again after this: it may change (execve, prctl)."""
 
@@ -35,7 +38,7 @@ class TaskWords:
     """A task as a halt found it. Addresses are kernel virtual ones.
 
     stack: lowest address of its kernel stack. mm: 0 for kernel threads. leader: the main thread of its process.
-    filter: its newest filter of system calls, 0 where it has none.
+    filter: its newest filter of system calls, 0 where it has none. cpu: the number of the CPU that it runs on, where it says so.
     """
 
     address: int
@@ -48,6 +51,7 @@ class TaskWords:
     leader: int
     cgroups: int
     filter: int = 0
+    cpu: int = 0
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -63,17 +67,25 @@ class TaskReader:
         self._space = space
         self.words = Words.of(architecture)
         self._pointer = architecture.running_task.pointer
+        self._has_cpu_base = bool(architecture.cpu_base)
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
         found = structs.field("task_struct", _FILTER)
-        self._fields: Mapping[str, Field] = {**fields, _FILTER: found} if found is not None else fields
+        if found is not None:
+            fields[_FILTER] = found
+        if not self._has_cpu_base:
+            fields[_CPU] = structs.require("task_struct", _CPU)
+        self._fields: Mapping[str, Field] = fields
         low = min(field.offset for field in self._fields.values())
         high = max(field.offset + field.size for field in self._fields.values())
         if high - low > _MAX_SLICE:
             raise BadImageError(f"struct task_struct has its members {high - low} bytes apart; report this kernel")
         self._low, self._size = low, high - low
-        self._current = _find_current(symbols, structs, architecture)
         queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
-        self._scheduled = queues.address + running.offset if queues and running else self._current
+        scheduled = queues.address + running.offset if queues and running else None
+        self._current = _find_current(symbols, structs, architecture, scheduled)
+        self._scheduled = self._current if scheduled is None else scheduled
+        offsets = symbols.find("__per_cpu_offset")
+        self._cpu_offsets = None if offsets is None else offsets.address
         self._page_table = structs.require("mm_struct", "pgd").offset
         self._groups = _cgroup_reader(space, symbols, structs)
         self._names: dict[tuple[int, int], tuple[int, str]] = {}
@@ -112,25 +124,38 @@ class TaskReader:
             number["group_leader"],
             number["cgroups"],
             number.get(_FILTER, 0),
+            number.get(_CPU, 0),
         )
 
     def find_running(
-        self, read: Callable[[int, int], bytes | None], registers: Registers, cpu_offset: int, stack: tuple[int, int] | None
+        self, read: Callable[[int, int], bytes | None], registers: Registers, cpu_offset: int | None, stack: tuple[int, int] | None
     ) -> TaskWords | None:
         """The task that the CPU with these registers runs, from words that ``read`` gives; None where it does not.
 
-        stack: the CPU's stack pointer and the size of a stack, None in user mode. In the middle of a switch from one task to
-        another the stack is the next task's already and the pointer to the running one is not (arch/x86/entry/entry_64.S,
-        ``__switch_to_asm``): whose stack it is decides.
+        cpu_offset: None where no register has told it. stack: the CPU's stack pointer and the size of a stack, None in user mode.
+        In the middle of a switch from one task to another the stack is the next task's already and the pointer to the running one
+        is not (arch/x86/entry/entry_64.S, ``__switch_to_asm``): whose stack it is decides.
         """
+        if cpu_offset is None and self._has_cpu_base:
+            return None
         task = self._pointer(registers)
         words = None if task is None else self._parse_from(read, task)
-        if words is None:
+        if words is None and cpu_offset is not None:
             words = self._read_task(read, self.current_address(cpu_offset))
         if words is None or stack is None or 0 <= stack[0] - words.stack < stack[1]:
             return words
+        if cpu_offset is None:
+            cpu_offset = self._read_offset(read, words.cpu)
+            if cpu_offset is None:
+                return words
         scheduled = self._read_task(read, self.scheduled_address(cpu_offset))
         return scheduled if scheduled is not None and 0 <= stack[0] - scheduled.stack < stack[1] else words
+
+    def _read_offset(self, read: Callable[[int, int], bytes | None], cpu: int) -> int | None:
+        if self._cpu_offsets is None or cpu >= MAX_CPUS:
+            return None
+        data = read(self._cpu_offsets + cpu * self.words.size, self.words.size)
+        return None if data is None else self.words.number(data)
 
     def _read_task(self, read: Callable[[int, int], bytes | None], where: int) -> TaskWords | None:
         pointer = read(where, self.words.size)
@@ -166,15 +191,18 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
-def _find_current(symbols: SymbolTable, structs: Structs, architecture: Architecture) -> int:
+def _find_current(symbols: SymbolTable, structs: Structs, architecture: Architecture, scheduled: int | None) -> int:
+    """The variable that points to the running task; where the architecture has none, the scheduler's."""
     variables = architecture.running_task.variables
+    if not variables and scheduled is not None:
+        return scheduled
     for variable in variables:
         name, _, member = variable.partition(".")
         symbol = symbols.find(name)
         field = structs.field(name, member) if member else Field(0, 0)
         if symbol is not None and field is not None:
             return symbol.address + field.offset
-    named = " nor ".join(variable.partition(".")[0] for variable in variables)
+    named = " nor ".join(variable.partition(".")[0] for variable in variables or ("runqueues",))
     neither = "neither " if len(variables) > 1 else "no "
     raise BadImageError(f"the kernel has {neither}{named}: the running task cannot be told; report this kernel")
 

@@ -30,7 +30,7 @@ _TERMINATED = 143
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version(), prog_name="guestprof")
 def cli() -> None:
-    """Sampling profiler for QEMU guests, from outside: true call stacks of x86-64 and arm64 Linux guests, through QEMU's gdb stub.
+    """Sampling profiler for QEMU guests, from outside: true call stacks of Linux guests, through QEMU's gdb stub.
 
     Nothing is installed in the guest, and no symbol file is needed.
 

@@ -232,6 +232,6 @@ def require_kernel(outcome: Outcome, output: Path) -> None:
     """Raises GuestprofError where samples were taken but no kernel was found to explain them."""
     if outcome.progress.samples and not outcome.found_kernel:
         raise GuestprofError(
-            f"no x86-64 or arm64 Linux kernel was found in the guest's memory, so the samples in {output} are addresses without"
+            f"no Linux kernel was found in the guest's memory, so the samples in {output} are addresses without"
             " stacks; profile a guest that runs Linux, or record for longer if it is still booting"
         )

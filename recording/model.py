@@ -31,7 +31,8 @@ class Space(StrEnum):
     KERNEL = "kernel"
     USER = "user"
     FIRMWARE = "firmware"
-    """Supervisor code outside the kernel's half: firmware, bootloader, decompressor, identity-mapped early kernel."""
+    """Code outside the kernel's half that is not the user's: firmware (before the kernel or beneath it), bootloader, decompressor,
+    identity-mapped early kernel."""
 
     __hash__ = str.__hash__  # see FrameKind
 
@@ -48,7 +49,7 @@ class StackEnd(StrEnum):
     USER_MODE = "user-mode"
     """The vCPU ran user code: there is no kernel stack."""
     FIRMWARE = "firmware"
-    """The vCPU ran code from before the kernel: its address is kept, it is not unwound."""
+    """The vCPU ran code from before the kernel or beneath it (RISC-V's machine mode): its address is kept, it is not unwound."""
     ENTRY_WINDOW = "entry-window"
     """The PC is in kernel entry or exit code: there is no kernel stack yet, or no longer."""
     NO_KERNEL = "no-kernel"

@@ -19,9 +19,10 @@ from sampler.rsp.registers import RegisterFile, RegisterLayout
 from unwind.arch import Architecture
 from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, RowSource, unwind_capture
+from unwind.kernel import KernelUnwinder, unwind_capture
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
+from unwind.sources import RowSource
 
 
 def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:

@@ -35,11 +35,16 @@ class StackPlanner:
         self._follows_frames = architecture.interrupt_stacks.link is StackLink.FRAME_POINTER
         self._links: dict[int, Read] = {}
         self._unfollowed: list[int] = []
+        self._entry_text = (0, 0)
 
     def set_kernel(self, kernel: Kernel | None) -> None:
         """Use what is known of the kernel's stacks from now on; None when it is gone."""
         self._kernel = kernel
         self._links.clear()
+        self._entry_text = (0, 0)
+        if kernel is not None and self._architecture.kernel_code.trap.is_pushed:
+            low, high = (kernel.symbols.find(name) for name in self._architecture.kernel_code.entry_text)
+            self._entry_text = (low.address, high.address) if low and high else (0, 0)
 
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""
@@ -61,7 +66,8 @@ class StackPlanner:
             reads.extend(self._stack(vcpu, sp, end))
             if is_last and self._follows_frames:
                 # The instructions that leave an interrupt stack have taken down all of it.
-                is_last = sp <= registers[arch.fp] < end or not arch.is_kernel_address(registers[arch.fp])
+                record = registers[arch.fp] + arch.kernel_code.frame_record
+                is_last = sp <= record < end or not arch.is_kernel_address(registers[arch.fp])
             if is_last:
                 continue
             target = self._find_link(state, vcpu, registers, end)
@@ -92,13 +98,24 @@ class StackPlanner:
     def _follow_frames(self, registers: Mapping[str, int], end: int, read_word: Callable[[int], int | None]) -> int | None:
         """Where the chain of frame pointers leaves the stack that ends at an address."""
         sp, fp = registers[self._architecture.sp], registers.get(self._architecture.fp)
-        for _record in range(_MAX_RECORDS):
+        for _number in range(_MAX_RECORDS):
             if fp is None or not self._architecture.is_kernel_address(fp):
                 return None
-            if not sp <= fp < end:
-                return fp
-            sp, fp = fp + 1, read_word(fp)
+            record = fp + self._architecture.kernel_code.frame_record
+            if not sp <= record < end:
+                return record
+            sp, fp = record + 1, self._next_frame(record, read_word)
         return None
+
+    def _next_frame(self, record: int, read_word: Callable[[int], int | None]) -> int | None:
+        """The frame pointer that a record leads to: where entry code made the call, that of what was interrupted."""
+        fp, arch = read_word(record), self._architecture
+        trap = arch.kernel_code.trap
+        if fp is None or not trap.is_pushed:
+            return fp
+        caller = read_word(record + arch.pointer_size)
+        is_entry = caller is not None and self._entry_text[0] < caller <= self._entry_text[1]
+        return read_word(fp - trap.size + trap.full[arch.fp]) if is_entry else fp
 
     def _plan_links(self, state: HaltedState) -> list[Read]:
         """For stacks that were not known beforehand: where their topmost words lead elsewhere, copy from there too."""

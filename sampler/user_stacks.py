@@ -62,7 +62,7 @@ class TaskPlanner:
         return Read(vcpu, address, size, physical if is_ram else None)
 
     def offset_of(self, registers: Registers) -> int | None:
-        """The per-CPU offset of the CPU with these registers: one of them holds it, whatever mode it is in."""
+        """The per-CPU offset of the CPU with these registers: one of them holds it, whatever mode it is in, if any does."""
         offsets = () if self._kernel is None else self._kernel.cpu_offsets
         for name in self._architecture.cpu_base:
             if (base := registers.get(name)) in offsets:
@@ -105,9 +105,10 @@ class TaskPlanner:
         is_user = self._architecture.is_user(registers)
         reads = [Read(vcpu, *piece) for piece in self._user_pieces(registers)] if is_user and self._stage == 1 else []
         offset = self.offset_of(registers)
-        if self._tasks is None or offset is None:
+        if self._tasks is None:
             return reads, True
-        self._offsets[vcpu] = offset
+        if offset is not None:
+            self._offsets[vcpu] = offset
         missing: list[Read] = []
 
         def read(address: int, size: int) -> bytes | None:
@@ -145,7 +146,7 @@ class TaskPlanner:
     def _peek_task(self, space: FreshSpace, registers: Registers, pieces: list[Piece]) -> TaskWords | None:
         """The running task; what was read to find it becomes part of the capture."""
         offset = self.offset_of(registers)
-        if self._tasks is None or offset is None:
+        if self._tasks is None:
             return None
 
         def read(address: int, size: int) -> bytes | None:

@@ -12,8 +12,8 @@ is no return address and ends there.
 
 from __future__ import annotations
 
-from unwind.kernel import SymbolSource, TextSource
 from unwind.rules import Row, RowKind, Saved
+from unwind.sources import SymbolSource, TextSource
 
 _ENDBR = b"\xf3\x0f\x1e\xfa"
 _FENTRY_CALL = 0xE8

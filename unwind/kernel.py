@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from recording.model import Callchain, Frame, Space, StackEnd
-from recording.symbols import Symbol
 from unwind.arch import Architecture
 from unwind.capture import Capture
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
+from unwind.sources import RowSource, SymbolSource, TextSource
 
 _DEPTH_LIMIT = 256
 _MAX_SKIPPED_WORDS = 80
@@ -26,33 +25,7 @@ _NEAR = 16
 _HALF_BIT = 55
 """Which half an address is in, whether it is signed or not (Arm ARM, D8.10.5)."""
 _MAX_FUNCTION = 1 << 16
-
-
-class TextSource(Protocol):
-    """The kernel's code, and its modules', as far as it is known."""
-
-    def contains(self, address: int) -> bool:
-        """Whether the code at an address is known."""
-
-    def read(self, address: int, size: int) -> bytes | None:
-        """Code bytes, or None where they are not known whole."""
-
-
-class SymbolSource(Protocol):
-    """The names of the kernel's code."""
-
-    def find(self, name: str) -> Symbol | None:
-        """The first symbol of that name in the kernel's image, or None."""
-
-    def find_at(self, address: int) -> Symbol | None:
-        """The symbol that covers an address, or None."""
-
-
-class RowSource(Protocol):
-    """An unwind table."""
-
-    def find_row(self, lookup_pc: int) -> Row | None:
-        """The row for an address, None where the table does not cover it."""
+_MAX_PROLOGUE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +195,12 @@ class KernelUnwinder:
                 return StackEnd.ENTRY_WINDOW if place.is_entry and (interrupted or only_thunks) else StackEnd.NO_UNWIND_INFO
             case RowKind.CALL:
                 if row.leaf is not None and interrupted and self._is_leaf(place, registers, read_word):
-                    return self._apply_call(row.leaf, registers, read_word)
+                    has_frame = self._has_unsaved_link(place.start, registers[self._architecture.pc])
+                    return self._apply_call((has_frame and row.leaf_in_frame) or row.leaf, registers, read_word)
                 return self._leave_call(place, row, registers, interrupted, read_word)
-            case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD:
-                # Amid code that fills a trap frame or takes it down, no record of it is one yet, or still.
-                is_window = interrupted and row.kind is RowKind.TRAP_RECORD
+            case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD | RowKind.TRAP_PUSHED:
+                # Amid code that fills a trap frame or takes it down, it is none yet, or still.
+                is_window = interrupted and row.kind in (RowKind.TRAP_RECORD, RowKind.TRAP_PUSHED)
                 return self._leave_entry(place, registers) if is_window else self._leave_trap(row, registers, read_word)
 
     def _end(self, place: _Place, interrupted: bool) -> StackEnd:
@@ -329,7 +303,7 @@ class KernelUnwinder:
         caller = self._place(value - 1)
         call = self._text.read(value - link.size, link.size)
         target = None if call is None else link.target(value - link.size, call)
-        recorded = read_word(registers.get(arch.fp, 0) + self._word)
+        recorded = read_word(registers.get(arch.fp, 0) + self._code.frame_record + self._word)
         if recorded is not None:
             recorded = self._without_signature(recorded)
         sets_frame = recorded == value and self._sets_frame(place.start, registers[arch.pc])
@@ -345,6 +319,12 @@ class KernelUnwinder:
             code = self._text.read(start, size) if 0 <= size <= _MAX_FUNCTION else None
             known = self._frame_setters[pc] = code is None or self._code.sets_frame(code)
         return known
+
+    def _has_unsaved_link(self, start: int, pc: int) -> bool:
+        """Whether a function has set its frame pointer before a PC, but has not saved its return address yet."""
+        size = pc - start
+        code = self._text.read(start, size) if 0 <= size <= _MAX_PROLOGUE else None
+        return code is not None and self._code.sets_frame(code) and not self._code.saves_link(code)
 
     def _leave_thunk(self, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         """From a retpoline or return thunk. Its rows say nothing: on the stack are words of its own making, then perhaps the
@@ -386,6 +366,9 @@ class KernelUnwinder:
         layouts = [(trap.full, cfa, trap.size)]
         if row.kind is RowKind.TRAP_RECORD:
             layouts = [(trap.full, cfa - at, trap.size) for at in trap.records if not cfa - at & trap.alignment - 1]
+        is_pushed = row.kind is RowKind.TRAP_PUSHED
+        if is_pushed:
+            layouts = [(trap.full, address, trap.size) for address in self._pushed_frames(cfa, registers)]
         if row.kind is RowKind.TRAP_PARTIAL:
             # Between `call error_entry` and the switch to the stack that it returns, the row says "partial" but everything was
             # pushed already (asm_exc_*, arch/x86/entry/entry_64.S): the selectors tell which it is.
@@ -396,15 +379,27 @@ class KernelUnwinder:
             if isinstance(saved, Missing):
                 unreadable = True
                 continue
-            if not self._code.is_trap(saved):
+            if not self._code.is_trap(saved) or (address != cfa and is_pushed and saved[arch.sp] != registers[arch.fp]):
                 continue
             if arch.is_user(saved):
                 if not self._code.is_trap_place(address + size):
                     continue
-            elif not self._is_code(saved[arch.pc]):
+            elif not self._is_code(saved[arch.pc]) or (trap.is_pushed and saved[arch.sp] != address + size):
                 continue
             return _Caller(saved if layout is trap.full else {**registers, **saved}, interrupted=True)
         return StackEnd.UNREADABLE_MEMORY if unreadable else StackEnd.BAD_RETURN_ADDRESS
+
+    def _pushed_frames(self, cfa: int, registers: Mapping[str, int]) -> list[int]:
+        """Where the trap frame may be that entry code has pushed before it called a function which has no record yet, or no longer.
+
+        Below the interrupted stack pointer, if that is the kernel's, else at the top of the task's stack.
+        """
+        arch, size = self._architecture, self._code.trap.size
+        pushed_at = registers.get(arch.fp)
+        if pushed_at is None:
+            return [cfa]
+        top = pushed_at if arch.is_kernel_address(pushed_at) else (cfa // arch.stack_size + 1) * arch.stack_size
+        return [cfa, top - size]
 
     def _is_code(self, address: int) -> bool:
         low, high = self._code.module_area

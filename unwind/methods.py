@@ -5,7 +5,7 @@ from __future__ import annotations
 from unwind.arch import Architecture, UnwindMethod
 from unwind.frame_pointer import FramePointerRows
 from unwind.frame_record import FrameRecordRows
-from unwind.kernel import RowSource, SymbolSource, TextSource
+from unwind.sources import RowSource, SymbolSource, TextSource
 
 
 def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSource) -> RowSource:

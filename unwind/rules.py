@@ -11,6 +11,7 @@ A row says how to get from a frame to its caller:
     TRAP           : the processor's registers were saved at CFA in the layout of a ``TrapFrame``; the caller is what it interrupted
     TRAP_PARTIAL   : only the part of it that the processor itself saves was saved there
     TRAP_RECORD    : the frame record at CFA is part of a ``TrapFrame``
+    TRAP_PUSHED    : a ``TrapFrame`` was pushed, and lies at CFA or above; the frame pointer is the stack pointer before
     END, UNDEFINED : the table says that the stack ends here, or that it does not know
 """
 
@@ -41,6 +42,7 @@ class RowKind(Enum):
     TRAP = auto()
     TRAP_PARTIAL = auto()
     TRAP_RECORD = auto()
+    TRAP_PUSHED = auto()
     END = auto()
     UNDEFINED = auto()
 
@@ -115,6 +117,7 @@ class Row:
     is_signal: the caller is no caller: a signal interrupted it, so that its pc is no return address.
     guess: it stands in where there is no unwind data, and the caller that it leads to is marked as a guess.
     leaf: the row instead, for a function that holds its return address in the link register (``unwind/leaf.py`` says when).
+    leaf_in_frame: for one that has set its frame pointer already.
     """
 
     kind: RowKind
@@ -129,6 +132,7 @@ class Row:
     is_signal: bool = False
     guess: bool = False
     leaf: Row | None = None
+    leaf_in_frame: Row | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,7 @@ class TrapFrame:
         ``partial_at``.
     alignment: of the frame's address.
     records: where in the frame entry code may have put a frame record, which the frame pointer then leads to.
+    is_pushed: a frame of kernel mode lies right below the stack pointer that it holds.
     """
 
     size: int
@@ -148,6 +153,7 @@ class TrapFrame:
     partial_at: int
     alignment: int = 1
     records: tuple[int, ...] = ()
+    is_pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

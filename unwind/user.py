@@ -240,7 +240,7 @@ class _Walk:
         return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region)
 
     def _follow_pointer(self, activation: _Activation) -> _Step:
-        """The caller by the frame pointer: two words, the caller's frame pointer and the return address."""
+        """The caller by the frame pointer, which leads to two words: the caller's frame pointer and the return address."""
         abi, registers, word = self._abi, activation.registers, self._abi.pointer_size
         sp, fp = registers[abi.sp], registers.get(abi.fp)
         if sp >= self._stack_top:
@@ -248,11 +248,12 @@ class _Walk:
         if fp == 0:
             is_root = activation.by_pointer or self._stack_top - sp <= _ENTRY_WORDS * word
             return UserEnd.THREAD_START if is_root else UserEnd.NO_UNWIND_INFO
-        if fp is None or not sp <= fp < self._stack_top or fp % word:
+        record = None if fp is None else fp + abi.frame_record
+        if record is None or not sp <= record < self._stack_top or record % word:
             return UserEnd.NO_UNWIND_INFO
-        saved, pc = self._read_word(fp), self._read_word(fp + word)
+        saved, pc = self._read_word(record), self._read_word(record + word)
         if saved is None or pc is None:
-            return UserEnd.UNREADABLE_MEMORY if fp - sp < _STACK_REACH else UserEnd.NO_UNWIND_INFO
+            return UserEnd.UNREADABLE_MEMORY if record - sp < _STACK_REACH else UserEnd.NO_UNWIND_INFO
         pc &= (1 << abi.address_bits) - 1
         if saved == 0 and pc == 0 and activation.by_pointer:
             return UserEnd.THREAD_START
@@ -260,5 +261,5 @@ class _Walk:
         if region is None:
             return UserEnd.NO_UNWIND_INFO
         self._guessed = True
-        caller = {abi.pc: pc, abi.sp: fp + 2 * word, abi.fp: saved}
+        caller = {abi.pc: pc, abi.sp: record + 2 * word, abi.fp: saved}
         return _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above)

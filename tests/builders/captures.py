@@ -28,9 +28,10 @@ from recording.model import Callchain
 from recording.symbols import Symbol, SymbolTable
 from unwind.arch.x86_64 import X86_64
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, RowSource, TextSource
+from unwind.kernel import KernelUnwinder
 from unwind.orc import OrcTable, OrcVersion, lower
 from unwind.rules import Row
+from unwind.sources import RowSource, TextSource
 
 Range = tuple[int, int]
 

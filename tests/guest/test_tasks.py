@@ -14,6 +14,7 @@ from recording.errors import BadImageError
 from recording.model import Task
 from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, TASK, Heap, Layout
 from unwind.arch.arm64 import ARM64
+from unwind.arch.riscv64 import RISCV64
 from unwind.arch.x86_64 import X86_64
 
 STACK_SIZE = 0x4000
@@ -107,6 +108,36 @@ def test_a_register_that_points_to_the_task_comes_before_the_variable() -> None:
     assert pid(cpsr=0x0, SP_EL0=process) == 50
     assert pid(cpsr=0x5, SP_EL0=0xFFFF_F000_1230) == 50
     assert pid(cpsr=0x5) == 50
+
+
+def test_where_no_register_tells_the_cpu_the_task_does() -> None:
+    """riscv64: ``thread_info.cpu`` chooses the CPU's variables, which tell whose the stack is amid a switch."""
+    size, members = TASK["task_struct"]
+    layouts = {
+        **LAYOUTS,
+        "task_struct": (size, {**members, "thread_info": (0, "thread_info")}),
+        "thread_info": (16, {"cpu": (8, 4)}),
+    }
+    cpu = Cpu()
+    table = HEAP + 0x3_0200
+    cpu.heap = Heap(layouts, [(QUEUE - 32, "D", "runqueues"), (table, "D", "__per_cpu_offset")])
+    process = cpu.task(b"bash", 40)
+    cpu.heap.write(process + 8, struct.pack("<I", 3))
+    cpu.heap.write(table, struct.pack("<4Q", 0x9000, 0x9000, 0x9000, CPU))
+    cpu.run(0, cpu.task(b"next", 50, stack=HEAP + 0xC000))
+    reader = TaskReader(cpu.heap.space, cpu.heap.symbols, cpu.heap.structs, RISCV64)
+
+    def pid(stack: int | None, **registers: int) -> int:
+        words = reader.find_running(cpu.read, registers, None, None if stack is None else (stack, STACK_SIZE))
+        return -1 if words is None else words.pid
+
+    assert pid(HEAP + 0x4000, tp=process) == 40
+    assert pid(None, sscratch=process, tp=0x3F_F000_0000) == 40
+    assert pid(HEAP + 0xC100, tp=process) == 50
+    assert pid(HEAP + 0x3_8000, tp=process) == 40
+    assert pid(None, tp=0x3F_F000_0000) == -1
+    cpu.heap.write(process + 8, struct.pack("<I", 1 << 31))
+    assert pid(HEAP + 0xC100, tp=process) == 40
 
 
 def test_a_name_that_is_no_utf_8_is_told_with_escapes() -> None:

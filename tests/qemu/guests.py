@@ -55,7 +55,7 @@ RISCV64 = Machine(
     "riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie", suites=("trixie",)
 )
 
-MACHINES = (ARM64,)
+MACHINES = (ARM64, RISCV64)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

@@ -9,10 +9,12 @@ from typing import cast
 import pytest
 
 from guest.kernel import Kernel
+from recording.symbols import SymbolTable
 from sampler.halt import HaltedState, Read
 from sampler.rsp.registers import RegisterFile
 from sampler.stacks import StackPlanner
 from unwind.arch.arm64 import ARM64
+from unwind.arch.riscv64 import RISCV64
 
 IRQ, TASK = 0xFFFF_8000_0000_8000, 0xFFFF_8000_0A00_0000
 TOP = IRQ + 0x4000
@@ -87,3 +89,29 @@ def test_chains_that_lead_nowhere(fp: int) -> None:
     circle = {TOP - 0x60: TOP - 0x60}
     reads, _is_last = planner(circle, can_peek=True).plan(state(sp=TOP - 0x80, x29=fp))
     assert covers(list(reads), TOP - 8)
+
+
+def test_an_interrupt_that_hit_an_interrupt_stack() -> None:
+    """riscv64: the record of what entry code has called holds the interrupted stack pointer instead of a frame pointer."""
+    entry = 0xFFFF_FFFF_80A8_1240
+    symbols = [(entry, "T", "handle_exception"), (entry + 0x1BA, "T", "ret_from_exception_end")]
+    hit = TOP - 0x200
+    words = {
+        TOP - 0x600 - 16: TOP - 0x580,
+        TOP - 0x600 - 8: KERNEL_PC,
+        TOP - 0x580 - 16: hit,
+        TOP - 0x580 - 8: entry + 0x128,
+        hit - 288 + 64: TOP,
+        hit - 16: 0x2_0000_0120,
+        TOP - 16: TASK + 0x3D00,
+        TOP - 8: KERNEL_PC,
+    }
+    own = StackPlanner(RISCV64, can_peek=True)
+    kernel = SimpleNamespace(
+        space=Space(words), irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=(), symbols=SymbolTable.from_symbols(symbols)
+    )
+    own.set_kernel(cast("Kernel", kernel))
+    reads, is_last = own.plan(state(sp=TOP - 0x640, fp=TOP - 0x600, priv=1))
+    assert is_last
+    for address in (TOP - 8, TASK + 0x3D00 - 16, TASK + 0x3FF8):
+        assert covers(list(reads), address)

@@ -6,6 +6,7 @@ import pytest
 
 from unwind.arch.arm64 import ARM64
 from unwind.arch.registry import find_architecture
+from unwind.arch.riscv64 import RISCV64
 from unwind.arch.x86_64 import X86_64
 
 
@@ -132,3 +133,108 @@ def test_x86_64_system_call_numbers() -> None:
     assert number({"orig_rax": 0x4000_0001}) == 0x4000_0001
     assert number({"orig_rax": (1 << 64) - 2}) == -1
     assert number({}) is None
+
+
+@pytest.mark.parametrize("name", ["riscv64", "riscv:rv64"])
+def test_names_of_riscv64(name: str) -> None:
+    assert find_architecture(name) is RISCV64
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("e7 80 80 67", True),  # jalr ra, 1656(ra), behind auipc
+        ("e7 00 03 00", True),  # jalr ra, 0(t1)
+        ("ef 00 00 02", True),  # jal ra
+        ("01 00 02 93", True),  # c.jalr t1
+        ("01 00 82 95", True),  # c.jalr a1
+        ("ef 02 c0 0e", False),  # jal t0
+        ("67 80 80 67", False),  # jalr zero
+        ("01 00 82 80", False),  # ret
+        ("01 00 02 90", False),  # c.ebreak
+        ("01 00 01 00", False),  # nop
+        ("6f f0 5f fd", False),  # j
+        ("02 93", False),
+    ],
+)
+def test_riscv64_follows_call(before: str, follows: bool) -> None:
+    assert RISCV64.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+@pytest.mark.parametrize(
+    ("code", "target"),
+    [
+        ("97 30 ff ff e7 80 80 67", 0xFFFF_FFFF_80A7_49D8),  # auipc ra; jalr ra, …(ra)
+        ("01 00 01 00 ef 00 00 02", 0xFFFF_FFFF_80A8_1384),  # jal ra, +0x20
+        ("01 00 01 00 ef f0 df ff", 0xFFFF_FFFF_80A8_1360),  # jal ra, -4
+        ("97 32 ff ff e7 80 82 67", None),  # auipc t0; jalr ra, …(t0): long calls are made with ra
+        ("01 00 01 00 01 00 82 95", None),
+    ],
+)
+def test_riscv64_call_targets(code: str, target: int | None) -> None:
+    assert RISCV64.kernel_code.link is not None
+    assert RISCV64.kernel_code.link.target(0xFFFF_FFFF_80A8_1360, bytes.fromhex(code)) == target
+
+
+@pytest.mark.parametrize(
+    ("code", "height", "saves"),
+    [
+        ("1d 71 a2 e8 a6 e4 80 10 ca e0 86 ec", 96, True),  # addi sp,-96; sd s0; sd s1; addi s0,sp,96; sd s2; sd ra,88(sp)
+        ("1d 71 a2 e8 a6 e4 80 10 ca e0", 96, False),
+        ("1d 71 a2 e8 a6 e4", None, False),
+        ("13 04 01 43 23 3c 11 2c", 1072, True),  # the same two in four bytes each
+        ("13 01 01 bd", None, False),  # addi sp,sp,-1072
+        ("00 00", None, False),
+        ("", None, False),
+    ],
+)
+def test_riscv64_prologues(code: str, height: int | None, saves: bool) -> None:
+    kernel_code = RISCV64.kernel_code
+    assert kernel_code.frame_height(bytes.fromhex(code)) == height
+    assert kernel_code.sets_frame(bytes.fromhex(code)) is (height is not None)
+    assert kernel_code.saves_link(bytes.fromhex(code)) is saves
+
+
+@pytest.mark.parametrize(
+    ("registers", "is_trap"),
+    [
+        ({"sstatus": 0x8000_0002_0000_6020, "pc": 0x1_2344, "sp": 0x3F_FFF0_0000}, True),
+        ({"sstatus": 0x2_0000_0120, "pc": 0xFFFF_FFFF_8001_0000, "sp": 0xFF20_0000_0000_3F00}, True),
+        ({"sstatus": 0x2_0000_0120, "pc": 0x1_2344, "sp": 0xFF20_0000_0000_3F00}, False),
+        ({"sstatus": 0x2_0000_0020, "pc": 0xFFFF_FFFF_8001_0000, "sp": 0}, False),
+        ({"sstatus": 0x2_0000_0122, "pc": 0xFFFF_FFFF_8001_0000, "sp": 0xFF20_0000_0000_3F00}, False),
+        ({"sstatus": 0xFFFF_FFFF_8001_0000, "pc": 0, "sp": 0}, False),
+        ({"sstatus": 0x3_0000_0020, "pc": 0, "sp": 0}, False),
+    ],
+)
+def test_riscv64_is_trap(registers: dict[str, int], is_trap: bool) -> None:
+    assert RISCV64.kernel_code.is_trap(registers) is is_trap
+
+
+def test_riscv64_modes() -> None:
+    """Saved registers tell by sstatus, a vCPU's by its mode, whatever it has saved."""
+    assert RISCV64.is_user({"priv": 0, "sstatus": 0x120})
+    assert not RISCV64.is_user({"priv": 1, "sstatus": 0x20})
+    assert not RISCV64.is_user({"priv": 3, "sstatus": 0x20})
+    assert RISCV64.is_user({"sstatus": 0x20})
+    assert not RISCV64.is_user({"sstatus": 0x120})
+
+
+def test_riscv64_running_task() -> None:
+    task, user = 0xFF60_0000_0234_5000, 0x3F_F7E1_2340
+    pointer = RISCV64.running_task.pointer
+    assert pointer({"sscratch": 0, "tp": task}) == task
+    assert pointer({"sscratch": task, "tp": user}) == task
+    assert pointer({"sscratch": user, "tp": task}) == task  # behind the first instruction of the handler
+    assert pointer({"sscratch": 0, "tp": 0}) is None
+
+
+def test_riscv64_system_call_numbers() -> None:
+    number = RISCV64.kernel_code.system_call_number
+    assert number({"scause": 8, "a7": 63}) == 63
+    assert number({"scause": 13, "a7": 63}) == -1
+    assert number({"scause": 1 << 63 | 5, "a7": 63}) == -1
+    assert number({"scause": 8, "a7": (1 << 64) - 1}) == -1
+    assert number({}) is None
+    assert RISCV64.kernel_code.trap.full["a7"] == 136
+    assert RISCV64.kernel_code.trap.full["t6"] == 248

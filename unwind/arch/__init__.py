@@ -36,7 +36,7 @@ class PageTables:
     large_levels: levels above the first whose entries may map memory themselves.
     present: bit mask that a valid entry has set.
     large: (mask, value) of an entry above the last level that maps memory itself.
-    address_mask: bits of an entry that are a physical address.
+    address_mask: bits of an entry that are a physical address, shifted right by ``address_shift``.
     linear: pieces of the address space that the processor maps without tables: (low, high, physical address of low).
     """
 
@@ -48,6 +48,7 @@ class PageTables:
     address_mask: int
     entry_size: int
     byteorder: ByteOrder
+    address_shift: int = 0
     linear: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -122,7 +123,8 @@ class RunningTask:
     """How the kernel knows the task that a CPU runs.
 
     pointer: the task's address where a register has it in this mode, else None.
-    variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name; the first that the kernel has.
+    variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name; the first that the kernel has. There
+        are none where a register has it in all modes.
     """
 
     pointer: Callable[[Registers], int | None]
@@ -135,6 +137,7 @@ class KernelCode:
 
     method: how stacks are unwound.
     link: the register that calls leave return addresses in, None where they push them.
+    frame_record: how far from the frame pointer to the record of the caller's frame pointer and the return address.
     signature: bits of a return address that may hold its signature (pointer authentication) and are set without one, or 0.
     trap: where entry code saves registers.
     is_trap: whether registers read from a supposed trap frame can be such (a processor writes only few selector values).
@@ -143,6 +146,10 @@ class KernelCode:
     call_size: bytes before a return address that tell whether it is one.
     follows_call: whether these end with a call instruction.
     sets_frame: whether code from the start of a function on makes a frame record.
+    saves_link: whether it saves the return address; it may do so after it has set the frame pointer.
+    frame_height: how far above the stack pointer code from the start of a function on sets its frame pointer.
+    task_switch: (function that switches from one task to another, the one that calls it), where the former uses the frame pointer
+        for something else; it does not move the stack pointer, nor does it make another call.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
@@ -165,6 +172,7 @@ class KernelCode:
 
     method: UnwindMethod
     link: LinkRegister | None
+    frame_record: int
     signature: int
     trap: TrapFrame
     is_trap: Callable[[Registers], bool]
@@ -173,6 +181,9 @@ class KernelCode:
     call_size: int
     follows_call: Callable[[bytes], bool]
     sets_frame: Callable[[bytes], bool]
+    saves_link: Callable[[bytes], bool]
+    frame_height: Callable[[bytes], int | None]
+    task_switch: tuple[str, str]
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
     task_roots: frozenset[str]
@@ -197,7 +208,8 @@ class UserAbi:
     """How programs of one kind use the processor, as far as their stacks are concerned. Register names are gdb's.
 
     registers: by DWARF number.
-    has_frames_above: whether a frame's two words (frame pointer, return address) end it, so that the caller's stack begins there.
+    frame_record: how far from the frame pointer to a frame's two words (caller's frame pointer, return address).
+    has_frames_above: whether a frame's two words end it, so that the caller's stack begins there.
     address_bits: of a return address; those above may hold its signature.
     callee_saved: those that a function leaves as they were unless its unwind row says otherwise.
     return_column: DWARF number of the return address; where that is a register, it is there until a row says otherwise.
@@ -217,6 +229,7 @@ class UserAbi:
     sp: str
     fp: str
     registers: tuple[str, ...]
+    frame_record: int
     has_frames_above: bool
     address_bits: int
     callee_saved: tuple[str, ...]
@@ -239,13 +252,15 @@ class Architecture:
     system_registers: those that ``g`` lacks and that are read one by one: the names that QEMU's versions give each, ours first.
     is_user: whether the registers are those of user mode.
     is_kernel_address: whether an address is in the kernel's half.
+    image_start: symbols at the kernel image's first address.
+    code_start: symbol at which the kernel's code begins.
     kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
-    cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first.
+    cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first; none where only tasks know it.
     interrupt_stacks, running_task: see there.
     hides_kernel: whether QEMU's stub refuses to read kernel memory by a vCPU in user mode.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
@@ -266,6 +281,8 @@ class Architecture:
     is_32bit_kernel: Callable[[Registers], bool]
     paging: PagingFormat
     page_table_symbol: str
+    image_start: tuple[str, ...]
+    code_start: str
     kernel_image: tuple[int, int]
     image_alignment: int
     image_mark: Callable[[Registers, ReadMemory], int | None]

@@ -1,0 +1,35 @@
+"""What an unwinder asks of what is known of a kernel: its code, its names, its unwind rows."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from recording.symbols import Symbol
+from unwind.rules import Row
+
+
+class TextSource(Protocol):
+    """The kernel's code, and its modules', as far as it is known."""
+
+    def contains(self, address: int) -> bool:
+        """Whether the code at an address is known."""
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Code bytes, or None where they are not known whole."""
+
+
+class SymbolSource(Protocol):
+    """The names of the kernel's code."""
+
+    def find(self, name: str) -> Symbol | None:
+        """The first symbol of that name in the kernel's image, or None."""
+
+    def find_at(self, address: int) -> Symbol | None:
+        """The symbol that covers an address, or None."""
+
+
+class RowSource(Protocol):
+    """An unwind table."""
+
+    def find_row(self, lookup_pc: int) -> Row | None:
+        """The row for an address, None where the table does not cover it."""
