@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
+from exporters.pprof import export_pprof
 from exporters.report import GroupBy, SortBy
 from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
@@ -61,6 +62,7 @@ EXPORT_FORMATS = {
             ),
         ),
         ExportFormat("folded", ".folded", lambda profile, options: export_folded(profile, annotate=options.annotate)),
+        ExportFormat("pprof", ".pb.gz", lambda profile, _options: export_pprof(profile)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
     )
 }

@@ -83,8 +83,14 @@ class Namer:
             named = self._known[key] = self._looked_up(frame, boot)
         return named
 
+    def image(self, frame: Frame, boot: int) -> Image | None:
+        """The image whose code a frame is in, None where that is not known."""
+        if frame.image is not None:
+            return self._image(frame.image)
+        return None if frame.space is not Space.KERNEL else self._image_at(frame.lookup_pc, boot)
+
     def _looked_up(self, frame: Frame, boot: int) -> NamedFrame:
-        image = self._image_at(frame.lookup_pc, boot) if frame.image is None else self._image(frame.image)
+        image = self.image(frame, boot)
         if image is None:
             return NamedFrame(f"{frame.pc:#x}", None, "[unknown]", FrameKind.UNKNOWN)
         module = _module(image)

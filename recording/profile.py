@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
 from recording.idle import is_idle
-from recording.model import Callchain, Context, Frame, FrameKind, Space, StackEnd, SystemCall, Task, UserEnd
+from recording.model import Callchain, Context, Event, Frame, FrameKind, Image, Space, StackEnd, SystemCall, Task, UserEnd
 from recording.names import Function, Namer
 from recording.processes import Owner, process_of
 from recording.quality import Quality, Tally, measure_quality
@@ -53,6 +53,31 @@ class Origin:
         return process_of(self.task, is_firmware=self.is_firmware)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """A callchain as it was walked in one boot; those that read the same share a stack. Equal ones are one object."""
+
+    callchain: Callchain
+    boot: int
+    stack: Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the guest's code a frame stands, for formats that have addresses.
+
+    function: its place in ``Profile.functions``.
+    pc, lookup_pc: see ``Frame``, 0 where no frame was kept. offset: of pc from the function's start, None where that is not known.
+    image: None where no image is known.
+    """
+
+    function: int
+    pc: int
+    lookup_pc: int
+    offset: int | None
+    image: Image | None
+
+
 class Count(NamedTuple):
     """How often a stack was seen on a vCPU, and the guest running time it stands for.
 
@@ -63,6 +88,17 @@ class Count(NamedTuple):
     origin: Origin
     vcpu: int
     samples: int
+    weight_ns: int
+    walk: Walk
+
+
+class Sighting(NamedTuple):
+    """One selected sample. time_ns: guest running time since the recording's start, at its halt."""
+
+    walk: Walk
+    origin: Origin
+    vcpu: int
+    time_ns: int
     weight_ns: int
 
 
@@ -93,10 +129,12 @@ class Profile:
         self._namer.prepare(recording.frames().values())
         self._frame_indexes: dict[tuple[int, int], int] = {}
         self._function_indexes: dict[Function, int] = {}
+        self._walks: dict[tuple[int, int, int], Walk] = {}
         self._stacks: dict[tuple[int, int, int | None], Stack] = {}
         self._resolved: dict[tuple[int, int, int | None, int | None, int | None], tuple[Stack | None, Origin | None]] = {}
         self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
         self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
+        self._places: dict[tuple[int, int], Place] = {}
         self.functions: list[Function] = []
         """Every function that was named so far."""
         self.counts = list(self._counted())
@@ -109,7 +147,7 @@ class Profile:
         for row in self._recording.stack_totals(self.selection):
             stack, origin = self._resolve(row.callchain, row.boot, row.task, row.context, row.system_call)
             if stack is not None and origin is not None:
-                yield Count(stack, origin, row.vcpu, row.samples, row.weight_ns)
+                yield Count(stack, origin, row.vcpu, row.samples, row.weight_ns, self._walk(row.callchain, row.boot, stack))
 
     @property
     def has_tasks(self) -> bool:
@@ -133,6 +171,30 @@ class Profile:
         origin_ns = min((time_ns - weight_ns for _, time_ns, weight_ns, *_ in rows), default=0)
         for vcpu, of_vcpu in groupby(rows, key=lambda row: row[0]):
             yield vcpu, self._moments(of_vcpu, origin_ns)
+
+    def sightings(self) -> Iterator[Sighting]:
+        """Every selected sample in time order, and by vCPU within a halt."""
+        for vcpu, time_ns, weight_ns, callchain, boot, *what in self._recording.sightings(self.selection):
+            stack, origin = self._resolve(callchain, boot, *what)
+            if stack is not None and origin is not None:
+                yield Sighting(self._walk(callchain, boot, stack), origin, vcpu, time_ns, weight_ns)
+
+    def places(self, walk: Walk) -> tuple[Place, ...]:
+        """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""
+        if not walk.callchain.frames:
+            (index,) = walk.stack.indexes
+            return (self._places.setdefault((-1 - index, 0), Place(index, 0, 0, None, None)),)
+        frames = reversed(walk.callchain.frames)
+        return tuple([self._place(frame, walk.boot, index) for frame, index in zip(frames, walk.stack.indexes, strict=True)])
+
+    def events(self) -> list[Event]:
+        """What happened within the selected time, in the order in which it was noticed."""
+        since_ns, until_ns = self.selection.since_ns, self.selection.until_ns
+        return [
+            event
+            for event in self._recording.events()
+            if (since_ns is None or event.running_time_ns >= since_ns) and (until_ns is None or event.running_time_ns < until_ns)
+        ]
 
     def _moments(self, rows: Iterable[tuple[Any, ...]], origin_ns: int) -> Iterator[Moment]:
         """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""
@@ -187,6 +249,21 @@ class Profile:
                 stack.end is StackEnd.FIRMWARE,
             )
         return origin
+
+    def _walk(self, callchain: int, boot: int, stack: Stack) -> Walk:
+        key = (callchain, boot, id(stack))
+        known = self._walks.get(key)
+        if known is None:
+            known = self._walks[key] = Walk(self._callchains[callchain], boot, stack)
+        return known
+
+    def _place(self, frame: Frame, boot: int, function: int) -> Place:
+        key = (id(frame), boot)
+        known = self._places.get(key)
+        if known is None:
+            offset = self._namer.name(frame, boot).offset
+            known = self._places[key] = Place(function, frame.pc, frame.lookup_pc, offset, self._namer.image(frame, boot))
+        return known
 
     def _stack(self, callchain: int, boot: int, context: int | None) -> Stack:
         """Callchains that read the same once they are named are one stack."""

@@ -76,6 +76,7 @@ _TIMELINE = """
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     ORDER BY vcpu, halt"""
 
+_SIGHTINGS = _TIMELINE.replace("ORDER BY vcpu, halt", "ORDER BY halt, vcpu")
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
     WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
@@ -287,6 +288,10 @@ class Recording:
         By vCPU and then in time order. The last three are ids or None. Of the selection only vCPUs and times are looked at here.
         """
         yield from self._integers(_TIMELINE, _parameters(selection), optional=3)
+
+    def sightings(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
+        """The same rows as ``timeline`` in time order, and by vCPU within a halt."""
+        yield from self._integers(_SIGHTINGS, _parameters(selection), optional=3)
 
     def events(self) -> list[Event]:
         """All events in the order in which they were added."""

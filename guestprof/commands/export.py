@@ -51,7 +51,7 @@ def export(
     title: str | None,
     force: bool,
 ) -> None:
-    """Write a recording for speedscope (https://www.speedscope.app), as folded stacks, or as an SVG flame graph."""
+    """Write a recording in a format that other tools open; speedscope files for https://www.speedscope.app, SVG for browsers."""
     chosen = EXPORT_FORMATS[format_name]
     options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
     with Recording.open(file) as recording:

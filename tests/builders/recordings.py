@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha1
 from pathlib import Path
 
 from recording.model import (
@@ -108,9 +109,14 @@ class Names:
         return made
 
 
+def build_id_of(name: str) -> str:
+    """A build ID which no other image has."""
+    return sha1(name.encode(), usedforsecurity=False).hexdigest()
+
+
 def _image(name: str, kind: FrameKind, start: int, names: Sequence[str]) -> Image:
     symbols = SymbolTable.from_symbols([(start + 64 * index, "t", word) for index, word in enumerate(names)])
-    return Image(name, kind, 0, "c0ffee", ((start, start + 64 * max(1, len(names))),), symbols)
+    return Image(name, kind, 0, build_id_of(name), ((start, start + 64 * max(1, len(names))),), symbols)
 
 
 META = {
