@@ -77,7 +77,8 @@ def _refuse_32bit_kernel(memory: PhysicalMemory) -> Steps[None]:
     note = yield from scan_vmcoreinfo(memory, lambda note: 0 < note.symbols.get("_stext", 0) < _32BIT_LIMIT)
     if note:
         raise UnsupportedTargetError(
-            f"the guest runs the 32-bit kernel {note.release}; guestprof profiles 64-bit kernels: boot a 64-bit one"
+            f"the guest runs the 32-bit kernel {note.release} on a 64-bit processor, where guestprof profiles"
+            " 64-bit kernels: start it with qemu-system-i386, or boot a 64-bit one"
         )
 
 
@@ -91,6 +92,10 @@ def _find_image(architecture: Architecture, space: AddressSpace, mark: int | Non
     target = None if mark is None else space.translate(mark)
     if mark is not None and target is None:
         return None
+    if mark is not None and architecture.is_image_in_linear_map:
+        image = mark - mark % architecture.image_alignment
+        physical = space.translate(image)
+        return None if physical is None else (image, physical)
     first = None
     for extent in space.mapped(start, end):
         if extent is None:

@@ -2,9 +2,9 @@
 
 The live part of a kernel stack lies between the stack pointer and the stack's top, and tasks' stacks are aligned to their size,
 so the stack pointer alone tells both. On the stack of a hard interrupt the word at its top leads back to the stack that was
-interrupted, or the chain of frame pointers does (``unwind.arch.StackLink``). It is read from QEMU's process, or the word is asked
-for together with the halt, so that two round trips do for any number of vCPUs. Only a stack of its own for an exception (NMI,
-double fault ...) needs a third, and a chain through the stub alone.
+interrupted, or the one at its bottom, or the chain of frame pointers does (``unwind.arch.StackLink``). It is read from QEMU's
+process, or the word is asked for together with the halt, so that two round trips do for any number of vCPUs. Only a stack of its
+own for an exception (NMI, double fault ...) needs a third, and a word at the bottom or a chain through the stub alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _PAGE = 4096
 _ADDRESS_END = 1 << 64
 _MAX_RECORDS = 64
 """Frames that are followed on an interrupt stack at most."""
+_MAX_STACKS = 3
+"""A hard interrupt amid a soft one, and the task."""
 _COPY_LIMIT = 8192
 """Bytes of one stack that are copied at most. Measured on stock Debian kernels: p99 3.2 K, maximum 4.7 K."""
 
@@ -33,9 +35,12 @@ class StackPlanner:
         self._kernel: Kernel | None = None
         self._architecture = architecture
         self._follows_frames = architecture.interrupt_stacks.link is StackLink.FRAME_POINTER
+        self._has_bottom_words = architecture.interrupt_stacks.link is StackLink.BOTTOM_WORD
         self._links: dict[int, Read] = {}
         self._unfollowed: list[int] = []
         self._entry_text = (0, 0)
+        self._bottoms: dict[int, int] = {}
+        self._rounds = 0
 
     def set_kernel(self, kernel: Kernel | None) -> None:
         """Use what is known of the kernel's stacks from now on; None when it is gone."""
@@ -49,17 +54,23 @@ class StackPlanner:
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""
         self._unfollowed = []
+        self._bottoms, self._rounds = {}, 1
         return () if self._can_peek else tuple(self._links.values())
 
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """The reads that follow from the registers, and whether they are the last of this halt."""
         if self._unfollowed:
             return self._plan_links(state), True
+        if self._bottoms:
+            return self._plan_bottoms(state)
         arch = self._architecture
         reads: list[Read] = []
         for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             sp = registers[arch.sp]
             if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]) or not arch.is_kernel_address(sp):
+                continue
+            if self._has_bottom_words:
+                reads.extend(self._stacks_by_bottom(vcpu, sp))
                 continue
             self._learn_cpu(vcpu, registers)
             end, is_last = self._stack_end(sp)
@@ -75,7 +86,38 @@ class StackPlanner:
                 reads.extend(self._stack(vcpu, target, self._stack_end(target)[0]))
             else:
                 self._unfollowed.append(vcpu)
-        return reads, not self._unfollowed
+        return reads, not self._unfollowed and not self._bottoms
+
+    def _stacks_by_bottom(self, vcpu: int, sp: int) -> Iterator[Read]:
+        """Reads of the stack at an address and, where its lowest word can be had at no cost, of those that it leads to."""
+        size, word = self._architecture.stack_size, self._architecture.pointer_size
+        for _stack in range(_MAX_STACKS):
+            end, _is_last = self._stack_end(sp)
+            yield from self._stack(vcpu, sp, end)
+            low, high = self._architecture.entry_stacks
+            if low <= sp < high:
+                return
+            bottom = sp // size * size
+            if not self._can_peek:
+                if self._rounds < _MAX_STACKS:
+                    self._bottoms[vcpu] = bottom
+                    yield Read(vcpu, bottom, word)
+                return
+            target = self._peek(bottom)
+            if target is None or not self._architecture.is_kernel_address(target):
+                return
+            sp = target
+
+    def _plan_bottoms(self, state: HaltedState) -> tuple[list[Read], bool]:
+        """As ``_stacks_by_bottom``, from the words that were asked for in the last round trip."""
+        asked, self._bottoms = self._bottoms, {}
+        self._rounds += 1
+        reads: list[Read] = []
+        for vcpu, bottom in asked.items():
+            target = self._word(state, vcpu, bottom)
+            if target is not None and self._architecture.is_kernel_address(target):
+                reads.extend(self._stacks_by_bottom(vcpu, target))
+        return reads, not self._bottoms
 
     def _find_link(self, state: HaltedState, vcpu: int, registers: Mapping[str, int], end: int) -> int | None:
         """Where the stack that ends at an address leads on, if that is known without another round trip."""
@@ -167,7 +209,7 @@ class StackPlanner:
                     return high, False
         if in_entry_area:
             return (sp // _PAGE + 1) * _PAGE, True
-        if kernel is None or not kernel.irq_stacks:
+        if kernel is None or (self._architecture.interrupt_stacks.variable and not kernel.irq_stacks):
             return sp + _COPY_LIMIT, False
         return sp // size * size + size, True
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recording.model import Callchain, Frame, Space, StackEnd
-from unwind.arch import Architecture
+from unwind.arch import Architecture, LinkRegister, UnwindMethod
 from unwind.capture import Capture
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
@@ -101,6 +101,8 @@ class KernelUnwinder:
         self._has_entry_areas = bool(self._code.entry_areas)
         image = symbols.find("_stext") if self._code.module_reach else None
         self._unknown_modules = (image.address - self._code.module_reach, image.address) if image else (0, 0)
+        if self._code.has_only_code and self._code.method is not UnwindMethod.ORC:
+            self._unknown_modules = self._code.module_area
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
 
@@ -163,13 +165,13 @@ class KernelUnwinder:
     def _place(self, lookup_pc: int) -> _Place:
         place = self._places.get(lookup_pc)
         if place is None:
-            in_text = self._is_kernel_text(lookup_pc) or self._may_be_module(lookup_pc)
-            symbol = self._symbols.find_at(lookup_pc) if in_text else None
+            is_known = self._is_kernel_text(lookup_pc)
+            symbol = self._symbols.find_at(lookup_pc) if is_known else None
             name = symbol.name if symbol else ""
             place = self._places[lookup_pc] = _Place(
                 name,
                 symbol.address if symbol else lookup_pc,
-                self._rows.find_row(lookup_pc) if in_text else None,
+                self._rows.find_row(lookup_pc) if is_known or self._may_be_module(lookup_pc) else None,
                 name.startswith(self._code.thunks),
                 self._entry_text[0] <= lookup_pc < self._entry_text[1],
             )
@@ -293,6 +295,8 @@ class KernelUnwinder:
     def _is_leaf(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> bool:
         """Whether an interrupted function returns to the link register, see ``unwind/leaf.py``."""
         arch, link = self._architecture, self._code.link
+        if link is not None and not link.name:
+            return self._is_at_call(place, link, registers, read_word)
         value = None if link is None else registers.get(link.name)
         if link is None or value is None or not self._is_kernel_text(registers[arch.pc]):
             # Of code that is not known, functions cannot be told apart: the record is right at least from the caller's caller on.
@@ -310,6 +314,21 @@ class KernelUnwinder:
         return is_in_register(
             place.start, place.name, LinkedPlace(value, caller.start, caller.name, target), recorded, sets_frame=sets_frame
         )
+
+    def _is_at_call(self, place: _Place, link: LinkRegister, registers: Mapping[str, int], read_word: ReadWord) -> bool:
+        """Whether the word at the stack pointer is the return address of a function without a frame, amid which it was interrupted.
+
+        It is where it returns to a direct call of this function, or where the function is about to return or to jump elsewhere.
+        """
+        word = read_word(registers[self._architecture.sp])
+        if word is None or not self._is_return_address(word):
+            return False
+        call = self._text.read(word - link.size, link.size)
+        if call is not None and link.target(word - link.size, call) == place.start:
+            return True
+        pc = registers[self._architecture.pc]
+        around = self._text.read(pc - 1, 2)
+        return around is not None and self._code.has_left_frame(around[:1], around[1:])
 
     def _sets_frame(self, start: int, pc: int) -> bool:
         """Whether the code of a function before a PC makes a frame record; without that code, it is taken for granted."""

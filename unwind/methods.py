@@ -5,6 +5,7 @@ from __future__ import annotations
 from unwind.arch import Architecture, UnwindMethod
 from unwind.frame_pointer import FramePointerRows
 from unwind.frame_record import FrameRecordRows
+from unwind.pushed_frame import PushedFrameRows
 from unwind.sources import RowSource, SymbolSource, TextSource
 
 
@@ -15,3 +16,5 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
             return FramePointerRows(symbols, text)
         case UnwindMethod.FRAME_RECORDS:
             return FrameRecordRows(architecture, symbols, text)
+        case UnwindMethod.PUSHED_FRAMES:
+            return PushedFrameRows(architecture, symbols, text)

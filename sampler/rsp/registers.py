@@ -236,7 +236,7 @@ def choose_architecture(description: TargetDescription | None, hint: str | None,
     fitting = [
         a
         for a in ARCHITECTURES
-        if not a.system_registers and RegisterLayout.from_fixed(a).size <= g_size < 2 * RegisterLayout.from_fixed(a).size + 512
+        if a.fixed_registers and RegisterLayout.from_fixed(a).size <= g_size < 2 * RegisterLayout.from_fixed(a).size + 512
     ]
     if len(fitting) != 1:
         raise UnsupportedTargetError(

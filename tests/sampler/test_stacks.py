@@ -14,6 +14,7 @@ from sampler.halt import HaltedState, Read
 from sampler.rsp.registers import RegisterFile
 from sampler.stacks import StackPlanner
 from unwind.arch.arm64 import ARM64
+from unwind.arch.i386 import I386
 from unwind.arch.riscv64 import RISCV64
 
 IRQ, TASK = 0xFFFF_8000_0000_8000, 0xFFFF_8000_0A00_0000
@@ -22,11 +23,12 @@ KERNEL_PC = 0xFFFF_8000_8001_0000
 
 
 class Space:
-    def __init__(self, words: Mapping[int, int]) -> None:
+    def __init__(self, words: Mapping[int, int], word: int = 8) -> None:
         self.words = words
+        self.word = word
 
     def read_many(self, requests: list[tuple[int, int]]) -> list[bytes | None]:
-        return [self.words[address].to_bytes(8, "little") if address in self.words else None for address, _size in requests]
+        return [self.words[address].to_bytes(self.word, "little") if address in self.words else None for address, _size in requests]
 
 
 def planner(words: Mapping[int, int], *, can_peek: bool) -> StackPlanner:
@@ -115,3 +117,53 @@ def test_an_interrupt_that_hit_an_interrupt_stack() -> None:
     assert is_last
     for address in (TOP - 8, TASK + 0x3D00 - 16, TASK + 0x3FF8):
         assert covers(list(reads), address)
+
+
+HARD, SOFT, OWN = 0xC110_6000, 0xC11B_0000, 0xC1C7_6000
+BOTTOMS = {HARD: SOFT + 0x1F80, SOFT: OWN + 0x1E00, OWN: 0x57AC_6E9D}
+
+
+def i386_planner(words: Mapping[int, int], *, can_peek: bool) -> StackPlanner:
+    found = StackPlanner(I386, can_peek=can_peek)
+    kernel = SimpleNamespace(space=Space(words, 4), irq_stacks=(), exception_stacks=(), cpu_offsets=())
+    found.set_kernel(cast("Kernel", kernel))
+    return found
+
+
+def i386_state(sp: int, reads: dict[Read, bytes | None] | None = None) -> HaltedState:
+    values = {"eip": 0xC600_1000, "esp": sp, "ebp": sp, "cs": 0x60}
+    return HaltedState((0,), (cast("RegisterFile", values),), reads or {}, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("sp", "covered"), [(HARD + 0x1F00, (HARD, SOFT, OWN)), (SOFT + 0x1F00, (SOFT, OWN)), (OWN + 0x1E00, (OWN,))]
+)
+@pytest.mark.parametrize("can_peek", [True, False])
+def test_lowest_words_lead_on(sp: int, covered: tuple[int, ...], can_peek: bool) -> None:
+    """The magic number at the bottom of a task's stack leads nowhere. Through the stub each stack takes a trip."""
+    own = i386_planner(BOTTOMS, can_peek=can_peek)
+    own.probes()
+    reads: list[Read] = []
+    trips, is_last = 0, False
+    while not is_last:
+        copied: dict[Read, bytes | None] = {
+            read: BOTTOMS[read.address].to_bytes(4, "little") if read.address in BOTTOMS else bytes(read.size) for read in reads
+        }
+        wanted, is_last = own.plan(i386_state(sp, copied))
+        reads += wanted
+        trips += 1
+    for stack in (HARD, SOFT, OWN):
+        assert covers(reads, stack + 0x1FFC) is (stack in covered)
+    assert trips == (1 if can_peek else len(covered) + (len(covered) < 3))
+
+
+def test_lowest_words_that_lead_in_a_circle() -> None:
+    reads, is_last = i386_planner({HARD: SOFT + 8, SOFT: HARD + 8}, can_peek=True).plan(i386_state(HARD + 0x1F00))
+    assert is_last
+    assert len(reads) < 16
+
+
+def test_an_entry_stack_is_copied_alone() -> None:
+    reads, is_last = i386_planner({0xFF40_4000: OWN}, can_peek=True).plan(i386_state(0xFF40_5FC0))
+    assert is_last
+    assert {read.address // 0x1000 for read in reads} == {0xFF405}

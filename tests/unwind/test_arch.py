@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
+from unwind.arch.i386 import I386
 from unwind.arch.registry import find_architecture
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.x86_64 import X86_64
@@ -238,3 +240,55 @@ def test_riscv64_system_call_numbers() -> None:
     assert number({}) is None
     assert RISCV64.kernel_code.trap.full["a7"] == 136
     assert RISCV64.kernel_code.trap.full["t6"] == 248
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("i386", I386), ("i386:x86-64", X86_64), ("x86_64", X86_64)])
+def test_names_of_x86(name: str, architecture: Architecture) -> None:
+    assert find_architecture(name) is architecture
+
+
+def test_i386_page_tables() -> None:
+    """With PAE and without; PTI's table of user mode is behind the kernel's, and tables without PTI may lie at any 32 bytes."""
+    assert I386.paging.roots({"cr3": 0x1F7_B000, "cr4": 0x6B0}) == (0x1F7_A000, 0x1F7_B000)
+    assert I386.paging.roots({"cr3": 0x1F7_A020, "cr4": 0x6B0}) == (0x1F7_A020,)
+    assert I386.paging.roots({"cr3": 0x1F7_A018, "cr4": 0x690}) == (0x1F7_A000,)
+    assert I386.paging.tables({"cr4": 0x6B0}).index_bits == (9, 9, 2)
+    assert (I386.paging.tables({"cr4": 0x690}).index_bits, I386.paging.tables({"cr4": 0x690}).entry_size) == ((10, 10), 4)
+
+
+def test_i386_interrupt_gate() -> None:
+    memory = {0xFF40_0000: bytes.fromhex("a4b36000008e90c6"), 0xC690_B3A4: b"\x6a"}
+    assert I386.image_mark({}, lambda address, size: memory.get(address)) == 0xC690_B3A4
+    assert I386.image_mark({}, lambda address, size: bytes(8) if size == 8 else b"x") is None
+    assert I386.image_mark({}, lambda address, size: None) is None
+
+
+@pytest.mark.parametrize(("cs", "cr0", "is_user"), [(0x73, 0x8005_0033, True), (0x60, 0x8005_0033, False), (0x9003, 0x10, False)])
+def test_i386_user_mode(cs: int, cr0: int, is_user: bool) -> None:
+    """In real mode a selector has no privilege level."""
+    assert I386.is_user({"cs": cs, "cr0": cr0}) is is_user
+
+
+def test_i386_trap_frame() -> None:
+    trap = I386.kernel_code.trap
+    assert (trap.size, trap.full["ebp"], trap.full["orig_eax"], trap.full["eip"], trap.full["ss"]) == (68, 20, 44, 48, 64)
+    assert trap.full["eip"] == trap.partial_at + trap.partial["eip"]
+    assert I386.kernel_code.system_call_number({"orig_eax": 0xFFFF_FFFF}) == -1
+    assert I386.kernel_code.system_call_number({"orig_eax": 383}) == 383
+
+
+def test_i386_call_targets() -> None:
+    assert I386.kernel_code.link is not None
+    target = I386.kernel_code.link.target
+    assert target(0xC600_0010, bytes.fromhex("e8fbffffff")) == 0xC600_0010
+    assert target(0xC600_0010, bytes.fromhex("e800000001")) == 0xC700_0015
+    assert target(0xC600_0010, bytes.fromhex("90909090ff")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "has_left"),
+    [("5d c3", True), ("90 c3", True), ("5d e9", True), ("c9 ff", True), ("5d eb", True), ("90 e9", False), ("5d 90", False)],
+)
+def test_i386_has_left_frame(code: str, has_left: bool) -> None:
+    before, after = bytes.fromhex(code)[:1], bytes.fromhex(code)[1:]
+    assert I386.kernel_code.has_left_frame(before, after) is has_left

@@ -77,12 +77,15 @@ class UnwindMethod(Enum):
     """By the kernel's ORC tables, else by frame pointers."""
     FRAME_RECORDS = auto()
     """By frame records: the frame pointer leads to the caller's frame pointer and the return address."""
+    PUSHED_FRAMES = auto()
+    """By frame pointers of a processor whose calls push the return address, also amid prologues and epilogues."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRegister:
     """The register in which a call leaves its return address.
 
+    name: "" where it pushes it: then the word at the stack pointer takes the register's place.
     target: the function that a call calls: (address of the instruction, its bytes) -> address, None where a register says it.
     size: bytes of a call instruction.
     """
@@ -97,6 +100,8 @@ class StackLink(Enum):
 
     TOP_WORD = auto()
     """Its topmost word is the stack pointer there."""
+    BOTTOM_WORD = auto()
+    """Its lowest word is the stack pointer there; in that of a task's stack there is no kernel address (STACK_END_MAGIC)."""
     FRAME_POINTER = auto()
     """The chain of frame pointers leaves it."""
 
@@ -105,7 +110,7 @@ class StackLink(Enum):
 class InterruptStacks:
     """How to find each CPU's stack for interrupts.
 
-    variable: the per-CPU variable that points to it.
+    variable: the per-CPU variable that points to it; "" where none has to, because it is aligned as the stacks of tasks are.
     container: the per-CPU struct in which that is where there is no such variable.
     is_lowest: whether it points to the stack's lowest address, and not to its end or last word.
     exceptions: the per-CPU variable that points to the stacks for NMI and other exceptions, "" where there is none.
@@ -136,7 +141,7 @@ class KernelCode:
     """What must be known of the kernel's own code to walk its stacks. Names are those of the kernel's symbols.
 
     method: how stacks are unwound.
-    link: the register that calls leave return addresses in, None where they push them.
+    link: the register that calls leave return addresses in, None where they push them and unwind tables say where.
     frame_record: how far from the frame pointer to the record of the caller's frame pointer and the return address.
     signature: bits of a return address that may hold its signature (pointer authentication) and are set without one, or 0.
     trap: where entry code saves registers.
@@ -150,6 +155,7 @@ class KernelCode:
     frame_height: how far above the stack pointer code from the start of a function on sets its frame pointer.
     task_switch: (function that switches from one task to another, the one that calls it), where the former uses the frame pointer
         for something else; it does not move the stack pointer, nor does it make another call.
+    has_left_frame: where calls push return addresses: whether code between two bytes has just taken down its frame, or returns.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
@@ -184,6 +190,7 @@ class KernelCode:
     saves_link: Callable[[bytes], bool]
     frame_height: Callable[[bytes], int | None]
     task_switch: tuple[str, str]
+    has_left_frame: Callable[[bytes, bytes], bool]
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
     task_roots: frozenset[str]
@@ -257,6 +264,7 @@ class Architecture:
     kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
+    is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
@@ -286,6 +294,7 @@ class Architecture:
     kernel_image: tuple[int, int]
     image_alignment: int
     image_mark: Callable[[Registers, ReadMemory], int | None]
+    is_image_in_linear_map: bool
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
     entry_stacks: tuple[int, int]

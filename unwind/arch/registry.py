@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
+from unwind.arch.i386 import I386
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.x86_64 import X86_64
 
-ARCHITECTURES: tuple[Architecture, ...] = (X86_64, ARM64, RISCV64)
+ARCHITECTURES: tuple[Architecture, ...] = (X86_64, ARM64, RISCV64, I386)
 
 
 def find_architecture(name: str) -> Architecture | None:

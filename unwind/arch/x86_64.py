@@ -104,7 +104,7 @@ def _is_trap_place(end: int) -> bool:
     return end & _PAGE_MASK in (0, _PAGE_MASK + 1 - _FRED_PADDING) or _CPU_ENTRY_AREA[0] < end <= _CPU_ENTRY_AREA[1]
 
 
-def _follows_call(before: bytes) -> bool:
+def follows_call(before: bytes) -> bool:
     """``call rel32`` is e8 and 4 bytes; ``call r/m64`` is ff /2 with a ModRM byte, SIB byte and displacement as the mode says."""
     if len(before) != 7:
         return False
@@ -121,7 +121,7 @@ def _follows_call(before: bytes) -> bool:
     return before[0] == 0xFF and before[1] in (0x94, 0x14)
 
 
-def _follows_own_call(before: bytes) -> bool:
+def follows_own_call(before: bytes) -> bool:
     """``call 1f; int3; 1:`` and its kin: a displacement of a few bytes."""
     return len(before) == 7 and before[2] == 0xE8 and int.from_bytes(before[3:], "little") <= _OWN_CALL_REACH
 
@@ -139,6 +139,31 @@ def _system_call_number(saved: Registers) -> int | None:
     number = saved.get("orig_rax")
     return None if number is None else -1 if number >> 63 else number & 0xFFFF_FFFF
 
+
+CONTEXTS = (
+    # arch/x86/entry/entry_64.S, entry_32.S and asm/idtentry.h, whose names 5.8 introduced; before that the functions behind them.
+    ("asm_exc_page_fault", Context.PAGE_FAULT),
+    ("exc_page_fault", Context.PAGE_FAULT),
+    ("asm_exc_", Context.EXCEPTION),
+    ("exc_", Context.EXCEPTION),
+    ("asm_common_interrupt", Context.HARD_IRQ),
+    ("asm_sysvec_", Context.HARD_IRQ),
+    ("asm_spurious_interrupt", Context.HARD_IRQ),
+    ("common_interrupt", Context.HARD_IRQ),
+    ("sysvec_", Context.HARD_IRQ),
+    ("__sysvec_", Context.HARD_IRQ),
+    ("__do_softirq", Context.SOFT_IRQ),
+    ("handle_softirqs", Context.SOFT_IRQ),
+    ("do_softirq", Context.SOFT_IRQ),
+    ("entry_SYSCALL", Context.SYSTEM_CALL),
+    ("entry_SYSENTER", Context.SYSTEM_CALL),
+    ("entry_INT80", Context.SYSTEM_CALL),
+    ("asm_int80_emulation", Context.SYSTEM_CALL),
+    ("do_syscall_64", Context.SYSTEM_CALL),
+    ("do_int80_", Context.SYSTEM_CALL),
+    ("do_fast_syscall_32", Context.SYSTEM_CALL),
+    ("do_SYSENTER_32", Context.SYSTEM_CALL),
+)
 
 _USER_ABIS = (
     UserAbi(
@@ -217,6 +242,7 @@ X86_64 = Architecture(
     kernel_image=_IMAGE,
     image_alignment=0x20_0000,
     image_mark=_first_handler,
+    is_image_in_linear_map=False,
     image_physical=_image_physical,
     stack_size=0x4000,
     entry_stacks=_CPU_ENTRY_AREA,
@@ -252,12 +278,13 @@ X86_64 = Architecture(
         is_trap_place=_is_trap_place,
         user_trap_paddings=(0, _FRED_PADDING),
         call_size=7,
-        follows_call=_follows_call,
+        follows_call=follows_call,
         sets_frame=lambda _code: False,  # there is no link register to ask for
         saves_link=lambda _code: True,
         frame_height=lambda _code: None,
         task_switch=("", ""),
-        follows_own_call=_follows_own_call,
+        has_left_frame=lambda _before, _after: False,  # the unwind table says it
+        follows_own_call=follows_own_call,
         pushed_words=_pushed_words,
         task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
         idle_roots=frozenset(
@@ -279,29 +306,7 @@ X86_64 = Architecture(
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
         has_only_code=True,
         module_reach=0,
-        contexts=(
-            # arch/x86/entry/entry_64.S and asm/idtentry.h, whose names 5.8 introduced; before that the functions behind them.
-            ("asm_exc_page_fault", Context.PAGE_FAULT),
-            ("exc_page_fault", Context.PAGE_FAULT),
-            ("asm_exc_", Context.EXCEPTION),
-            ("exc_", Context.EXCEPTION),
-            ("asm_common_interrupt", Context.HARD_IRQ),
-            ("asm_sysvec_", Context.HARD_IRQ),
-            ("asm_spurious_interrupt", Context.HARD_IRQ),
-            ("common_interrupt", Context.HARD_IRQ),
-            ("sysvec_", Context.HARD_IRQ),
-            ("__sysvec_", Context.HARD_IRQ),
-            ("__do_softirq", Context.SOFT_IRQ),
-            ("handle_softirqs", Context.SOFT_IRQ),
-            ("do_softirq", Context.SOFT_IRQ),
-            ("entry_SYSCALL", Context.SYSTEM_CALL),
-            ("entry_SYSENTER", Context.SYSTEM_CALL),
-            ("entry_INT80", Context.SYSTEM_CALL),
-            ("asm_int80_emulation", Context.SYSTEM_CALL),
-            ("do_syscall_64", Context.SYSTEM_CALL),
-            ("do_int80_", Context.SYSTEM_CALL),
-            ("do_fast_syscall_32", Context.SYSTEM_CALL),
-        ),
+        contexts=CONTEXTS,
         system_call_number=_system_call_number,
         is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
