@@ -1,8 +1,8 @@
 """Names of data for kernels whose kallsyms has only code (no CONFIG_KALLSYMS_ALL): from other tables in their image.
 
-* Exported symbols (include/linux/export.h, ``struct kernel_symbol`` with CONFIG_HAVE_ARCH_PREL32_RELOCATIONS): three 32-bit
-  numbers, relative to their own place: value, name, namespace. ``init_task`` is exported by every kernel; where its entry is, the
-  others are.
+* Exported symbols (include/linux/export.h, ``struct kernel_symbol``): value, name, namespace. With
+  CONFIG_HAVE_ARCH_PREL32_RELOCATIONS these are 32-bit numbers, relative to their own place, else pointers. ``init_task`` is
+  exported by every kernel; where its entry is, the others are.
 * Per-CPU variables: BTF says where in their section each is (include/uapi/linux/btf.h, BTF_KIND_DATASEC), an exported one where
   that begins.
 * BTF itself and the banner: by how they begin.
@@ -31,7 +31,10 @@ _BEFORE_STRINGS = 1 << 21
 """Bytes before the names in which their entries lie: in stock kernels 300 KiB."""
 _WORDS_PER_STEP = 1 << 15
 _ENTRIES_PER_STEP = 1 << 10
+_BEHIND_CODE = 1 << 24
+"""Bytes that the image has behind its last function at most; a kernel may map all of RAM around its image."""
 _MAX_EXPORTS = 1 << 17
+_LEAST_EXPORTS = 4
 _MAX_NAME = 128
 _MAX_CANDIDATES = 16
 _BTF_HEADER = "HBBIIIII"
@@ -46,7 +49,8 @@ _Piece = tuple[int, bytes]
 
 def add_data_symbols(space: AddressSpace, image: int, rows: SymbolRows, architecture: Architecture) -> Steps[SymbolRows]:
     """The rows with what data could be named."""
-    pieces = yield from _read_image(space, image)
+    last = max((address for address in rows.addresses if image <= address < image + MAX_IMAGE_SIZE), default=image)
+    pieces = yield from _read_image(space, image, min(last + _BEHIND_CODE, image + MAX_IMAGE_SIZE))
     exports = yield from _exports(pieces, architecture)
     known = set(rows.names)
     found = {name: address for name, address in exports.items() if name not in known}
@@ -67,11 +71,11 @@ def add_data_symbols(space: AddressSpace, image: int, rows: SymbolRows, architec
     return (yield from arrange(SymbolRows(addresses, rows.kinds + b"D" * len(found), [*rows.names, *found])))
 
 
-def _read_image(space: AddressSpace, image: int) -> Steps[list[_Piece]]:
+def _read_image(space: AddressSpace, image: int, end: int) -> Steps[list[_Piece]]:
     """The image's mapped pieces; what is mapped to elsewhere in RAM is no part of it."""
     pieces: list[_Piece] = []
     offset = None
-    for extent in space.mapped(image, image + MAX_IMAGE_SIZE):
+    for extent in space.mapped(image, end):
         if extent is None:
             yield
             continue
@@ -99,6 +103,9 @@ def _exports(pieces: list[_Piece], architecture: Architecture) -> Steps[dict[str
             entry = yield from _find_entry(data, at + 1, architecture)
             if entry is not None:
                 return (yield from _read_table(address, data, entry, architecture))
+            found = yield from _read_absolute(address, data, at + 1, architecture)
+            if found:
+                return found
             at = data.find(_ANCHOR, at + 1)
     return {}
 
@@ -138,6 +145,43 @@ def _read_table(address: int, data: bytes, entry: int, architecture: Architectur
             if text is None:
                 break
             found[text] = address + at + value & _ADDRESS_MASK
+            at += step
+            if not count % _ENTRIES_PER_STEP:
+                yield
+    return found
+
+
+def _read_absolute(address: int, data: bytes, name: int, architecture: Architecture) -> Steps[dict[str, int]]:
+    """All entries of a table of pointers that has one for the name at an offset; none where no such table is found."""
+    words = Words.of(architecture)
+    pointer = (address + name).to_bytes(words.size, words.byteorder)
+    at = data.find(pointer, max(0, name - _BEFORE_STRINGS), name)
+    while at >= 0:
+        yield
+        # Before 5.4 there was no namespace.
+        for count in (3, 2) if not at % words.size else ():
+            layout = struct.Struct(f"{words.order}{count}{words.format}")
+            found = yield from _read_pointers(address, data, at - words.size, layout, architecture)
+            if len(found) >= _LEAST_EXPORTS:
+                return found
+        at = data.find(pointer, at + 1, name)
+    return {}
+
+
+def _read_pointers(
+    address: int, data: bytes, entry: int, layout: struct.Struct, architecture: Architecture
+) -> Steps[dict[str, int]]:
+    found: dict[str, int] = {}
+    for step in (-layout.size, layout.size):
+        at = entry
+        for count in range(_MAX_EXPORTS):
+            if not 0 <= at <= len(data) - layout.size:
+                break
+            value, name, *_namespace = layout.unpack_from(data, at)
+            text = _name_at(data, name - address) if architecture.is_kernel_address(name) else None
+            if text is None:
+                break
+            found[text] = value
             at += step
             if not count % _ENTRIES_PER_STEP:
                 yield

@@ -17,6 +17,7 @@ from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.memory import Steps
 from guest.modules import Module
 from guest.orc_tables import OrcBytes, read_orc
+from guest.own_table import find_own_table
 from guest.paging import AddressSpace
 from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
@@ -31,7 +32,8 @@ from unwind.orc import OrcTable
 _FREEING_INIT = 2
 """``system_state`` from which on boot code is, or may be, freed: SYSTEM_FREEING_INITMEM (5.13), before it SYSTEM_RUNNING."""
 _SIGNATURE_SIZE = 64
-
+_BEHIND_CODE = 1 << 24
+"""Bytes that the image has behind its code at most, as far as its own page tables are looked for."""
 _BEHIND_INIT_TEXT = 1 << 16
 """Bytes that ``.altinstr_aux`` has at most."""
 
@@ -48,6 +50,7 @@ class Kernel:
     is_settled: ``space`` is its own, boot code is gone and the CPUs are known; until then ``refresh_kernel`` now and then.
     irq_stacks, exception_stacks, cpu_offsets: by CPU number, see ``CpuFacts``; empty before they are set up.
     structs: layouts of its structs, None before they were read, or where they cannot be, and in ``structs_problem`` why.
+    unknown: what cannot be known of it, in a sentence; None where nothing of note.
     loaded: its modules and the code that it has made, none before they were read.
     """
 
@@ -68,6 +71,7 @@ class Kernel:
     cpu_offsets: tuple[int, ...]
     structs: Structs | None = None
     structs_problem: str | None = None
+    unknown: str | None = None
     loaded: LoadedCode = LoadedCode()  # noqa: RUF009  (it never changes)
 
     @property
@@ -80,7 +84,7 @@ class Kernel:
         """Whether ``space`` is the kernel's own top-level table, which stays."""
         table = self.symbols.find(self.architecture.page_table_symbol)
         if table is None:
-            return self.is_settled and not self.architecture.paging.is_shared
+            return self.is_settled
         return self.space.translate(table.address) == self.space.root
 
     def code_map(self) -> KernelCodeMap:
@@ -268,7 +272,7 @@ def _try_orc(space: AddressSpace, symbols: SymbolTable) -> Steps[tuple[OrcBytes 
 
 
 def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> Steps[Kernel]:
-    own = _own_space(kernel, current)
+    own = yield from _own_space(kernel, current)
     facts = read_cpus(own or current, kernel.symbols, kernel.architecture)
     if own and not facts.offsets:
         # The table maps the image from the start, but the rest of the kernel's half only when the kernel loads it.
@@ -277,7 +281,8 @@ def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> 
     yield
     space = own or current
     is_init_there = _is_init_there(space, kernel.symbols)
-    is_settled = own is not None and not is_init_there and bool(facts.irq_stacks)
+    has_cpus = bool(facts.irq_stacks if kernel.architecture.interrupt_stacks.variable else facts.offsets)
+    is_settled = own is not None and not is_init_there and has_cpus
     text = kernel.text
     if has_new_text or (is_settled and not kernel.is_settled):
         start, end = kernel.symbols.find(kernel.architecture.code_start), kernel.symbols.find("_etext")
@@ -295,17 +300,29 @@ def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> 
     )
 
 
-def _own_space(kernel: Kernel, current: AddressSpace) -> AddressSpace | None:
+def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | None]:
     """The kernel's own page tables, or None while they do not map the image as the vCPU's do (early in boot)."""
     table = kernel.symbols.find(kernel.architecture.page_table_symbol)
     start = kernel.symbols.find("_stext")
     if table is None and not kernel.architecture.paging.is_shared:
         return current
-    root = current.translate(table.address) if table else None
-    if root is None or start is None:
+    if start is None:
+        return None
+    root = current.translate(table.address) if table else (yield from _search_own_table(kernel, current))
+    if root is None:
         return None
     own = AddressSpace(current.memory, current.tables, root)
     return own if own.translate(start.address) == current.translate(start.address) else None
+
+
+def _search_own_table(kernel: Kernel, current: AddressSpace) -> Steps[int | None]:
+    if kernel.is_settled:
+        return kernel.space.root
+    start, end, data = (kernel.symbols.find(name) for name in ("_stext", "_etext", "init_task"))
+    if start is None or end is None or data is None:
+        return None
+    image = end.address, min(end.address + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
+    return (yield from find_own_table(current, image, (start.address, data.address), kernel.architecture.kernel_image[0]))
 
 
 def _is_init_there(space: AddressSpace, symbols: SymbolTable) -> bool:

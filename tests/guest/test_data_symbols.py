@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 from array import array
+from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,9 @@ from guest.symbol_rows import SymbolRows
 from tests.builders.btf import Btf
 from tests.builders.file_memory import BytesMemory
 from tests.builders.page_tables import FOUR_LEVELS, PageTables
+from unwind.arch import ByteOrder
 from unwind.arch.arm64 import ARM64
+from unwind.arch.i386 import I386
 
 IMAGE, PHYSICAL = 0xFFFF_8000_8000_0000, 0x20_0000
 SIZE = 0x4_0000
@@ -64,6 +68,25 @@ def test_exports_per_cpu_variables_and_tables() -> None:
     assert found["sys_call_table"] == IMAGE + CALLS
     assert found["__start_BTF"] == IMAGE + BTF
     assert found["__stop_BTF"] > found["__start_BTF"]
+
+
+@pytest.mark.parametrize(("words", "byteorder"), [(3, "<"), (2, "<"), (3, ">")])
+def test_exports_by_pointers(words: int, byteorder: str) -> None:
+    """As on 32-bit Arm and MIPS; ``struct kernel_symbol`` has a namespace since 5.4."""
+    image = bytearray(SIZE)
+    low = 0xC000_8000
+    names = b"\0" + b"\0".join(name.encode() for name in EXPORTED) + b"\0"
+    image[STRINGS : STRINGS + len(names)] = names
+    for index, (name, value) in enumerate(EXPORTED.items()):
+        entry = (low + value, low + STRINGS + names.index(b"\0" + name.encode() + b"\0") + 1, 0)[:words]
+        struct.pack_into(f"{byteorder}{words}I", image, ENTRIES + 4 * words * index, *entry)
+    order: ByteOrder = "little" if byteorder == "<" else "big"
+    tables = replace(FOUR_LEVELS, linear=((low, low + (1 << 27), PHYSICAL),))
+    memory = BytesMemory({PHYSICAL: bytes(image) + bytes(1 << 24)})
+    rows = SymbolRows(array("Q", [low + 0x800]), b"T", ["vfs_read"])
+    architecture = replace(I386, byteorder=order)
+    found = run_steps(add_data_symbols(AddressSpace(memory, tables, 0), low, rows, architecture))
+    assert dict(zip(found.names, found.addresses, strict=True)) == {name: low + value for name, value in EXPORTED.items()}
 
 
 def test_an_image_without_any_of_it_keeps_its_names() -> None:
