@@ -173,7 +173,9 @@ class Comparer:
         """Reads the task's memory as its vCPU sees it, or by its own tables where, amid a switch, the vCPU has another process'."""
         tasks, paging, space = self._guest.maker.tasks, self._session.architecture.paging, kernel.space
         assert tasks is not None
-        table = space.translate(int.from_bytes(space.read(tasks.page_table_address(words), 8), "little"))
+        where = tasks.page_table_address(words)
+        assert where is not None
+        table = space.translate(int.from_bytes(space.read(where, 8), "little"))
         if table is None or table == paging.roots(capture.registers)[-1] or self._session.architecture.is_user(capture.registers):
             return page_reader(self._session.target, capture.vcpu)
         own = FreshSpace(self._session.memory, space.tables, table)

@@ -36,7 +36,8 @@ def export_report_text(
 ) -> bytes:
     """Lines of plain text. Names longer than 60 characters are cut; the JSON report has them whole."""
     rows = report_rows(profile, by=by, sort=sort, limit=limit)
-    lines = [machine(profile.meta), *quality_lines(profile.quality(), profile.unreadable_files()), ""]
+    lines = [machine(profile.meta), *quality_lines(profile.quality(), profile.unreadable_files())]
+    lines += [*(f"unknown  {printable(text)}" for text in profile.unknown()), ""]
     lines.append(
         f"{'self %':>8}  {'self time':>10}  {'total %':>8}  {'total time':>10}  {'samples':>9}  {_heading(rows, by)}".rstrip()
     )

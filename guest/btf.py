@@ -52,6 +52,11 @@ class _Index:
     names: dict[str, int]
 
 
+def has_types(symbols: SymbolTable) -> bool:
+    """Whether a kernel carries type information."""
+    return symbols.find("__start_BTF") is not None
+
+
 def read_structs(space: AddressSpace, symbols: SymbolTable, words: Words) -> Steps[Structs]:
     """The layouts of the running kernel. Raises BadImageError where it has no BTF, or not in a known format."""
     start, stop = symbols.find("__start_BTF"), symbols.find("__stop_BTF")

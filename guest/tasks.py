@@ -24,9 +24,10 @@ _PF_KTHREAD = 0x0020_0000
 _MAX_SLICE = 8192
 """Bytes between the first and the last member that is wanted; in Debian's kernels about 3,000."""
 _MAX_NAMES = 65536
-_MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "group_leader", "comm", "cgroups")
+_MEMBERS = ("flags", "stack", "mm", "pid", "tgid", "comm")
 _FILTER = "seccomp.filter"
-"""A member that kernels may lack (CONFIG_SECCOMP)."""
+_MAYBE = ("group_leader", "cgroups", _FILTER)
+"""Members that kernels may lack (CONFIG_SECCOMP), or that are not known without type information."""
 _CPU = "thread_info.cpu"
 """Its number says whose per-CPU variables are the running CPU's where no register does."""
 _NAME_LIFE_NS = 1_000_000_000
@@ -37,7 +38,7 @@ _NAME_LIFE_NS = 1_000_000_000
 class TaskWords:
     """A task as a halt found it. Addresses are kernel virtual ones.
 
-    stack: lowest address of its kernel stack. mm: 0 for kernel threads. leader: the main thread of its process.
+    stack: lowest address of its kernel stack. mm: 0 for kernel threads. leader: the main thread of its process, 0 if not known.
     filter: its newest filter of system calls, 0 where it has none. cpu: the number of the CPU that it runs on, where it says so.
     """
 
@@ -69,9 +70,7 @@ class TaskReader:
         self._pointer = architecture.running_task.pointer
         self._has_cpu_base = bool(architecture.cpu_base)
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
-        found = structs.field("task_struct", _FILTER)
-        if found is not None:
-            fields[_FILTER] = found
+        fields |= {name: field for name in _MAYBE if (field := structs.field("task_struct", name)) is not None}
         if not self._has_cpu_base:
             fields[_CPU] = structs.require("task_struct", _CPU)
         self._fields: Mapping[str, Field] = fields
@@ -86,7 +85,8 @@ class TaskReader:
         self._scheduled = self._current if scheduled is None else scheduled
         offsets = symbols.find("__per_cpu_offset")
         self._cpu_offsets = None if offsets is None else offsets.address
-        self._page_table = structs.require("mm_struct", "pgd").offset
+        table = structs.field("mm_struct", "pgd")
+        self._page_table = None if table is None else table.offset
         self._groups = _cgroup_reader(space, symbols, structs)
         self._names: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -98,9 +98,12 @@ class TaskReader:
         """Where the scheduler's pointer to the task lies that it has chosen for a CPU: a little ahead of ``current_address``."""
         return self._scheduled + cpu_offset & self.words.mask
 
-    def page_table_address(self, words: TaskWords) -> int:
-        """Where the kernel address of a process' top-level page table lies. Not 0 only where ``words.mm`` is not."""
-        return words.mm + self._page_table & self.words.mask
+    def page_table_address(self, words: TaskWords) -> int | None:
+        """Where the kernel address of a process' top-level page table lies, None where that is not known.
+
+        It has one only where ``words.mm`` is not 0.
+        """
+        return None if self._page_table is None else words.mm + self._page_table & self.words.mask
 
     def slice_of(self, task: int) -> tuple[int, int]:
         """(address, size) of what a halt copies of a task."""
@@ -121,8 +124,8 @@ class TaskReader:
             number["flags"],
             number["stack"],
             number["mm"],
-            number["group_leader"],
-            number["cgroups"],
+            number.get("group_leader", 0),
+            number.get("cgroups", 0),
             number.get(_FILTER, 0),
             number.get(_CPU, 0),
         )
@@ -167,7 +170,7 @@ class TaskReader:
 
     def describe(self, words: TaskWords, now_ns: int) -> Task:
         """A task with the name of its process and its control group; ``now_ns``: any clock, for how long a name is believed."""
-        process = words.comm if words.leader == words.address else self._leader_name(words, now_ns)
+        process = words.comm if words.leader in (0, words.address) else self._leader_name(words, now_ns)
         group = self._groups.path(words.cgroups) if self._groups is not None and words.cgroups else None
         return Task(words.pid, words.tgid, words.comm, process, words.is_kernel_thread, group)
 

@@ -20,6 +20,8 @@ from recording.reader import Recording, Selection
 
 UNREADABLE_FILE = "file-unreadable"
 """The kind of events which say that a file of user code could not be read, and why."""
+UNKNOWN = "unknown"
+"""The kind of events which say what cannot be known of a kernel."""
 _WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
 _T = TypeVar("_T")
 
@@ -164,6 +166,10 @@ class Profile:
     def unreadable_files(self) -> list[str]:
         """A sentence for each file of user code that could not be read, in the order in which that was found."""
         return list(dict.fromkeys(event.text for event in self._recording.events() if event.kind == UNREADABLE_FILE))
+
+    def unknown(self) -> list[str]:
+        """A sentence for each kernel of which something cannot be known: what that is."""
+        return list(dict.fromkeys(event.text for event in self._recording.events() if event.kind == UNKNOWN))
 
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
         """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""

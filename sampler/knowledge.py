@@ -77,6 +77,7 @@ class Knowledge:
         self._tell = tell
         self._loaded: dict[int, int] = {}
         self._problem: str | None = None
+        self._unknown: str | None = None
         self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size)
         on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
         self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on)
@@ -108,6 +109,9 @@ class Knowledge:
         if problem is not None and problem != self._problem:
             self._tell("no-tasks", f"tasks and user code cannot be told: {problem}")
         self._problem = problem
+        if kernel.unknown is not None and kernel.unknown != self._unknown:
+            self._tell("unknown", kernel.unknown)
+        self._unknown = kernel.unknown
         self.planner.set_kernel(kernel, self.maker.tasks)
         self._events.changed(kernel)
 

@@ -61,7 +61,7 @@ class HaltPlanner:
 
     def find_task(self, capture: Capture) -> TaskWords | None:
         """The task that a capture's vCPU ran, None where that is not known."""
-        offset = self._tasks.offset_of(capture.registers)
+        offset = self._tasks.offset_of(capture.vcpu, capture.registers)
         if self._reader is None:
             return None
         return self._reader.find_running(capture.read, capture.registers, offset, self._tasks.kernel_stack(capture.registers))

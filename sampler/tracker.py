@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from guest.btf import read_structs
+from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
@@ -20,6 +20,7 @@ from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.modules import ModuleReader
 from guest.system_call_filters import SystemCallFilters
+from guest.task_search import UNKNOWN, search_structs
 from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from sampler.memory import ProcessMemory
@@ -243,15 +244,20 @@ class KernelTracker:
     def _describe(self, kernel: Kernel) -> Steps[None]:
         """Read the layouts of the kernel's structs, then what they lead to."""
         self._reads_modules = True
+        unknown = None
         try:
-            structs = yield from read_structs(kernel.space, kernel.symbols, Words.of(kernel.architecture))
+            if has_types(kernel.symbols):
+                structs = yield from read_structs(kernel.space, kernel.symbols, Words.of(kernel.architecture))
+            else:
+                structs = yield from search_structs(kernel.space, kernel.symbols, kernel.architecture)
+                unknown = UNKNOWN
         except BadImageError as error:
             is_news = kernel.structs_problem is None
             self.kernel = kernel = replace(kernel, structs_problem=str(error))
             if is_news:
                 self._events.refreshed(kernel)
             return
-        self.kernel = kernel = replace(kernel, structs=structs, structs_problem=None)
+        self.kernel = kernel = replace(kernel, structs=structs, structs_problem=None, unknown=unknown)
         self._generated = GeneratedCodeReader(kernel.symbols, structs, self._architecture)
         try:
             self._modules = ModuleReader(kernel.symbols, structs, kernel.orc.version if kernel.orc else None)

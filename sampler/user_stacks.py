@@ -46,8 +46,9 @@ class TaskPlanner:
 
     def set_kernel(self, kernel: Kernel | None, tasks: TaskReader | None) -> None:
         """What is known of the kernel from now on; without ``tasks`` only user stacks of vCPUs in user mode are copied."""
+        if kernel is None or self._kernel is None or kernel.cpu_offsets != self._kernel.cpu_offsets:
+            self._offsets.clear()
         self._kernel, self._tasks = kernel, tasks
-        self._offsets.clear()
         self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
         self._linear = None
         if kernel and tasks and kernel.cpu_offsets and self._architecture.hides_kernel and not self._can_peek:
@@ -61,13 +62,18 @@ class TaskPlanner:
         is_ram = any(low <= physical <= high - size for low, high in self._memory.ram()) if physical >= 0 else False
         return Read(vcpu, address, size, physical if is_ram else None)
 
-    def offset_of(self, registers: Registers) -> int | None:
-        """The per-CPU offset of the CPU with these registers: one of them holds it, whatever mode it is in, if any does."""
+    def offset_of(self, vcpu: int, registers: Registers) -> int | None:
+        """The per-CPU offset of the CPU that a vCPU is: one of its registers holds it.
+
+        Where programs have that register for themselves, it is the offset that was last seen there: a vCPU stays the same CPU.
+        """
         offsets = () if self._kernel is None else self._kernel.cpu_offsets
         for name in self._architecture.cpu_base:
             if (base := registers.get(name)) in offsets:
+                self._offsets[vcpu] = base
                 return base
-        return None
+        is_only = len(offsets) == 1 and bool(self._architecture.cpu_base)
+        return self._offsets.get(vcpu, offsets[0] if is_only else None)
 
     def kernel_stack(self, registers: Registers) -> tuple[int, int] | None:
         """A kernel stack pointer and the size of a task's kernel stack, None in user mode."""
@@ -104,11 +110,9 @@ class TaskPlanner:
     def _plan_vcpu(self, state: HaltedState, vcpu: int, registers: Registers) -> tuple[list[Read], bool]:
         is_user = self._architecture.is_user(registers)
         reads = [Read(vcpu, *piece) for piece in self._user_pieces(registers)] if is_user and self._stage == 1 else []
-        offset = self.offset_of(registers)
+        offset = self.offset_of(vcpu, registers)
         if self._tasks is None:
             return reads, True
-        if offset is not None:
-            self._offsets[vcpu] = offset
         missing: list[Read] = []
 
         def read(address: int, size: int) -> bytes | None:
@@ -133,7 +137,7 @@ class TaskPlanner:
         space.forget()
         for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             pieces = self.copied[vcpu] = []
-            words = self._peek_task(space, registers, pieces)
+            words = self._peek_task(space, vcpu, registers, pieces)
             user = self._user_registers(registers, words, space.read)
             own = self._user_space(space, registers, words)
             if user is None or own is None:
@@ -143,9 +147,9 @@ class TaskPlanner:
                 if data is not None:
                     pieces.append((address, data))
 
-    def _peek_task(self, space: FreshSpace, registers: Registers, pieces: list[Piece]) -> TaskWords | None:
+    def _peek_task(self, space: FreshSpace, vcpu: int, registers: Registers, pieces: list[Piece]) -> TaskWords | None:
         """The running task; what was read to find it becomes part of the capture."""
-        offset = self.offset_of(registers)
+        offset = self.offset_of(vcpu, registers)
         if self._tasks is None:
             return None
 
@@ -163,8 +167,10 @@ class TaskPlanner:
         if words is not None and self._tasks is not None:
             if not words.mm:
                 return None
-            table = space.read(self._tasks.page_table_address(words), self._architecture.pointer_size)
-            root = None if table is None else space.translate(int.from_bytes(table, self._architecture.byteorder))
+            where = self._tasks.page_table_address(words)
+            table = None if where is None else space.read(where, self._architecture.pointer_size)
+            if where is not None:
+                root = None if table is None else space.translate(int.from_bytes(table, self._architecture.byteorder))
         return None if root is None else FreshSpace(self._memory, space.tables, root)
 
     def _user_registers(

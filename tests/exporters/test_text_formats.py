@@ -18,11 +18,11 @@ from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
 from exporters.text import duration, encodable, machine, percent, printable, shortened
-from recording.model import Context, FrameKind, StackEnd, Task, UserEnd
+from recording.model import Context, Event, FrameKind, StackEnd, Task, UserEnd
 from recording.names import Function
 from recording.reader import Selection
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened, small_recording
-from tests.builders.recordings import MS, Stack, write_recording
+from tests.builders.recordings import MS, Names, Stack, write_recording
 
 FLAMEGRAPH_PL = re.compile(r"^(.*)\s+?(\d+(?:\.\d*)?)$")
 
@@ -103,6 +103,16 @@ def test_user_stacks_that_nobody_asked_for(tmp_path: Path) -> None:
         assert "user     no user stacks were asked for (--no-user)" in export_report_text(profile).decode().splitlines()
         quality = json.loads(export_report_json(profile))["quality"]
     assert (quality["user_complete_share"], quality["user_ends"], quality["task_share"]) == (None, {"not-wanted": 1}, 0.0)
+
+
+def test_what_cannot_be_known_of_a_kernel(tmp_path: Path) -> None:
+    said = "the kernel has no type information (BTF): its \x1bmodules cannot be told"
+    events = (Event(0, "unknown", said), Event(5, "unknown", said))
+    with opened(write_recording(tmp_path / "a", [[Stack("U:16", 0, StackEnd.USER_MODE)]], Names(), events)) as profile:
+        lines = export_report_text(profile).decode().splitlines()
+    assert [line for line in lines if line.startswith("unknown")] == [
+        "unknown  the kernel has no type information (BTF): its \\x1bmodules cannot be told"
+    ]
 
 
 def test_rows_of_processes(tmp_path: Path) -> None:
