@@ -51,11 +51,13 @@ class Machine:
 # Debian's 6.12 oopses at boot under some QEMUs' TCG with cmpxchg16b on offer.
 PC = Machine("amd64", QEMU, "qemu-system-x86", "qemu64,-cx16")
 ARM64 = Machine("arm64", "qemu-system-aarch64", "qemu-system-arm", "cortex-a57", ("-M", "virt"), "ttyAMA0")
+# Debian builds no newer kernels for it.
+I386 = Machine("i386", "qemu-system-i386", "qemu-system-x86", "qemu32", suites=("bookworm",))
 RISCV64 = Machine(
     "riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie", suites=("trixie",)
 )
 
-MACHINES = (ARM64, RISCV64)
+MACHINES = (ARM64, RISCV64, I386)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

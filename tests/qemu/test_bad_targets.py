@@ -241,11 +241,11 @@ def quit_machine(qmp: str) -> None:
         machine.execute("quit")
 
 
-def test_a_32_bit_machine(machine: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
-    gdb, qmp = machine(binary="qemu-system-i386")
+def test_a_machine_of_an_unknown_architecture(machine: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    gdb, qmp = machine("-M", "virt", binary="qemu-system-m68k")
     said = refused(tmp_path / "a", "--connect", gdb)
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    assert said == f"guestprof: the guest's architecture is 'i386', which guestprof cannot profile yet (it knows {known})\n"
+    assert said == f"guestprof: the guest's architecture is 'm68k', which guestprof cannot profile yet (it knows {known})\n"
     with Qmp.open(qmp) as client:
         assert client.status() == "running"
 
@@ -263,7 +263,7 @@ def test_a_32_bit_kernel_on_a_64_bit_machine(tmp_path: Path) -> None:
     with Guest(GuestOptions(kernel, initramfs)) as guest:
         guest.wait_for(WORKLOAD_MARK)
         said = guestprof("record", "--connect", guest.target, "-o", path, status=1).stderr
-        assert said.endswith("; guestprof profiles 64-bit kernels: boot a 64-bit one\n")
+        assert said.endswith(": start it with qemu-system-i386, or boot a 64-bit one\n")
         assert said.count("the guest runs the 32-bit kernel 6.1") == 1
         # It was refused before the first sample.
         assert sample_count(path) == 0
