@@ -24,7 +24,7 @@ from tests.qemu.guests import Guest, GuestOptions, Machine
 from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder
 
-_BOOT_TIMEOUT_S = 600.0
+_BOOT_TIMEOUT_S = 240.0
 _FIND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 60.0
 
@@ -69,6 +69,11 @@ class LiveGuest:
         target = self.session.target
         return RegisterFile(target.layout, target._stub.request(b"g"))  # noqa: SLF001
 
+    def name(self, address: int) -> str:
+        """The kernel's function at an address."""
+        symbol = self.kernel.symbols.find_at(address)
+        return symbol.name if symbol else f"{address:#x}"
+
     def word(self, address: int) -> int:
         """A pointer of the kernel's memory, 0 where it cannot be read."""
         data = self.kernel.space.read_many([(address, self.session.architecture.pointer_size)])[0]
@@ -77,6 +82,7 @@ class LiveGuest:
     def run_to(self, address: int) -> None:
         """Run until a vCPU comes to an address. Raises GuestprofError where none does."""
         target = self.session.target
+        target.halt()
         target._stub.request(b"Z0,%x,4" % address)  # noqa: SLF001
         try:
             self._go(b"c")
@@ -106,8 +112,9 @@ def live_guest(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
         initramfs = directory / "initramfs.gz"
         archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
-        # The kernel unpacks one archive behind the other; later files replace earlier ones.
-        initramfs.write_bytes(archive + (pack_newc([Entry("init", 0o100755, init)]) if init is not None else b""))
+        # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
+        more = bytes(-len(archive) % 4) + pack_newc([Entry("init", 0o100755, init)]) if init is not None else b""
+        initramfs.write_bytes(archive + more)
         guest = stack.enter_context(Guest(GuestOptions(image, initramfs, vcpus=vcpus, machine=machine)))
         guest.wait_for(mark, _BOOT_TIMEOUT_S)
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
