@@ -43,6 +43,11 @@ def _registers(prefix: str, count: int, size: int = 8) -> tuple[tuple[str, int],
     return tuple((f"{prefix}{number}", size) for number in range(count))
 
 
+_RISCV = (
+    *("zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "fp", "s1", *(f"a{number}" for number in range(8))),
+    *(f"s{number}" for number in range(2, 12)),
+    *(f"t{number}" for number in range(3, 7)),
+)
 _PPC_MARKERS = ((32, 48), (96, 112))
 """Where the mark "regshere" and ``struct pt_regs`` lie in a frame: since 6.2, before (arch/powerpc/include/asm/ptrace.h)."""
 _PPC_MARKER = 0x5245_4753_6865_7265
@@ -77,7 +82,7 @@ KERNELS = {
     ),
     # arch/riscv/kernel/entry.S: the stack pointer of handle_exception is the address of struct pt_regs; SR_SPP in its status.
     "riscv64": KernelEntry(
-        layout=GdbLayout("gdb-multiarch", "riscv:rv64", "little", (*_registers("x", 32), ("pc", 8)), ("sp", "fp", "ra")),
+        layout=GdbLayout("gdb-multiarch", "riscv:rv64", "little", (*((name, 8) for name in _RISCV), ("pc", 8)), ("sp", "fp", "ra")),
         pc="pc",
         entry_text=("", ""),
         functions=("handle_exception", "ret_from_exception"),
@@ -87,9 +92,9 @@ KERNELS = {
         saved=lambda frame, _read: frame["sp"],
         switch=(
             "call_on_irq_stack",
-            lambda frame, read: {"x8": read(frame["fp"] - 16), "pc": read(frame["fp"] - 8), "x2": frame["fp"]},
+            lambda frame, read: {"fp": read(frame["fp"] - 16), "pc": read(frame["fp"] - 8), "sp": frame["fp"]},
         ),
-        places={**{f"x{number}": 8 * number for number in range(1, 32)}, "pc": 0, "status": 256},
+        places={**{name: 8 * number for number, name in enumerate(_RISCV) if number}, "pc": 0, "status": 256},
         mode=("status", 1 << 8, 0),
     ),
     # arch/powerpc/kernel/exceptions-64s.S, interrupt_64.S.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,18 +20,31 @@ from pathlib import Path
 from typing import Any
 
 from guestprof.debian import fetch_kernel
-from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
+from guestprof.initramfs import INIT, WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
 from recording.errors import GuestprofError
 from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording
 from tests.qemu.guests import MACHINES, PC, QEMU, Guest, GuestOptions, Machine
+from tests.qemu.kernel_modules import find_modules, module_entries
 
 _ROOT = Path(__file__).parent
 _RESULTS = _ROOT / "results" / "architectures.json"
 _DOCUMENT = _ROOT.parent / "docs" / "architectures.md"
 _BEGIN, _END = "<!-- python -m benchmarks.architectures -->", "<!-- end -->"
-_BOOT_TIMEOUT_S = 600.0
+_BOOT_TIMEOUT_S = 240.0
+_FILE = stat.S_IFREG | 0o755
+_INIT = b"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+while read -r file; do insmod "$file"; done </modules/list
+mkdir /layers /merged
+mount -t tmpfs layers /layers
+mkdir /layers/upper /layers/work
+mount -t overlay -o lowerdir=/bin,upperdir=/layers/upper,workdir=/layers/work overlay /merged
+(while :; do find /merged >/dev/null; cp /merged/busybox /merged/copy; rm /merged/copy; done) &
+exec /bin/busybox sh /demo
+"""
+"""The demo's first process with a module at work beside it."""
 _COLUMNS = (
     ("architecture", "architecture"),
     ("kernel", "kernel"),
@@ -44,6 +58,7 @@ _COLUMNS = (
     ("task_share", "tasks"),
     ("user_complete_share", "user stacks whole"),
     ("user_known_whole", "of programs whose file was found"),
+    ("module_frames_named", "frames in modules named"),
     ("halted_p50_us", "halted per sample (p50)"),
 )
 
@@ -83,7 +98,10 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> d
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
         initramfs = directory / "initramfs.gz"
-        initramfs.write_bytes(build_initramfs(find_busybox(machine.name, suite=machine.programs)))
+        archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
+        more = [*module_entries(find_modules(kernel, suite, ("overlay",))), Entry("demo", _FILE, INIT.encode())]
+        # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
+        initramfs.write_bytes(archive + bytes(-len(archive) % 4) + pack_newc([*more, Entry("init", _FILE, _INIT)]))
         guest = stack.enter_context(Guest(GuestOptions(kernel, initramfs, vcpus=machine.vcpus, machine=machine)))
         guest.wait_for(WORKLOAD_MARK, _BOOT_TIMEOUT_S)
         usual = record(guest, directory / "usual.guestprof", seconds, frequency)
@@ -111,7 +129,11 @@ def figures_of(profile: Profile) -> dict[str, Any]:
     """What the table shows, and how the stacks ended."""
     quality = profile.quality()
     known = {True: 0, False: 0}
+    modules = {True: 0, False: 0}
     for count in profile.counts:
+        for function in count.stack.functions:
+            if function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN):
+                modules[function.kind is FrameKind.MODULE and not function.name.startswith("0x")] += count.samples
         end = count.stack.user_end
         if end is not None and any(function.kind is FrameKind.USER for function in count.stack.functions):
             known[end.is_proper] += count.samples
@@ -122,6 +144,7 @@ def figures_of(profile: Profile) -> dict[str, Any]:
         "task_share": quality.task_share,
         "user_complete_share": quality.user_complete_share,
         "user_known_whole": known[True] / sum(known.values()) if any(known.values()) else None,
+        "module_frames_named": modules[True] / sum(modules.values()) if any(modules.values()) else None,
         "halted_share": quality.halted_share,
         "halted_p50_us": None if quality.halted_p50_ns is None else quality.halted_p50_ns / 1e3,
         "ends": {end.value: count for end, count in quality.ends.items()},

@@ -55,7 +55,7 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
     for _step in range(_MAX_STEPS):
         now = live.step()
         pc, sp = now[arch.pc], now[arch.sp]
-        if arch.is_user(now) or not arch.is_kernel_address(pc):
+        if not live.kernel.text.contains(pc):
             return None
         if calls:
             if (pc, sp) == calls[-1]:

@@ -27,7 +27,7 @@ USERSPACE_MARK = "guestprof: userspace"
 WORKLOAD_MARK = "guestprof: workload"
 """Printed on the guest's console when the workload has been started."""
 
-_INIT = f"""#!/bin/busybox sh
+INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -66,6 +66,7 @@ esac
 echo "{WORKLOAD_MARK}"
 while :; do sleep 1; done
 """
+"""The first process: mounts what programs expect, and keeps the guest busy as the switches say."""
 
 _BUSYBOX_NAMES = ("busybox", "busybox.static", "busybox-static")
 _MAX_BUSYBOX = 64 << 20
@@ -91,7 +92,7 @@ def build_initramfs(busybox: bytes) -> bytes:
             *directories,
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             Entry("bin/busybox", stat.S_IFREG | 0o755, busybox),
-            Entry("init", stat.S_IFREG | 0o755, _INIT.encode()),
+            Entry("init", stat.S_IFREG | 0o755, INIT.encode()),
         ]
     )
     # wbits 31 is a gzip header without name or time.
