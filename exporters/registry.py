@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
+from exporters.per import Per
 from exporters.pprof import export_pprof
 from exporters.report import GroupBy, SortBy
 from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
-from exporters.speedscope import Per, export_speedscope
+from exporters.speedscope import export_speedscope
 from recording.profile import Profile
 
 
@@ -22,7 +24,7 @@ class ExportOptions:
 
     version: of guestprof, for files that name their writer.
     title: over the picture; None for one made from the recording's meta.
-    per: what each profile of a file is of, where the format has several (speedscope).
+    per: what each profile of a file is of, where the format has several (speedscope, firefox).
     annotate: mark kernel frames where the format has no other way (folded).
     warn: told what the user should know about the output.
     """
@@ -62,6 +64,11 @@ EXPORT_FORMATS = {
             ),
         ),
         ExportFormat("folded", ".folded", lambda profile, options: export_folded(profile, annotate=options.annotate)),
+        ExportFormat(
+            "firefox",
+            ".firefox.json",
+            lambda profile, options: export_firefox(profile, version=options.version, title=options.title, per=options.per),
+        ),
         ExportFormat("pprof", ".pb.gz", lambda profile, _options: export_pprof(profile)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
     )

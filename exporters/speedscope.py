@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import orjson
 
+from exporters.per import Per
 from exporters.text import encodable, machine
 from recording.processes import Owner
 from recording.profile import Origin, Profile, Stack
@@ -20,15 +20,6 @@ from recording.profile import Origin, Profile, Stack
 WARN_ABOVE_BYTES = 200_000_000
 """Browsers crawl from about there on."""
 _PROCESS_FILE = "[process]"
-
-
-class Per(StrEnum):
-    """What each profile of a file is of."""
-
-    VCPU = "vcpu"
-    """All that a vCPU did, with gaps where it was not sampled; stacks begin with the process where tasks are known."""
-    PROCESS = "process"
-    """The time that a process ran, on any vCPU and without gaps."""
 
 
 @dataclass(slots=True)

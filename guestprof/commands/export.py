@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from exporters.per import Per
 from exporters.registry import EXPORT_FORMATS, ExportOptions
-from exporters.speedscope import Per
 from guestprof.output import write_output
 from guestprof.selection import selection_of, selection_options
 from guestprof.version import version
@@ -31,7 +31,7 @@ from recording.reader import Recording
     type=click.Choice([per.value for per in Per]),
     default="vcpu",
     show_default=True,
-    help="What each profile of the file is of (speedscope).",
+    help="What each profile of the file is of (speedscope, firefox).",
 )
 @click.option("--title", help="Title over the picture.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")

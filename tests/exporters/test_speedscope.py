@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 
 from exporters.folded import export_folded
-from exporters.speedscope import Per, export_speedscope
+from exporters.per import Per
+from exporters.speedscope import export_speedscope
 from recording.reader import Selection
 from recording.views import function_totals
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened, small_recording

@@ -231,6 +231,7 @@ def test_suffixes() -> None:
     assert {name: known.suffix for name, known in EXPORT_FORMATS.items()} == {
         "speedscope": ".speedscope.json",
         "folded": ".folded",
+        "firefox": ".firefox.json",
         "pprof": ".pb.gz",
         "flamegraph": ".svg",
     }

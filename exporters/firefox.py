@@ -1,0 +1,290 @@
+"""A profile becomes a processed profile of the Firefox Profiler (https://profiler.firefox.com): a track for each vCPU or process.
+
+Format: docs-developer/processed-profile-format.md and the TypeScript types of the profiler's repository. Version 66 is written,
+which later versions upgrade when they load it. A sample counts 1, at the moment of its halt; what happened while recording are
+markers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from exporters.per import Per
+from exporters.run import period_ns, started_ns
+from exporters.text import encodable, halted_line, machine, rate_line, stacks_line
+from recording.model import FrameKind
+from recording.names import Function
+from recording.processes import Owner
+from recording.profile import Profile, Sighting, Stack
+
+_VERSION = 66
+_GECKO_VERSION = 24
+_CATEGORIES = {
+    "Other": "grey",
+    "Idle": "transparent",
+    "User": "yellow",
+    "Kernel": "orange",
+    "Module": "purple",
+    "BPF": "green",
+    "Firmware": "brown",
+}
+_NUMBERS = {name: index for index, name in enumerate(_CATEGORIES)}
+_IDLE = _NUMBERS["Idle"]
+_CATEGORY_OF = {kind: _NUMBERS.get({"bpf": "BPF"}.get(kind.value, kind.value.capitalize()), 0) for kind in FrameKind}
+_LIBRARY = 1
+"""The type of a resource that is a library."""
+_INSTANT = 0
+"""The phase of a marker without an end."""
+_MARKER = "Event"
+_PROCESS = Function("", "[process]", FrameKind.UNKNOWN)
+
+
+@dataclass(slots=True)
+class _Track:
+    """The samples of a thread, as indexes into the stack table and microseconds since the recording began."""
+
+    name: str
+    process: str
+    pid: str
+    tid: str
+    stacks: list[int | None] = field(default_factory=list)
+    times_us: list[int] = field(default_factory=list)
+
+
+class _Tables:
+    """What all threads share: strings, functions, frames and stacks, each a number."""
+
+    def __init__(self, functions: list[Function]) -> None:
+        self._known_functions = functions
+        self.strings: dict[str, int] = {}
+        self.modules: dict[str, int] = {}
+        self.funcs: dict[Function, int] = {}
+        self.frames: dict[tuple[int, int], int] = {}
+        self.nodes: dict[tuple[int, int], int] = {}
+        self._stacks: dict[tuple[int, str], int] = {}
+        self._frame_of = [-1] * len(functions)
+
+    def string(self, text: str) -> int:
+        """The number of a string."""
+        return self.strings.setdefault(encodable(text), len(self.strings))
+
+    def stack(self, stack: Stack, root: str) -> int:
+        """The number of a stack, begun by its process if one is given."""
+        key = (id(stack), root)
+        known = self._stacks.get(key)
+        if known is None:
+            frames = [self._function_frame(index) for index in stack.indexes]
+            if stack.idle:
+                # A sample's category is that of its innermost frame.
+                frames[-1] = self._frame(self._known_functions[stack.indexes[-1]], _IDLE)
+            if root:
+                frames.insert(0, self._frame(Function(root, _PROCESS.module, _PROCESS.kind), 0))
+            known = -1
+            nodes = self.nodes
+            for frame in frames:
+                known = nodes.setdefault((known, frame), len(nodes))
+            self._stacks[key] = known
+        return known
+
+    def _function_frame(self, index: int) -> int:
+        known = self._frame_of[index]
+        if known < 0:
+            function = self._known_functions[index]
+            known = self._frame_of[index] = self._frame(function, _CATEGORY_OF[function.kind])
+        return known
+
+    def _frame(self, function: Function, category: int) -> int:
+        func = self.funcs.get(function)
+        if func is None:
+            func = self.funcs[function] = len(self.funcs)
+            self.string(function.name)
+            self.modules.setdefault(function.module, len(self.modules))
+        return self.frames.setdefault((func, category), len(self.frames))
+
+    def document(self) -> dict[str, Any]:
+        """The tables as columns."""
+        frames, funcs, modules = len(self.frames), len(self.funcs), len(self.modules)
+        module_names = [self.string(module) for module in self.modules]
+        return {
+            "stackTable": {
+                "length": len(self.nodes),
+                "prefixOffset": [0 if prefix < 0 else index - prefix for index, (prefix, _) in enumerate(self.nodes)],
+                "frame": [frame for _, frame in self.nodes],
+            },
+            "frameTable": {
+                "length": frames,
+                "func": [func for func, _ in self.frames],
+                "category": [category for _, category in self.frames],
+                "subcategory": [0] * frames,
+                "address": [-1] * frames,
+                "inlineDepth": [0] * frames,
+                **{name: [None] * frames for name in ("line", "column", "nativeSymbol", "innerWindowID", "originalLocation")},
+            },
+            "funcTable": {
+                "length": funcs,
+                "name": [self.string(function.name) for function in self.funcs],
+                "resource": [self.modules[function.module] for function in self.funcs],
+                "isJS": [False] * funcs,
+                "relevantForJS": [False] * funcs,
+                **{name: [None] * funcs for name in ("source", "lineNumber", "columnNumber", "originalLocation")},
+            },
+            "resourceTable": {
+                "length": modules,
+                "lib": [None] * modules,
+                "name": module_names,
+                "host": [None] * modules,
+                "type": [_LIBRARY] * modules,
+            },
+            "nativeSymbols": {"length": 0, "libIndex": [], "address": [], "name": [], "functionSize": []},
+            "sources": {
+                "length": 0,
+                **{name: [] for name in ("id", "filename", "startLine", "startColumn", "sourceMapURL", "content")},
+            },
+            "sourceLocationTable": {"length": 0, "source": [], "line": [], "column": []},
+        }
+
+
+def export_firefox(profile: Profile, *, version: str, title: str | None = None, per: Per = Per.VCPU) -> bytes:
+    """One JSON document. Tracks by vCPU, or by process with those that took most samples first."""
+    tables = _Tables(profile.functions)
+    tracks = _vcpu_tracks(profile, tables) if per is Per.VCPU else _process_tracks(profile, tables)
+    if tracks:
+        # What is shown begins with the first sample, and would leave out what happened before it: here is one without a stack.
+        tracks[0].stacks.insert(0, None)
+        tracks[0].times_us.insert(0, (profile.selection.since_ns or 0) // 1000)
+    markers = _markers(profile, tables)
+    nothing = _marker_columns([], [])
+    threads = [
+        _thread(track, nothing if index else markers, is_main=not index or per is Per.PROCESS) for index, track in enumerate(tracks)
+    ]
+    shared = tables.document()
+    document = {
+        "meta": _meta(profile, version, title),
+        "libs": [],
+        "pages": [],
+        "profilerOverhead": [],
+        "counters": [],
+        "shared": {**shared, "stringArray": list(tables.strings)},
+        "threads": threads,
+    }
+    return orjson.dumps(document)
+
+
+def _vcpu_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
+    """All vCPUs are threads of one process, the machine."""
+    guest = machine(profile.meta)
+    tracks = {vcpu: _Track(f"vCPU {vcpu}", guest, "0", f"vCPU {vcpu}") for vcpu in profile.vcpus}
+    has_tasks = profile.has_tasks
+    roots: dict[int, str] = {}
+    for walk, origin, vcpu, time_ns, _ in profile.sightings():
+        root = roots.get(id(origin))
+        if root is None:
+            root = roots[id(origin)] = origin.process.root_name if has_tasks else ""
+        track = tracks[vcpu]
+        track.stacks.append(tables.stack(walk.stack, root))
+        track.times_us.append(time_ns // 1000)
+    return list(tracks.values())
+
+
+def _process_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
+    """A process that changed its name is another one, with a number of its own as the profiler wants it: ``417.1``."""
+    tracks: dict[Owner, _Track] = {}
+    of_origin: dict[int, _Track] = {}
+    used: dict[str, int] = {}
+    sighting: Sighting
+    for sighting in profile.sightings():
+        track = of_origin.get(id(sighting.origin))
+        if track is None:
+            owner = sighting.origin.process
+            if owner not in tracks:
+                pid = owner.name if owner.pid is None else str(owner.pid)
+                times = used[pid] = used.get(pid, -1) + 1
+                number = f"{pid}.{times}" if times else pid
+                tracks[owner] = _Track(owner.name, owner.name, number, number)
+            track = of_origin[id(sighting.origin)] = tracks[owner]
+        track.stacks.append(tables.stack(sighting.walk.stack, ""))
+        track.times_us.append(sighting.time_ns // 1000)
+    return sorted(tracks.values(), key=lambda track: (-len(track.stacks), track.pid))
+
+
+def _thread(track: _Track, markers: dict[str, Any], *, is_main: bool) -> dict[str, Any]:
+    times = track.times_us
+    return {
+        "name": encodable(track.name),
+        "isMainThread": is_main,
+        "processType": "default",
+        "processName": encodable(track.process),
+        "processStartupTime": 0,
+        "processShutdownTime": None,
+        "registerTime": 0,
+        "unregisterTime": None,
+        "pausedRanges": [],
+        "pid": encodable(track.pid),
+        "tid": encodable(track.tid),
+        "showMarkersInTimeline": bool(markers["length"]),
+        "samples": {
+            "length": len(times),
+            "stack": track.stacks,
+            "timeDeltas": [(now - before) / 1000 for before, now in zip([0, *times], times, strict=False)],
+            "weight": None,
+            "weightType": "samples",
+        },
+        "markers": markers,
+    }
+
+
+def _markers(profile: Profile, tables: _Tables) -> dict[str, Any]:
+    events = profile.events()
+    names = [tables.string(event.kind) for event in events]
+    return _marker_columns(
+        [event.running_time_ns / 1e6 for event in events],
+        [{"type": _MARKER, "text": encodable(event.text)} for event in events],
+        names,
+    )
+
+
+def _marker_columns(times_ms: list[float], data: list[dict[str, str]], names: list[int] | None = None) -> dict[str, Any]:
+    return {
+        "length": len(times_ms),
+        "name": names or [],
+        "startTime": times_ms,
+        "endTime": [None] * len(times_ms),
+        "phase": [_INSTANT] * len(times_ms),
+        "category": [0] * len(times_ms),
+        "data": data,
+    }
+
+
+def _meta(profile: Profile, version: str, title: str | None) -> dict[str, Any]:
+    quality = profile.quality()
+    told = {"Rate": rate_line(quality), "Halted": halted_line(quality), "Stacks": stacks_line(quality)}
+    rows = [{"label": label, "format": "string", "value": value} for label, value in told.items()]
+    return {
+        "interval": period_ns(profile.meta) / 1e6 or 1,
+        "startTime": started_ns(profile.meta) / 1e6,
+        "processType": 0,
+        "product": encodable(machine(profile.meta) if title is None else title),
+        "stackwalk": 1,
+        "version": _GECKO_VERSION,
+        "preprocessedProfileVersion": _VERSION,
+        "importedFrom": f"guestprof {version}",
+        "symbolicated": True,
+        "categories": [{"name": name, "color": color, "subcategories": ["Other"]} for name, color in _CATEGORIES.items()],
+        "markerSchema": [
+            {
+                "name": _MARKER,
+                "tableLabel": "{marker.data.text}",
+                "chartLabel": "{marker.data.text}",
+                "display": ["marker-chart", "marker-table", "timeline-overview"],
+                "fields": [{"key": "text", "label": "What", "format": "string"}],
+            }
+        ],
+        "extra": [{"label": "Trust in the figures", "entries": rows}],
+        "extensions": {"length": 0, "id": [], "name": [], "baseURL": []},
+        "sampleUnits": {"time": "ms", "eventDelay": "ms", "threadCPUDelta": "ns"},
+        "usesOnlyOneStackType": True,
+        "sourceCodeIsNotOnSearchfox": True,
+    }
