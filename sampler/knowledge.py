@@ -20,6 +20,7 @@ from sampler.tracker import KernelTracker, TrackerEvents
 from sampler.user_files import FileFinder
 from sampler.userspace import ImageStore, UserSpaces
 from unwind.arch import Architecture, UnwindMethod
+from unwind.frame_pointer import keeps_frame_pointers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Knowledge:
         self._tell = tell
         self._loaded: dict[int, int] = {}
         self._problem: str | None = None
+        self._scan_stacks = scan_stacks
         self._unknown: str | None = None
         self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size)
         on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
@@ -98,7 +100,11 @@ class Knowledge:
         self._tell("kernel-found", f"Linux {kernel.release} was found by {kernel.found_by}")
         if kernel.orc is None and kernel.architecture.kernel_code.method is UnwindMethod.ORC:
             why = kernel.orc_problem or "the kernel has no ORC table"
-            self._tell("no-unwind-table", f"frame pointers are followed instead of ORC: {why}")
+            if keeps_frame_pointers(kernel.symbols.text_only(), kernel.text):
+                self._tell("no-unwind-table", f"frame pointers are followed instead of ORC: {why}")
+            else:
+                self.maker.scans = True
+                self._tell("no-unwind-table", f"stacks are scanned for return addresses, and their frames are guesses: {why}")
         self._kernel_changed(kernel)
         self._events.found(kernel)
 
@@ -119,6 +125,7 @@ class Knowledge:
         self._events.gone(why)
         self.planner.set_kernel(None)
         self.maker.set_kernel(None, None)
+        self.maker.scans = self._scan_stacks
         if self.spaces is not None:
             self.spaces.set_kernel(None, self.tracker.boot)
         self._loaded.clear()

@@ -12,6 +12,10 @@ is no return address and ends there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
+from recording.symbols import Symbol
 from unwind.rules import Row, RowKind, Saved
 from unwind.sources import SymbolSource, TextSource
 
@@ -23,10 +27,19 @@ _MOVE_FP = b"\x48\x89\xe5"
 _RETURN = b"\xc3"
 _CALL = b"\xe8"
 _PROLOGUE_BYTES = 16
+_LOOKED_AT = 512
+"""Functions. Those that need no frame at all are few; without frame pointers nearly none has one."""
 
 _BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True)
 _AT_CALL = Row(RowKind.CALL, "rsp", 8, kept=("rbp",))
 _PUSHED = Row(RowKind.CALL, "rsp", 16, saved=(Saved("rbp", None, -16),))
+
+
+def keeps_frame_pointers(functions: Iterable[Symbol], text: TextSource) -> bool:
+    """Whether a kernel was built with frame pointers, by how some of its functions begin."""
+    codes = (text.read(function.address, _PROLOGUE_BYTES) for function in functions if function.size >= _PROLOGUE_BYTES)
+    with_frame = [_PUSH_FP + _MOVE_FP in code for code in islice((code for code in codes if code), _LOOKED_AT)]
+    return 2 * sum(with_frame) > len(with_frame)
 
 
 class FramePointerRows:

@@ -8,7 +8,7 @@ from recording.model import Callchain, Frame, StackEnd
 from recording.symbols import SymbolTable
 from tests.builders.tiny_kernel import STACK_TOP, TEXT, TinyKernel, capture, user_regs, words
 from unwind.arch.x86_64 import X86_64
-from unwind.frame_pointer import FramePointerRows
+from unwind.frame_pointer import FramePointerRows, keeps_frame_pointers
 from unwind.kernel import KernelUnwinder
 from unwind.rules import Row, RowKind, Saved
 
@@ -64,3 +64,12 @@ def test_walk_ends_at_the_encoded_user_registers() -> None:
     assert chain == Callchain(
         (Frame(leaf + 8, leaf + 8), Frame(in_middle, in_middle - 1), Frame(in_entry, in_entry - 1)), StackEnd.USER_ENTRY
     )
+
+
+@pytest.mark.parametrize(("codes", "expected"), [([PLAIN, TRACED, LEAF], True), ([LEAF, LEAF, PLAIN], False), ([], False)])
+def test_whether_a_kernel_keeps_frame_pointers(codes: list[bytes], *, expected: bool) -> None:
+    kernel = TinyKernel()
+    for index, code in enumerate(codes):
+        at = kernel.function(f"f{index}", None) - TEXT
+        kernel.code[at : at + len(code)] = code
+    assert keeps_frame_pointers(kernel.symbols(), kernel) is expected
