@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from guestprof.debian import fetch_kernel
+from guestprof.debian import fetch_kernel, fetch_package
 from guestprof.initramfs import INIT, WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
 from recording.errors import GuestprofError
 from recording.model import FrameKind
@@ -36,15 +36,17 @@ _BOOT_TIMEOUT_S = 240.0
 _FILE = stat.S_IFREG | 0o755
 _INIT = b"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
 while read -r file; do insmod "$file"; done </modules/list
 mkdir /layers /merged
 mount -t tmpfs layers /layers
 mkdir /layers/upper /layers/work
 mount -t overlay -o lowerdir=/bin,upperdir=/layers/upper,workdir=/layers/work overlay /merged
 (while :; do find /merged >/dev/null; cp /merged/busybox /merged/copy; rm /merged/copy; done) &
+(while :; do /bash -c 'for ((i = 0; i < 20000; i++)); do text=${i//1/one}; done; ls=$(< /demo)'; done) >/dev/null 2>&1 &
 exec /bin/busybox sh /demo
 """
-"""The demo's first process with a module at work beside it."""
+"""The demo's first process with a module at work beside it, and a program with unwind data (busybox has little of it)."""
 _COLUMNS = (
     ("architecture", "architecture"),
     ("kernel", "kernel"),
@@ -57,7 +59,7 @@ _COLUMNS = (
     ("single_entry_share", "in entry windows"),
     ("task_share", "tasks"),
     ("user_complete_share", "user stacks whole"),
-    ("user_known_whole", "of programs whose file was found"),
+    ("user_bash_whole", "of bash (static)"),
     ("module_frames_named", "frames in modules named"),
     ("halted_p50_us", "halted per sample (p50)"),
 )
@@ -100,6 +102,7 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> d
         initramfs = directory / "initramfs.gz"
         archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
         more = [*module_entries(find_modules(kernel, suite, ("overlay",))), Entry("demo", _FILE, INIT.encode())]
+        more.append(Entry("bash", _FILE, find_bash(machine, suite)))
         # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
         initramfs.write_bytes(archive + bytes(-len(archive) % 4) + pack_newc([*more, Entry("init", _FILE, _INIT)]))
         guest = stack.enter_context(Guest(GuestOptions(kernel, initramfs, vcpus=machine.vcpus, machine=machine)))
@@ -116,6 +119,12 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> d
     }
 
 
+def find_bash(machine: Machine, suite: str) -> bytes:
+    """A statically linked bash for a machine. Raises MissingDependencyError."""
+    package = fetch_package(machine.programs or suite, machine.name, "bash-static")
+    return next(path for path in (package / "bin/bash-static", package / "usr/bin/bash-static") if path.is_file()).read_bytes()
+
+
 def record(guest: Guest, path: Path, seconds: float, frequency: float) -> dict[str, Any]:
     """Record a running guest; the figures."""
     command = [sys.executable, "-m", "guestprof", "record", "-q", "--connect", guest.target]
@@ -128,22 +137,22 @@ def record(guest: Guest, path: Path, seconds: float, frequency: float) -> dict[s
 def figures_of(profile: Profile) -> dict[str, Any]:
     """What the table shows, and how the stacks ended."""
     quality = profile.quality()
-    known = {True: 0, False: 0}
+    bash = {True: 0, False: 0}
     modules = {True: 0, False: 0}
     for count in profile.counts:
         for function in count.stack.functions:
             if function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN):
                 modules[function.kind is FrameKind.MODULE and not function.name.startswith("0x")] += count.samples
         end = count.stack.user_end
-        if end is not None and any(function.kind is FrameKind.USER for function in count.stack.functions):
-            known[end.is_proper] += count.samples
+        if end is not None and end.is_stack and count.origin.process.name == "bash":
+            bash[end.is_proper] += count.samples
     return {
         "kernel_stacks": sum(count for end, count in quality.ends.items() if end.is_kernel),
         "complete_share": quality.complete_share,
         "entry_share": quality.entry_share,
         "task_share": quality.task_share,
         "user_complete_share": quality.user_complete_share,
-        "user_known_whole": known[True] / sum(known.values()) if any(known.values()) else None,
+        "user_bash_whole": bash[True] / sum(bash.values()) if any(bash.values()) else None,
         "module_frames_named": modules[True] / sum(modules.values()) if any(modules.values()) else None,
         "halted_share": quality.halted_share,
         "halted_p50_us": None if quality.halted_p50_ns is None else quality.halted_p50_ns / 1e3,
