@@ -22,6 +22,7 @@ from tests.qemu.guests import MACHINES, PC
 
 _RESULTS = Path(__file__).parent / "results" / "kernel_backtraces.json"
 _HANDLER = "sysrq_handle_showallcpus"
+_ANNOUNCED = "Show backtrace of all active CPUs"
 _MARK = "guestprof: ready"
 _PRINT_TIMEOUT_S = 30.0
 _INIT = f"""#!/bin/busybox sh
@@ -79,9 +80,11 @@ def printed_frames(live: LiveGuest, start: int) -> list[str]:
     before: list[str] = []
     while time.monotonic() < give_up:
         time.sleep(0.5)
-        names = [name for doubt, name in _FRAME.findall(live.guest.console_text()[start:]) if not doubt]
-        if "__handle_sysrq" in names and names == before:
-            return names[names.index("__handle_sysrq") :]
+        text = live.guest.console_text()[start:].partition(_ANNOUNCED)[2].partition(_ANNOUNCED)[0]
+        names = [name for doubt, name in _FRAME.findall(text) if not doubt]
+        first = next((index for index, name in enumerate(names) if name.startswith("__handle_sysrq")), None)
+        if first is not None and names == before:
+            return names[first:]
         before = names
     return []
 

@@ -45,7 +45,7 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
     an exception comes in between.
     """
     arch, symbols = live.session.architecture, live.kernel.symbols
-    link = arch.kernel_code.link
+    link = arch.kernel_code.link.name if arch.kernel_code.link is not None else ""
     function = symbols.find_at(registers[arch.pc])
     if function is None:
         return None
@@ -61,8 +61,8 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
             if (pc, sp) == calls[-1]:
                 calls.pop()
         elif not _is_in(function, pc):
-            return_to = now[link.name] if link is not None else live.word(sp)
-            is_call = _is_in(function, return_to - 1) and (link is not None or sp == before[arch.sp] - arch.pointer_size)
+            return_to = now[link] if link else live.word(sp)
+            is_call = _is_in(function, return_to - 1) and (bool(link) or sp == before[arch.sp] - arch.pointer_size)
             target = symbols.find_at(pc)
             if is_call:
                 calls.append((return_to, before[arch.sp]))
