@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from exporters.callgrind import export_callgrind
+from exporters.chrome_trace import export_chrome_trace
 from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
 from exporters.per import Per
+from exporters.perf_script import export_perf_script
 from exporters.pprof import export_pprof
 from exporters.report import GroupBy, SortBy
 from exporters.report_csv import export_report_csv
@@ -38,11 +41,16 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
-    """A format of the ``export`` command, with the suffix that files of it have."""
+    """A format of the ``export`` command, with the suffix that files of it have. What is large comes in pieces."""
 
     name: str
     suffix: str
-    export: Callable[[Profile, ExportOptions], bytes]
+    export: Callable[[Profile, ExportOptions], bytes | Iterator[bytes]]
+
+    def pieces(self, profile: Profile, options: ExportOptions) -> Iterator[bytes]:
+        """The file's bytes; the recording must stay open until the last one is taken."""
+        made = self.export(profile, options)
+        yield from ((made,) if isinstance(made, bytes) else made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,9 @@ EXPORT_FORMATS = {
             lambda profile, options: export_firefox(profile, version=options.version, title=options.title, per=options.per),
         ),
         ExportFormat("pprof", ".pb.gz", lambda profile, _options: export_pprof(profile)),
+        ExportFormat("callgrind", ".callgrind", lambda profile, options: export_callgrind(profile, version=options.version)),
+        ExportFormat("perf-script", ".linux-perf.txt", lambda profile, _options: export_perf_script(profile)),
+        ExportFormat("chrome-trace", ".trace.json", lambda profile, options: export_chrome_trace(profile, version=options.version)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
     )
 }

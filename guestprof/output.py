@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 
 import click
@@ -10,14 +12,24 @@ import click
 from recording.errors import GuestprofError
 
 
-def write_output(path: Path, data: bytes, *, force: bool) -> None:
-    """Write the whole of ``data``, ``-`` being standard output, and say where. Raises GuestprofError where that cannot be done."""
+def write_output(path: Path, pieces: Iterable[bytes], *, force: bool) -> None:
+    """Write all pieces, ``-`` being standard output, and say where. Raises GuestprofError where that cannot be done.
+
+    Nothing is opened before there is a first piece, and a file of which a later piece cannot be made is removed.
+    """
+    waiting = iter(pieces)
+    ready = chain(list(islice(waiting, 1)), waiting)
     if str(path) == "-":
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.writelines(ready)
         return
     try:
         with path.open("wb" if force else "xb") as file:
-            file.write(data)
+            try:
+                file.writelines(ready)
+            except BaseException:
+                if path.is_file():
+                    path.unlink()
+                raise
     except FileExistsError as error:
         raise GuestprofError(f"{path} exists; give --force to replace it, or another file with -o") from error
     except OSError as error:

@@ -89,8 +89,9 @@ look() {
         [ -e /usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin ] || optional="$optional opensbi"
         # Tests that compare with gdb skip themselves, with the reason.
         has gdb || optional="$optional gdb"
-        # Programs that read our files skip their tests too: "go tool pprof".
+        # Programs that read our files skip their tests too: "go tool pprof", callgrind_annotate.
         has go || optional="$optional golang-go"
+        has callgrind_annotate || optional="$optional valgrind"
         has_tool sfdisk || optional="$optional fdisk"
         # Not a package everywhere (Ubuntu has it as a snap only): the test of the SVG skips itself, with the reason.
         has chromium || has chromium-browser || has google-chrome || optional="$optional chromium"

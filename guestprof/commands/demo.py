@@ -65,7 +65,7 @@ def demo(*, output: Path, duration: float, kernel: Path | None, smp: int) -> Non
         text = REPORT_FORMATS["text"].export(profile, GroupBy.FUNCTION, SortBy.TOTAL, _ROWS)
         for format_ in EXPORT_FORMATS.values():
             title = f"Boot and workload of Linux {opened.meta.get('kernel_release', '')} under QEMU's TCG"
-            write_output(output / f"demo{format_.suffix}", format_.export(profile, ExportOptions(version(), title)), force=True)
+            write_output(output / f"demo{format_.suffix}", format_.pieces(profile, ExportOptions(version(), title)), force=True)
     sys.stdout.buffer.write(text)
     click.echo(
         f"\nOpen {output / 'demo.svg'} in a browser, or load {output / 'demo.speedscope.json'} at https://www.speedscope.app",

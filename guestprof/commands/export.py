@@ -55,6 +55,6 @@ def export(
     chosen = EXPORT_FORMATS[format_name]
     options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
     with Recording.open(file) as recording:
-        data = chosen.export(Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts)), options)
-    path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
-    write_output(path, data, force=force)
+        profile = Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts))
+        path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
+        write_output(path, chosen.pieces(profile, options), force=force)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,7 @@ from recording.reader import Selection
 from recording.views import function_totals
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened, small_recording
 from tests.builders.recordings import MS
-
-JS = Path(__file__).resolve().parent.parent / "js"
-SCHEMA = JS / "node_modules" / "speedscope" / "dist" / "release" / "file-format-schema.json"
-
-needs_speedscope = pytest.mark.skipif(
-    shutil.which("node") is None or not SCHEMA.is_file(),
-    reason="needs node and speedscope: install the packages nodejs and npm, then run 'npm install' in tests/js",
-)
+from tests.exporters.speedscope_app import SCHEMA, imported, needs_speedscope
 
 
 def check_invariants(document: dict[str, Any]) -> None:
@@ -48,16 +39,6 @@ def exported(path: Path, selection: Selection | None = None, per: Per = Per.VCPU
         document: dict[str, Any] = json.loads(export_speedscope(profile, version="1.2.3", per=per))
     check_invariants(document)
     return document
-
-
-def imported(path: Path) -> dict[str, Any]:
-    """What speedscope understood of a file."""
-    done = subprocess.run(
-        ["node", str(JS / "speedscope_import.mjs"), str(path)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-500:]
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def test_golden_file(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
