@@ -1,8 +1,8 @@
 """A profile becomes a Chrome trace: for each vCPU which process ran when, where it was idle, and what happened meanwhile.
 
 Format: "Trace Event Format" of Chrome's catapult project; opened by Perfetto (https://ui.perfetto.dev), chrome://tracing,
-speedscope and the Firefox Profiler. Times are microseconds of guest running time since the recording began. A slice lasts while each
-sample of its vCPU finds the same thread (or the idle loop waiting); what was recorded as an event is an instant of the guest.
+speedscope and the Firefox Profiler. Times are microseconds of guest running time since the recording began. A slice lasts while
+each sample of its vCPU finds the same thread (or the idle loop waiting); what was recorded as an event is an instant of the guest.
 """
 
 from __future__ import annotations
