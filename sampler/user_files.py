@@ -20,7 +20,8 @@ from guest.user.mappings import FileIdentity
 from guest.user.page_cache import PageCache
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture
+from unwind.arch import Architecture, UserAbi
+from unwind.code_rows import CodeRows
 from unwind.eh_frame import Unread
 from unwind.rules import Row
 
@@ -52,10 +53,25 @@ class UserFile:
         self.is_final = self.is_foreign = self.is_missed = False
         self.problem = ""
         self._rows: UserRows | None = None
+        self._code: CodeRows | None = None
 
     def adopt(self, elf: ElfFile, rows: UserRows) -> None:
         """Use these contents from now on."""
         self.elf, self._rows = elf, rows
+
+    @property
+    def has_code(self) -> bool:
+        """Whether there may be rows out of its code."""
+        return self._code is not None
+
+    def adopt_code(self, elf: ElfFile, abi: UserAbi | None) -> None:
+        """Make rows out of the code in these contents, where programs of that kind may have no others."""
+        if abi is not None and abi.decode is not None:
+            self._code = CodeRows(elf.read, abi)
+
+    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
+        """See ``unwind.user.UserCodeRows``."""
+        return None if self._code is None else self._code.find_row(address, interrupted=interrupted)
 
     @property
     def entry(self) -> int | None:
@@ -93,6 +109,7 @@ class UserFileReader:
         whole = None
         if resident is not None:
             file.adopt(resident, UserRows(resident, self._abis))
+            file.adopt_code(resident, self._abi_of(resident))
             yield
             whole = self._cache.load_file(resident.digest(identity.mtime_ns))
         if whole is None and self._finder is not None:
@@ -112,8 +129,12 @@ class UserFileReader:
         if elf is None:
             raise BadImageError("its pages are not in guest memory")
         file.adopt(elf, UserRows(elf, self._abis))
+        file.adopt_code(elf, self._abi_of(elf))
         yield
         file.symbols = (yield from read_symbols(elf)).table
+
+    def _abi_of(self, elf: ElfFile) -> UserAbi | None:
+        return next((abi for abi in self._abis if abi.pointer_size == elf.pointer_size), None)
 
     def _read_stored(
         self, file: UserFile, identity: FileIdentity, resident: ElfFile | None, finder: FileFinder

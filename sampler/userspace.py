@@ -72,7 +72,8 @@ class ProcessCode:
         file = self._file_of(mapping)
         if not isinstance(file, UserFile):
             return Region(mapping.start, mapping.end, 0, file)
-        region = Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry)
+        code = file if file.has_code else None
+        region = Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry, code)
         if file.elf is not None:
             self._regions[mapping.start] = region
         return region

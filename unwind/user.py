@@ -2,7 +2,7 @@
 
 Unwind data (CFI) decides where there is some. Elsewhere, in files without any (Go programs) and in code that was made at run time,
 the frame pointer is followed, checked, and what it leads to is marked as a guess: a function that has not set up its frame yet, or
-keeps none, hides its caller so.
+keeps none, hides its caller so. For architectures whose compilers make neither, the code itself tells (``unwind/code_rows.py``).
 
 A stack is whole, THREAD_START, where one of these says so, each of which somebody wrote on purpose:
 
@@ -59,6 +59,7 @@ class Region:
     image: index of the file's image; None for memory of no file, whose frames keep their run-time addresses.
     rows: its unwind table, None where it is known to have none. (Not known yet: an object that answers UNREAD.)
     entry: link-time address at which its program begins, None where that is not known.
+    code: rows out of its code, where there may be no others.
     """
 
     start: int
@@ -67,10 +68,18 @@ class Region:
     image: int | None = None
     rows: UserRows | None = None
     entry: int | None = None
+    code: UserCodeRows | None = None
 
     def is_entry(self, address: int) -> bool:
         """Whether a link-time address is in the few instructions with which its program begins."""
         return self.entry is not None and self.entry <= address < self.entry + _ENTRY_SIZE
+
+
+class UserCodeRows(Protocol):
+    """The code of a file."""
+
+    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
+        """The row for the instruction at a link-time address, which a call returns to unless it was interrupted."""
 
 
 class UserCode(Protocol):
@@ -203,6 +212,9 @@ class _Walk:
 
     def _step(self, activation: _Activation, region: Region, row: Row | Unread | None) -> _Step:
         """From one frame to its caller, or why the walk ends here."""
+        if row is None and region.code is not None:
+            address = activation.registers[self._abi.pc] - region.bias & _ADDRESS_MASK
+            row = region.code.find_code_row(address, interrupted=activation.interrupted)
         if row is None:
             return self._follow_pointer(activation)
         if row is Unread.UNREAD:

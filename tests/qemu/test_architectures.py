@@ -45,7 +45,6 @@ class Expected:
 
 EXPECTED = {
     "arm64": Expected("el0_svc", entry=0.4, entry_single=0.1),
-    # Debian's busybox has unwind data for the C library only.
     "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=None),
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),
 }

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from recording.model import Context
+from unwind.instructions import Instruction
 from unwind.rules import TrapFrame
 
 Registers = Mapping[str, int]
@@ -227,6 +228,8 @@ class UserAbi:
     init_code: bytes with which ``.init`` and ``.fini`` move the stack pointer down at their start, up at their end, how far;
         None where that is not told by their code.
     go_clock_sp: where Go's runtime keeps the stack pointer while it asks the vDSO for the time on another stack.
+    decode: the instruction at (address, bytes from there on), None where it is none; for programs that may have neither unwind
+        tables nor frame pointers, else None.
     is_process: whether registers of user mode belong to such a program.
     """
 
@@ -246,6 +249,7 @@ class UserAbi:
     signal_frame: Mapping[str, int]
     go_clock_sp: str
     init_code: tuple[bytes, bytes, int] | None
+    decode: Callable[[int, bytes], Instruction | None] | None
     is_process: Callable[[Registers], bool]
 
 

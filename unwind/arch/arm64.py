@@ -202,6 +202,7 @@ _USER_ABIS = (
         signal_frame={},
         go_clock_sp="",
         init_code=None,
+        decode=None,
         is_process=lambda registers: registers.get("cpsr", 0) & 0x1F == _USER32,
     ),
     UserAbi(
@@ -223,6 +224,7 @@ _USER_ABIS = (
         signal_frame={name: 312 + 8 * i for i, name in enumerate((*_GENERAL, "sp", "pc"))},
         go_clock_sp="x20",  # Go's src/runtime/sys_linux_arm64.s
         init_code=None,
+        decode=None,
         is_process=lambda _registers: True,
     ),
 )

@@ -141,6 +141,7 @@ _USER_ABIS = (
         signal_frame={},
         go_clock_sp="ebp",  # Go's src/runtime/sys_linux_386.s
         init_code=None,
+        decode=None,
         is_process=lambda _registers: True,
     ),
 )

@@ -20,6 +20,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.arch.riscv64_code import REGISTERS, decode, jump_offset, signed
 from unwind.rules import TrapFrame
 
 _KERNEL_HALF = 1 << 63
@@ -127,22 +128,17 @@ def _call_target(address: int, code: bytes) -> int | None:
     """Of ``jal ra``, and of ``auipc ra`` with ``jalr ra`` behind it."""
     first, second = int.from_bytes(code[:4], "little"), int.from_bytes(code[4:8], "little")
     if second & 0xFFF == 0x0EF:
-        offset = (second >> 31 << 20) | (second >> 12 & 0xFF) << 12 | (second >> 20 & 1) << 11 | (second >> 21 & 0x3FF) << 1
-        return address + 4 + _signed(offset, 21) & 0xFFFF_FFFF_FFFF_FFFF
+        return address + 4 + jump_offset(second) & 0xFFFF_FFFF_FFFF_FFFF
     if first & 0xFFF == 0x097 and second & 0xF_FFFF == 0x0_80E7:
-        return address + _signed(first & 0xFFFF_F000, 32) + _signed(second >> 20, 12) & 0xFFFF_FFFF_FFFF_FFFF
+        return address + signed(first & 0xFFFF_F000, 32) + signed(second >> 20, 12) & 0xFFFF_FFFF_FFFF_FFFF
     return None
-
-
-def _signed(value: int, bits: int) -> int:
-    return value - (value >> bits - 1 << bits)
 
 
 def _frame_height(code: bytes) -> int | None:
     """The number of ``addi s0, sp, …`` in either length (Unprivileged Architecture, 2.4.1, 27.5)."""
     for instruction in _instructions(code):
         if instruction & 0xF_FFFF == 0x1_0413:
-            return _signed(instruction >> 20, 12)
+            return signed(instruction >> 20, 12)
         if instruction <= 0xFFFF and instruction & 0xE01F == 0 and instruction:
             high, low = instruction >> 7 & 0xF, instruction >> 11 & 3
             return high << 6 | low << 4 | (instruction >> 5 & 1) << 3 | (instruction >> 6 & 1) << 2
@@ -177,13 +173,7 @@ def _system_call_number(saved: Registers) -> int | None:
     return number & 0xFFFF_FFFF if cause == _ECALL and not number & 0x8000_0000 else -1
 
 
-_GENERAL = (
-    *("ra", "sp", "gp", "tp", "t0", "t1", "t2", "fp", "s1"),
-    *(f"a{number}" for number in range(8)),
-    *(f"s{number}" for number in range(2, 12)),
-    *(f"t{number}" for number in range(3, 7)),
-)
-"""x1 to x31."""
+_GENERAL = REGISTERS[1:]
 
 _USER_ABIS = (
     UserAbi(
@@ -193,7 +183,7 @@ _USER_ABIS = (
         pc="pc",
         sp="sp",
         fp="fp",
-        registers=("zero", *_GENERAL, *(f"f{number}" for number in range(32)), "pc"),
+        registers=(*REGISTERS, *(f"f{number}" for number in range(32)), "pc"),
         frame_record=-16,
         has_frames_above=True,
         address_bits=64,
@@ -205,6 +195,7 @@ _USER_ABIS = (
         signal_frame={name: 304 + 8 * i for i, name in enumerate(("pc", *_GENERAL))},
         go_clock_sp="",
         init_code=None,
+        decode=decode,
         is_process=lambda _registers: True,
     ),
 )

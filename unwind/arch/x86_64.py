@@ -184,6 +184,7 @@ _USER_ABIS = (
         signal_frame={},
         go_clock_sp="rbp",  # Go's src/runtime/sys_linux_386.s
         init_code=None,
+        decode=None,
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
     ),
     UserAbi(
@@ -207,6 +208,7 @@ _USER_ABIS = (
         },
         go_clock_sp="r12",  # Go's src/runtime/sys_linux_amd64.s and time_linux_amd64.s
         init_code=(b"\x48\x83\xec\x08", b"\x48\x83\xc4\x08\xc3", 8),  # sub $8,%rsp; add $8,%rsp, ret
+        decode=None,
         is_process=lambda _registers: True,
     ),
 )

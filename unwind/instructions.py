@@ -1,0 +1,48 @@
+"""What machine instructions do with the stack, as far as leaving a function is concerned: the words of ``unwind/code_rows.py``."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+
+class Effect(Enum):
+    """The kinds of instructions. Registers go by gdb's names."""
+
+    NOTHING = auto()
+    """It neither jumps nor writes a register that matters."""
+    WRITE = auto()
+    """``register`` becomes something unknown."""
+    SET = auto()
+    """``register`` becomes ``number``."""
+    ADD = auto()
+    """``register`` becomes ``source`` plus ``number``."""
+    ADD_REGISTER = auto()
+    """``register`` becomes ``source`` plus ``other``."""
+    STORE = auto()
+    """``register`` is saved at the stack pointer plus ``number``."""
+    LOAD = auto()
+    """``register`` is restored from the stack pointer plus ``number``."""
+    CALL = auto()
+    BRANCH = auto()
+    """It goes on behind it, or at ``number``."""
+    JUMP = auto()
+    """It goes on at ``number``."""
+    JUMP_REGISTER = auto()
+    """It goes on at ``source`` plus ``number``."""
+    STUB = auto()
+    """It goes on in a function of another file, which returns to the caller: the end of a stub of the linker's (``.plt``)."""
+    RETURN = auto()
+    END = auto()
+    """It does not go on, or nobody knows where."""
+
+
+class Instruction(NamedTuple):
+    """One instruction. size: in bytes."""
+
+    effect: Effect
+    size: int
+    register: str = ""
+    number: int = 0
+    source: str = ""
+    other: str = ""
