@@ -254,9 +254,13 @@ class _Search:
             pairs = [task.pointers[index : index + 2] for task in self._tasks]
             if not pairs[1][0] or pairs[0][0] or pairs[2][0]:
                 return False
-            return all(not own or (own == active and self._is_kernel(own)) for own, active in pairs)
+            return all(not own or (own == active and self._is_object(own)) for own, active in pairs)
 
         return self._pointer(fits)
+
+    def _is_object(self, address: int) -> bool:
+        """Whether something can lie at an address: other numbers than pointers may look like kernel addresses, ~0 for one."""
+        return self._is_kernel(address) and not address % self._words.size and self._space.translate(address) is not None
 
     def flags(self, stack: int, mm: int) -> int | None:
         """Where the flags lie: kernel threads have one that processes have not."""

@@ -92,12 +92,13 @@ class StackPlanner:
         """Reads of the stack at an address and, where its lowest word can be had at no cost, of those that it leads to."""
         size, word = self._architecture.stack_size, self._architecture.pointer_size
         for _stack in range(_MAX_STACKS):
-            end, _is_last = self._stack_end(sp)
+            # An interrupt stack that is empty again, but not left yet, ends at its stack pointer.
+            end, _is_last = self._stack_end(sp - 1)
             yield from self._stack(vcpu, sp, end)
             low, high = self._architecture.entry_stacks
             if low <= sp < high:
                 return
-            bottom = sp // size * size
+            bottom = (sp - 1) // size * size
             if not self._can_peek:
                 if self._rounds < _MAX_STACKS:
                     self._bottoms[vcpu] = bottom

@@ -67,6 +67,10 @@ class Tasks:
             self.number(address + self.at["pid"], pid)
             self.number(address + self.at["pid"] + 4, pid)
             self.pointer(address + self.at["leader"], address)
+            if not is_kernel:
+                # Floating-point registers of programs.
+                for at in (0x150, 0x150 + w):
+                    self.pointer(address + at, 0xFFFF_FFFF if w == 4 else 0xFFFF_FFFF_FFFF_FFFF)
             # real_cred and cred: the same twice, in all of them. A list of its own. A parent.
             self.pointer(address + 0xE0, LOW + 0x5_0000 + 16 * number)
             self.pointer(address + 0xE0 + w, LOW + 0x5_0000 + 16 * number)

@@ -136,7 +136,8 @@ def i386_state(sp: int, reads: dict[Read, bytes | None] | None = None) -> Halted
 
 
 @pytest.mark.parametrize(
-    ("sp", "covered"), [(HARD + 0x1F00, (HARD, SOFT, OWN)), (SOFT + 0x1F00, (SOFT, OWN)), (OWN + 0x1E00, (OWN,))]
+    ("sp", "covered"),
+    [(HARD + 0x1F00, (HARD, SOFT, OWN)), (SOFT + 0x1F00, (SOFT, OWN)), (SOFT + 0x2000, (SOFT, OWN)), (OWN + 0x1E00, (OWN,))],
 )
 @pytest.mark.parametrize("can_peek", [True, False])
 def test_lowest_words_lead_on(sp: int, covered: tuple[int, ...], can_peek: bool) -> None:
@@ -154,6 +155,7 @@ def test_lowest_words_lead_on(sp: int, covered: tuple[int, ...], can_peek: bool)
         trips += 1
     for stack in (HARD, SOFT, OWN):
         assert covers(reads, stack + 0x1FFC) is (stack in covered)
+    assert not covers(reads, SOFT + 0x2000)
     assert trips == (1 if can_peek else len(covered) + (len(covered) < 3))
 
 
