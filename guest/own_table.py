@@ -6,12 +6,13 @@ below the kernel's half (a table for booting maps RAM there as well). One page o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 
-from guest.memory import Steps
+from guest.memory import CHUNK_SIZE, Steps
 from guest.paging import PAGE_SIZE, AddressSpace
 
-_PAGES_PER_STEP = 256
+_FORMATS = {4: "I", 8: "Q"}
 
 
 def find_own_table(current: AddressSpace, image: tuple[int, int], wanted: Sequence[int], kernel_half: int) -> Steps[int | None]:
@@ -22,16 +23,29 @@ def find_own_table(current: AddressSpace, image: tuple[int, int], wanted: Sequen
     """
     expected = [(address, current.translate(address)) for address in wanted]
     found = []
-    for count, page in enumerate(range(image[0] & -PAGE_SIZE, image[1], PAGE_SIZE)):
-        if not count % _PAGES_PER_STEP:
+    for extent in current.mapped(image[0] & -PAGE_SIZE, image[1]):
+        for at in range(0, extent.size if extent else 0, CHUNK_SIZE):
             yield
-        root = current.translate(page)
-        if root is None:
-            continue
-        space = AddressSpace(current.memory, current.tables, root)
-        if all(space.translate(address) == physical for address, physical in (*expected, (page, root))) and not any(
-            space.mapped(0, kernel_half)
-        ):
-            found.append(root)
+            if extent is None:
+                continue
+            data = current.memory.read_many([(extent.physical + at, min(CHUNK_SIZE, extent.size - at))])[0] or b""
+            for offset in _likely_pages(current, data, wanted[0], kernel_half):
+                page, root = extent.address + at + offset, extent.physical + at + offset
+                space = AddressSpace(current.memory, current.tables, root)
+                if all(space.translate(address) == physical for address, physical in (*expected, (page, root))):
+                    found.append(root)
     yield
     return found[0] if len(found) == 1 else None
+
+
+def _likely_pages(current: AddressSpace, data: bytes, address: int, kernel_half: int) -> Iterator[int]:
+    """Offsets of the pages whose entries, as a top-level table, map nothing below the kernel's half, but an address in it."""
+    tables = current.tables
+    shift = tables.page_shift + sum(tables.index_bits[:-1])
+    lower, index = kernel_half >> shift, address >> shift & (1 << tables.index_bits[-1]) - 1
+    order = "<" if tables.byteorder == "little" else ">"
+    layout = struct.Struct(f"{order}{max(lower, index + 1)}{_FORMATS[tables.entry_size]}")
+    for offset in range(0, len(data) - layout.size + 1, PAGE_SIZE):
+        entries = layout.unpack_from(data, offset)
+        if entries[index] & tables.present and not any(entry & tables.present for entry in entries[:lower]):
+            yield offset

@@ -75,6 +75,22 @@ class TaskPlanner:
         is_only = len(offsets) == 1 and bool(self._architecture.cpu_base)
         return self._offsets.get(vcpu, offsets[0] if is_only else None)
 
+    def _offset_by_table(self, space: FreshSpace, registers: Registers, tasks: TaskReader) -> int | None:
+        """The per-CPU offset of the only CPU whose task has the page table that a vCPU in user mode uses."""
+        if self._kernel is None or not self._architecture.is_user(registers):
+            return None
+        roots = self._architecture.paging.roots(registers)
+        found = [
+            offset
+            for offset in self._kernel.cpu_offsets
+            if (words := tasks.find_running(space.read, registers, offset, None)) is not None
+            and words.mm
+            and (where := tasks.page_table_address(words)) is not None
+            and (table := space.read(where, tasks.words.size)) is not None
+            and space.translate(tasks.words.number(table)) in roots
+        ]
+        return found[0] if len(found) == 1 else None
+
     def kernel_stack(self, registers: Registers) -> tuple[int, int] | None:
         """A kernel stack pointer and the size of a task's kernel stack, None in user mode."""
         arch = self._architecture
@@ -152,6 +168,10 @@ class TaskPlanner:
         offset = self.offset_of(vcpu, registers)
         if self._tasks is None:
             return None
+        if offset is None and self._architecture.cpu_base:
+            offset = self._offset_by_table(space, registers, self._tasks)
+            if offset is not None:
+                self._offsets[vcpu] = offset
 
         def read(address: int, size: int) -> bytes | None:
             data = space.read(address, size)

@@ -9,6 +9,11 @@ import pytest
 
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
+from guest.paging import FreshSpace
+from guest.tasks import TaskReader
+from guest.words import Words
+from sampler.halt import HaltedState
+from sampler.rsp.registers import RegisterFile
 from sampler.user_stacks import TaskPlanner
 from tests.builders.file_memory import BytesMemory
 from unwind.arch.i386 import I386
@@ -42,6 +47,40 @@ def test_it_stays_what_it_was_seen_to_be_in_the_kernel(planner: TaskPlanner) -> 
     assert planner.offset_of(0, USER) == FIRST
     planner.set_kernel(kernel(FIRST, 0x1000), None)
     assert planner.offset_of(0, USER) is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [((0x3000, 0x5000), FIRST), ((0x5000, 0x3000), SECOND), ((0x3000, 0x3000), None), ((0x5000, 0), None)],
+    ids=["first", "second", "threads of one process", "neither"],
+)
+def test_before_that_its_page_table_tells(planner: TaskPlanner, tables: tuple[int, int], expected: int | None) -> None:
+    """CR3 is that of user mode, a page behind the kernel's."""
+
+    class Tasks:
+        words = Words.of(I386)
+
+        def find_running(self, _read: object, _registers: object, offset: int | None, _stack: object) -> SimpleNamespace | None:
+            return None if offset is None else SimpleNamespace(mm=tables[(FIRST, SECOND).index(offset)])
+
+        def page_table_address(self, words: SimpleNamespace) -> int:
+            return int(words.mm)
+
+    class Space:
+        def forget(self) -> None: ...
+
+        def read(self, address: int, size: int) -> bytes:
+            return (0xC000_0000 + address).to_bytes(size, "little")
+
+        def translate(self, address: int) -> int:
+            return address - 0xC000_0000
+
+    planner.set_kernel(kernel(FIRST, SECOND), cast("TaskReader", Tasks()))
+    planner._space = cast("FreshSpace", Space())
+    values = cast("RegisterFile", {**USER, "cr3": 0x4000, "cr4": 0x20, "esp": 0, "eip": 0x0804_8000})
+    planner.begin()
+    planner.plan(HaltedState((0,), (values,), {}, 0, 0, 1))
+    assert planner.offset_of(0, USER) == expected
 
 
 def test_a_single_cpu_needs_no_telling(planner: TaskPlanner) -> None:
