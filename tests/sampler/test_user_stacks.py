@@ -67,6 +67,8 @@ def test_before_that_its_page_table_tells(planner: TaskPlanner, tables: tuple[in
             return int(words.mm)
 
     class Space:
+        tables = I386.paging.tables({"cr4": 0x20})
+
         def forget(self) -> None: ...
 
         def read(self, address: int, size: int) -> bytes:
