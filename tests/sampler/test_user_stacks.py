@@ -51,7 +51,7 @@ def test_it_stays_what_it_was_seen_to_be_in_the_kernel(planner: TaskPlanner) -> 
 
 @pytest.mark.parametrize(
     ("tables", "expected"),
-    [((0x3000, 0x5000), FIRST), ((0x5000, 0x3000), SECOND), ((0x3000, 0x3000), None), ((0x5000, 0), None)],
+    [((0x2000, 0x6000), FIRST), ((0x6000, 0x2000), SECOND), ((0x2000, 0x2000), None), ((0x6000, 0), None)],
     ids=["first", "second", "threads of one process", "neither"],
 )
 def test_before_that_its_page_table_tells(planner: TaskPlanner, tables: tuple[int, int], expected: int | None) -> None:
@@ -79,7 +79,7 @@ def test_before_that_its_page_table_tells(planner: TaskPlanner, tables: tuple[in
 
     planner.set_kernel(kernel(FIRST, SECOND), cast("TaskReader", Tasks()))
     planner._space = cast("FreshSpace", Space())
-    values = cast("RegisterFile", {**USER, "cr3": 0x4000, "cr4": 0x20, "esp": 0, "eip": 0x0804_8000})
+    values = cast("RegisterFile", {**USER, "cr3": 0x3000, "cr4": 0x20, "esp": 0, "eip": 0x0804_8000})
     planner.begin()
     planner.plan(HaltedState((0,), (values,), {}, 0, 0, 1))
     assert planner.offset_of(0, USER) == expected
