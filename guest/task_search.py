@@ -21,6 +21,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
@@ -63,33 +64,44 @@ class _Task:
     numbers: tuple[int, ...]
 
 
+Members: TypeAlias = "Mapping[str, tuple[int, int | Members]]"
+"""By name (offset, size), or (offset, its own members)."""
+
+
 class FoundTypes:
     """Structs of which some members were found; see ``guest.structs.TypeSource``."""
 
-    def __init__(self, structs: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
-        """structs: of each the (offset, size) of members by name."""
+    def __init__(self, structs: Mapping[str, Members], enums: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """enums: of each the constants."""
         self._structs = {name: _composite(members) for name, members in structs.items()}
+        self._enums = enums or {}
 
     def find(self, name: str) -> Type | None:
         """A struct by its name."""
         return self._structs.get(name)
 
-    def enumerators(self, _name: str) -> Iterator[tuple[str, int]]:
-        """Nothing is known of enums."""
-        return iter(())
+    def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
+        """Names and values of an enum's constants."""
+        yield from self._enums.get(name, {}).items()
 
     def variables(self, _section: str) -> Iterator[tuple[str, int]]:
         """Nothing is known of variables."""
         return iter(())
 
 
-def _composite(members: Mapping[str, tuple[int, int]]) -> Composite:
-    def listed() -> Iterator[Member]:
-        for name, (offset, size) in members.items():
-            yield Member(name, 8 * offset, 0, lambda size=size: Scalar(size, size))  # type: ignore[misc]
+def _composite(members: Members) -> Composite:
+    types = {name: (offset, _type(what)) for name, (offset, what) in members.items()}
 
-    size = max(offset + size for offset, size in members.values())
+    def listed() -> Iterator[Member]:
+        for name, (offset, found) in types.items():
+            yield Member(name, 8 * offset, 0, lambda found=found: found)  # type: ignore[misc]
+
+    size = max(offset + found.size for offset, found in types.values())
     return Composite(size, size, listed)
+
+
+def _type(what: int | Members) -> Type:
+    return Scalar(what, what) if isinstance(what, int) else _composite(what)
 
 
 def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> Steps[Structs]:
@@ -104,7 +116,7 @@ def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Arch
         raise BadImageError("the kernel has no type information (BTF), and its tasks are not there yet or of an unknown form")
     link, tasks = ring
     yield
-    found = {"comm": (name, _NAME_SIZE), "tasks": (link, 2 * words.size)}
+    found: dict[str, tuple[int, int | Members]] = {"comm": (name, _NAME_SIZE), "tasks": (link, 2 * words.size)}
     search = _Search(space, words, architecture, tasks)
     pid = search.pid()
     stack = search.stack()
@@ -120,7 +132,7 @@ def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Arch
     if leader is not None:
         found["group_leader"] = leader, words.size
     yield
-    structs: dict[str, Mapping[str, tuple[int, int]]] = {"task_struct": found}
+    structs: dict[str, Members] = {"task_struct": found}
     image = symbols.find("_stext")
     table = None if image is None else search.page_table(mm, image.address)
     if table is not None:
