@@ -17,7 +17,7 @@ _MAX_FILES = 5
 _FILE_WIDTH = 140
 _HELP = {
     UserEnd.NO_REGISTERS: "the kernel was being entered or left, or its stack could not be walked; a few are normal",
-    UserEnd.NO_MAPPINGS: "the process was gone before its memory map was read, or the map is damaged",
+    UserEnd.NO_MAPPINGS: "the process was gone before its memory map was read, or the map is damaged, or not to be found",
     UserEnd.NOT_READ: "reading more through the stub would halt the guest too much; run guestprof where it may read QEMU's memory",
     UserEnd.NOT_MAPPED: "a return address leads to no code: a stack that was damaged, or code that keeps none",
     UserEnd.NO_UNWIND_INFO: "code without unwind tables and frame pointers; build it with -fasynchronous-unwind-tables",

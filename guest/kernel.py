@@ -87,6 +87,14 @@ class Kernel:
             return self.is_settled
         return self.space.translate(table.address) == self.space.root
 
+    @property
+    def data_range(self) -> Range:
+        """Addresses [start, end) in which the image has its data, and perhaps more; empty where that is not known."""
+        start, end = self.symbols.find("_stext"), self.symbols.find("_etext")
+        if start is None or end is None:
+            return 0, 0
+        return end.address, min(end.address + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
+
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
         return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, partial(frame_rows, self.architecture))
@@ -318,11 +326,12 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
 def _search_own_table(kernel: Kernel, current: AddressSpace) -> Steps[int | None]:
     if kernel.is_settled:
         return kernel.space.root
-    start, end, data = (kernel.symbols.find(name) for name in ("_stext", "_etext", "init_task"))
-    if start is None or end is None or data is None:
+    start, data = kernel.symbols.find("_stext"), kernel.symbols.find("init_task")
+    if start is None or data is None:
         return None
-    image = end.address, min(end.address + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
-    return (yield from find_own_table(current, image, (start.address, data.address), kernel.architecture.kernel_image[0]))
+    return (
+        yield from find_own_table(current, kernel.data_range, (start.address, data.address), kernel.architecture.kernel_image[0])
+    )
 
 
 def _is_init_there(space: AddressSpace, symbols: SymbolTable) -> bool:

@@ -36,6 +36,8 @@ _LAYOUT_SIZES = 4
 """Numbers of ``struct module_layout``: size, text_size, ro_size, ro_after_init_size."""
 _INIT_TEXT = 4
 """MOD_INIT_TEXT, the number of a piece of mem[]."""
+_PIECE_WORDS = 9
+"""Of mem[]: base, size, and ``struct mod_tree_node``."""
 _MAX_SIZE = 1 << 26
 _MAX_SYMBOLS = 1 << 19
 
@@ -82,6 +84,16 @@ def _find_heads(space: AddressSpace, image: tuple[int, int], words: Words, area:
     """Places of two words that lead to something in the modules' area which leads back, with a name behind its links."""
     heads = []
     low, high = area
+    pages: dict[int, bool] = {}
+
+    def is_allocated(address: int, offset: int) -> bool:
+        """Whether a page of the modules' area is none of the mapping of all RAM, which may reach into it."""
+        page = address & -PAGE_SIZE
+        if page not in pages:
+            physical = space.translate(page)
+            pages[page] = physical is not None and physical - page != offset
+        return pages[page]
+
     for extent in space.mapped(*image):
         for at in range(0, extent.size if extent else 0, CHUNK_SIZE):
             yield
@@ -92,8 +104,13 @@ def _find_heads(space: AddressSpace, image: tuple[int, int], words: Words, area:
             pointers = words.pointers(data)
             for first in range(0, len(pointers), _WORDS_PER_STEP):
                 part = pointers[first : first + _WORDS_PER_STEP]
-                likely = [start + words.size * (first + index) for index, each in enumerate(part) if low <= each < high]
-                heads += [place for place in likely if _is_head(space, words, place)]
+                likely = [index for index, each in enumerate(part) if low <= each < high]
+                yield
+                offset = extent.physical - extent.address
+                likely = [index for index in likely if is_allocated(part[index], offset)]
+                yield
+                places = [start + words.size * (first + index) for index in likely]
+                heads += [place for place in places if _is_head(space, words, place)]
                 yield
     return heads
 
@@ -126,7 +143,7 @@ def _read_modules(space: AddressSpace, head: int, words: Words) -> list[_Module]
 
 
 def _find_members(space: AddressSpace, modules: list[_Module], words: Words) -> Members | None:
-    areas = _find_areas(modules, words)
+    areas = _find_areas(space, modules, words)
     kallsyms = _find_kallsyms(space, modules, words)
     if areas is None or kallsyms is None:
         return None
@@ -141,34 +158,32 @@ def _find_members(space: AddressSpace, modules: list[_Module], words: Words) -> 
     }
 
 
-def _find_areas(modules: list[_Module], words: Words) -> Mapping[str, tuple[int, Members]] | None:
+def _find_areas(space: AddressSpace, modules: list[_Module], words: Words) -> Mapping[str, tuple[int, Members]] | None:
     """Where code is, under the names that it had until 6.3: of good code and of that of the start."""
     word = words.size
     own = [index for index in range(len(modules[0].pointers)) if all(each.pointers[index] == each.address for each in modules)]
     for index in own:
-        # Behind mem[0].base and size, which fills a word.
-        at = (index - 2) * word
-        if at > 0 and all(_is_piece(each, at, words) for each in modules):
-            stride = next((word * (other - index) for other in own if other > index and (other - index) % 9 == 0), 9 * word)
-            text: Members = {"base": (0, word), "text_size": (word, 4)}
-            return {"core_layout": (at, text), "init_layout": (at + _INIT_TEXT * stride, text)}
         at = index * word - word - 4 * _LAYOUT_SIZES
         if at > 0 and all(_is_layout(each, at, words) for each in modules):
-            text = {"base": (0, word), "text_size": (word + 4, 4)}
-            following = next((word * (other - index) for other in own if other > index), None)
-            size = _layout_size(words) if following is None else following
-            return {"core_layout": (at, text), "init_layout": (at + size, text)}
+            text: Members = {"base": (0, word), "text_size": (word + 4, 4)}
+            following = next((word * (other - index) for other in own if other > index), _layout_size(words))
+            return {"core_layout": (at, text), "init_layout": (at + following, text)}
+        # Behind mem[0].base and size, which fills a word.
+        at = (index - 2) * word
+        if at > 0 and all(_is_piece(space, each, at, words) for each in modules):
+            text = {"base": (0, word), "text_size": (word, 4)}
+            return {"core_layout": (at, text), "init_layout": (at + _INIT_TEXT * _PIECE_WORDS * word, text)}
     return None
 
 
 def _layout_size(words: Words) -> int:
-    """``struct module_layout`` with its nodes of a tree twice (struct latch_tree_node), aligned to a cache line of 64 bytes."""
-    return words.size + 4 * _LAYOUT_SIZES + 7 * words.size + 63 & -64
+    """``struct module_layout``: behind its numbers ``struct mod_tree_node``, a pointer and two nodes of trees."""
+    return words.size + 4 * _LAYOUT_SIZES + 7 * words.size
 
 
-def _is_piece(module: _Module, at: int, words: Words) -> bool:
+def _is_piece(space: AddressSpace, module: _Module, at: int, words: Words) -> bool:
     base, size = words.pointers(module.data[at : at + words.size])[0], words.number(module.data[at + words.size :][:4])
-    return bool(base) and not base % PAGE_SIZE and 0 < size <= _MAX_SIZE
+    return bool(base) and not base % PAGE_SIZE and 0 < size <= _MAX_SIZE and space.translate(base) is not None
 
 
 def _is_layout(module: _Module, at: int, words: Words) -> bool:

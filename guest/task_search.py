@@ -33,8 +33,8 @@ from recording.symbols import SymbolTable
 from unwind.arch import Architecture
 
 UNKNOWN = (
-    "the kernel has no type information (BTF): its modules, generated code, control groups, and what processes have mapped, with"
-    " the names of their functions, cannot be told"
+    "the kernel has no type information (BTF): the code that it generates, control groups, and what processes have mapped, with the"
+    " names of their functions, cannot be told"
 )
 """What stays unknown of a kernel whose structs were searched."""
 _TASK_SIZE = 0x2000

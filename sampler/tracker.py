@@ -18,6 +18,7 @@ from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
+from guest.module_search import search_modules
 from guest.modules import ModuleReader
 from guest.system_call_filters import SystemCallFilters
 from guest.task_search import UNKNOWN, search_structs
@@ -37,6 +38,8 @@ _MODULES_NS = 100_000_000
 """Between two looks at the list of modules where each of them costs a halt."""
 _FIRST_STRUCTS_RETRY_NS = 500_000_000
 _LAST_STRUCTS_RETRY_NS = 60_000_000_000
+_BEHIND_LAST_SYMBOL = 1 << 16
+_FIRST_MODULE_SEARCH_NS = 1_000_000_000
 
 
 def _ignore(*_arguments: object) -> None:
@@ -95,6 +98,8 @@ class KernelTracker:
         self._next_modules_ns = 0
         self._next_structs_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
+        self._next_module_search_ns = 0
+        self._module_search_ns = _FIRST_MODULE_SEARCH_NS
         self._modules: ModuleReader | None = None
         self._generated: GeneratedCodeReader | None = None
         self._filters: SystemCallFilters | None = None
@@ -149,6 +154,11 @@ class KernelTracker:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
             return self._describe(kernel)
+        is_due = self._modules is None and kernel.structs is not None and now_ns >= self._next_module_search_ns
+        if is_due and kernel.has_own_space and kernel.symbols.find("modules") is None:
+            self._next_module_search_ns = now_ns + self._module_search_ns
+            self._module_search_ns = min(2 * self._module_search_ns, _LAST_STRUCTS_RETRY_NS)
+            return self._search_modules(kernel)
         knows_lists = self._modules is not None or self._generated is not None
         if knows_lists and now_ns >= self._next_modules_ns and kernel.has_own_space:
             self._next_modules_ns = now_ns + self._modules_every_ns
@@ -179,6 +189,7 @@ class KernelTracker:
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
+        self._next_module_search_ns, self._module_search_ns = 0, _FIRST_MODULE_SEARCH_NS
         self._retry_ns = _FIRST_RETRY_NS
 
     def step(self) -> None:
@@ -270,6 +281,17 @@ class KernelTracker:
         self._events.refreshed(kernel)
         yield
         if kernel.has_own_space:
+            yield from self._read_loaded(kernel)
+
+    def _search_modules(self, kernel: Kernel) -> Steps[None]:
+        """Look for the list of modules where no symbol says where it is: there is one to be found when a module is loaded."""
+        last = kernel.symbols.find_at(Words.of(kernel.architecture).mask)
+        start, end = kernel.data_range
+        image = start, min(end, last.address + _BEHIND_LAST_SYMBOL) if last is not None else end
+        found = yield from search_modules(kernel.space, image, self._architecture)
+        if found is not None:
+            self._modules = ModuleReader(found.symbols, found.structs, None)
+            yield
             yield from self._read_loaded(kernel)
 
     def _read_loaded(self, kernel: Kernel) -> Steps[None]:

@@ -126,7 +126,7 @@ class UserSpaces:
         self._mappings = self._page_cache = None
         self._processes.clear()
         self._made.set_kernel(None, None)
-        if kernel is None or kernel.structs is None:
+        if kernel is None or kernel.structs is None or kernel.unknown is not None:
             return
         try:
             self._mappings = MappingReader(kernel.space, kernel.symbols, kernel.structs)
