@@ -27,12 +27,14 @@ class CpuFacts:
 
     offsets: what to add to a per-CPU symbol (``__per_cpu_offset``).
     irq_stacks: [low, high) of the stack for hard and soft interrupts; (0, 0) for a CPU that is not up.
+    areas: address of what belongs to it (``unwind.arch.CpuAreas``), 0 for a CPU that is not up.
     exception_stacks: [low, high) of each mapped stack for NMI, double fault, debug and machine check exceptions.
     """
 
     offsets: tuple[int, ...] = ()
     irq_stacks: tuple[Range, ...] = ()
     exception_stacks: tuple[tuple[Range, ...], ...] = ()
+    areas: tuple[int, ...] = ()
 
 
 def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> CpuFacts:
@@ -48,6 +50,7 @@ def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architect
         offsets,
         irq_stacks if any(tops) else (),
         exception_stacks if any(exception_stacks) else (),
+        _read_areas(space, symbols, architecture, len(offsets)),
     )
 
 
@@ -68,6 +71,14 @@ def _read_offsets(space: AddressSpace, symbols: SymbolTable, architecture: Archi
     if count > 1 and len(set(offsets)) < count:
         return ()
     return offsets if any(offsets) else ()
+
+
+def _read_areas(space: AddressSpace, symbols: SymbolTable, architecture: Architecture, count: int) -> tuple[int, ...]:
+    """The address of each CPU's area."""
+    pointers = symbols.find(architecture.cpu_areas.pointers) if architecture.cpu_areas is not None else None
+    words = Words.of(architecture)
+    data = space.read_many([(pointers.address, words.size * count)])[0] if pointers is not None else None
+    return () if data is None else words.pointers(data)
 
 
 def _read_variable(

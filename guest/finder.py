@@ -10,7 +10,7 @@ scanning per 512 MiB.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guest.kallsyms import KallsymsPlace, place_from_symbols
 from guest.kallsyms_scan import MAX_IMAGE_SIZE, find_kallsyms
@@ -22,6 +22,7 @@ from recording.errors import UnsupportedTargetError
 from unwind.arch import Architecture, Registers
 
 _LARGEST_TRAMPOLINE = 1 << 16
+_LARGEST_TEXT = MAX_IMAGE_SIZE // 4
 _32BIT_LIMIT = 1 << 32
 
 
@@ -32,6 +33,7 @@ class KernelLocation:
     found_by: how, in words.
     image, image_physical: virtual and physical address of its first mapped page.
     space: page tables that map it: those of the vCPU that was looked at.
+    mark: what the architecture's ``image_mark`` gave.
     note: its VMCOREINFO, where that was needed to find it.
     kallsyms: where its symbol tables are; None where neither the image nor the note says.
     """
@@ -42,6 +44,7 @@ class KernelLocation:
     space: AddressSpace
     note: VmCoreInfo | None
     kallsyms: KallsymsPlace | None
+    mark: int | None = None
 
 
 def spaces_of(memory: PhysicalMemory, architecture: Architecture, registers: Iterable[Registers]) -> list[AddressSpace]:
@@ -69,7 +72,7 @@ def find_kernel(memory: PhysicalMemory, architecture: Architecture, registers: S
             image = yield from _find_image(architecture, space, mark)
             location = None if image is None else (yield from _identify(memory, architecture, space, image))
             if location:
-                return location
+                return replace(location, mark=mark)
     return None
 
 
@@ -86,7 +89,8 @@ def _find_image(architecture: Architecture, space: AddressSpace, mark: int | Non
     """(virtual, physical) address of the kernel image that a page table maps, or None.
 
     The mark lies in it, or in another mapping of a few of its pages (a trampoline's); without one, the first mapped page is taken.
-    The image is physically contiguous, though parts of it may be unmapped.
+    The image is physically contiguous, though parts of it may be unmapped. Where the mark is a symbol, what else is mapped with the
+    image (all RAM, perhaps) does not tell where it begins, but it does so not far from there.
     """
     start, end = architecture.kernel_image
     target = None if mark is None else space.translate(mark)
@@ -96,6 +100,8 @@ def _find_image(architecture: Architecture, space: AddressSpace, mark: int | Non
         image = mark - mark % architecture.image_alignment
         physical = space.translate(image)
         return None if physical is None else (image, physical)
+    if mark is not None and architecture.image_mark_symbols:
+        start, end = max(start, mark - _LARGEST_TEXT), min(end, mark + _LARGEST_TEXT)
     first = None
     for extent in space.mapped(start, end):
         if extent is None:
@@ -103,7 +109,13 @@ def _find_image(architecture: Architecture, space: AddressSpace, mark: int | Non
             continue
         if first is None or extent.address - first[0] > MAX_IMAGE_SIZE or extent.physical - extent.address != first[1] - first[0]:
             first = extent.address, extent.physical
-        if target is None or (extent.physical <= target < extent.physical + extent.size and _is_image(extent, mark)):
+        if mark is None or target is None:
+            return first
+        if architecture.image_mark_symbols:
+            is_here = extent.address <= mark < extent.address + extent.size
+        else:
+            is_here = extent.physical <= target < extent.physical + extent.size and _is_image(extent, mark)
+        if is_here:
             return first
     return None
 

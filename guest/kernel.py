@@ -48,7 +48,7 @@ class Kernel:
     orc: its unwind table, or None and in ``orc_problem`` why.
     space: its page tables, read physically: its own, or early in boot those of the vCPU.
     is_settled: ``space`` is its own, boot code is gone and the CPUs are known; until then ``refresh_kernel`` now and then.
-    irq_stacks, exception_stacks, cpu_offsets: by CPU number, see ``CpuFacts``; empty before they are set up.
+    irq_stacks, exception_stacks, cpu_offsets, cpu_areas: by CPU number, see ``CpuFacts``; empty before they are set up.
     structs: layouts of its structs, None before they were read, or where they cannot be, and in ``structs_problem`` why.
     unknown: what cannot be known of it, in a sentence; None where nothing of note.
     loaded: its modules and the code that it has made, none before they were read.
@@ -69,6 +69,7 @@ class Kernel:
     irq_stacks: tuple[Range, ...]
     exception_stacks: tuple[tuple[Range, ...], ...]
     cpu_offsets: tuple[int, ...]
+    cpu_areas: tuple[int, ...] = ()
     structs: Structs | None = None
     structs_problem: str | None = None
     unknown: str | None = None
@@ -215,7 +216,11 @@ def _signature(kernel: Kernel) -> tuple[int, bytes]:
 def _anchors(location: KernelLocation, architecture: Architecture) -> dict[str, int]:
     """Symbols whose run-time addresses are known before any other."""
     stext = location.note.symbols.get("_stext") if location.note else None
-    return {"_stext": stext} if stext else dict.fromkeys(architecture.image_start, location.image)
+    if stext:
+        return {"_stext": stext}
+    if location.mark is not None and architecture.image_mark_symbols:
+        return dict.fromkeys(architecture.image_mark_symbols, location.mark)
+    return dict.fromkeys(architecture.image_start, location.image)
 
 
 def _read_tables(space: AddressSpace, location: KernelLocation) -> Steps[KallsymsTables]:
@@ -305,6 +310,7 @@ def _refreshed(kernel: Kernel, current: AddressSpace, *, has_new_text: bool) -> 
         irq_stacks=facts.irq_stacks,
         exception_stacks=facts.exception_stacks,
         cpu_offsets=facts.offsets,
+        cpu_areas=facts.areas,
     )
 
 

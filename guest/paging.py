@@ -30,8 +30,11 @@ class Extent:
     size: int
 
 
-def _levels(tables: PageTables) -> tuple[tuple[int, int, bool], ...]:
-    """Of each level from the top: how far an address is shifted for its index, the index' mask, whether entries may be large."""
+def _levels(tables: PageTables) -> tuple[tuple[int, int, bool, int, int], ...]:
+    """Of each level from the top: how far an address is shifted for its index, the index' mask, whether entries may be large, and
+
+    which bits of a valid entry have what value, beside ``PageTables.present``.
+    """
     if not 1 <= len(tables.index_bits) <= _MAX_LEVELS:
         raise GuestMemoryError(
             f"page tables of {len(tables.index_bits)} levels do not exist; the registers of this guest are not understood"
@@ -39,7 +42,8 @@ def _levels(tables: PageTables) -> tuple[tuple[int, int, bool], ...]:
     found = []
     shift = tables.page_shift
     for level, bits in enumerate(tables.index_bits, start=1):
-        found.append((shift, (1 << bits) - 1, level in tables.large_levels))
+        valid_mask, valid = tables.valid[level - 1] if tables.valid else (0, 0)
+        found.append((shift, (1 << bits) - 1, level in tables.large_levels, valid_mask, valid))
         shift += bits
     return tuple(reversed(found))
 
@@ -54,7 +58,7 @@ class AddressSpace:
         self.tables = tables
         self._levels = _levels(tables)
         order, entry = "<" if tables.byteorder == "little" else ">", _ENTRY_FORMATS[tables.entry_size]
-        self._formats = {mask: struct.Struct(f"{order}{mask + 1}{entry}") for _shift, mask, _may_be_large in self._levels}
+        self._formats = {mask: struct.Struct(f"{order}{mask + 1}{entry}") for _shift, mask, *_facts in self._levels}
         self._tables: dict[int, tuple[int, ...] | None] = {}
 
     def forget(self) -> None:
@@ -78,13 +82,13 @@ class AddressSpace:
                 return physical + address - low, high - address
         present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
         table_address = self.root
-        for shift, mask, may_be_large in self._levels:
+        for shift, mask, may_be_large, valid_mask, valid in self._levels:
             left = (1 << shift) - (address & (1 << shift) - 1)
             table = self._table(table_address, mask)
             # A table at an address that was met before may be of another size where tables are damaged.
             index = address >> shift & mask
             entry = 0 if table is None or index >= len(table) else table[index]
-            if not entry & present:
+            if not entry & present or entry & valid_mask != valid:
                 return None, left
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
@@ -207,7 +211,7 @@ class FreshSpace:
         present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
         entry_size = tables.entry_size
         table = self._root
-        for shift, mask, may_be_large in self._levels:
+        for shift, mask, may_be_large, valid_mask, valid in self._levels:
             place = table + entry_size * (address >> shift & mask)
             entry = self._entries.get(place)
             if entry is None:
@@ -215,7 +219,7 @@ class FreshSpace:
                     entry = self._entries[place] = int.from_bytes(self._memory.read(place, entry_size), tables.byteorder)
                 except GuestMemoryError:
                     return None
-            if not entry & present:
+            if not entry & present or entry & valid_mask != valid:
                 return None
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from guest.cgroups import CgroupReader
 from guest.cpus import MAX_CPUS
@@ -30,6 +31,7 @@ _MAYBE = ("group_leader", "cgroups", _FILTER)
 """Members that kernels may lack (CONFIG_SECCOMP), or that are not known without type information."""
 _CPU = "thread_info.cpu"
 """Its number says whose per-CPU variables are the running CPU's where no register does."""
+_NO_AREAS: Mapping[int, int] = MappingProxyType({})
 _NAME_LIFE_NS = 1_000_000_000
 """A process' name, which threads show with theirs, is read again after this: it may change (execve, prctl)."""
 
@@ -63,12 +65,19 @@ class TaskWords:
 class TaskReader:
     """Knows where a kernel keeps its running tasks and what about them; and describes them, remembering names."""
 
-    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs, architecture: Architecture) -> None:
-        """Raises BadImageError where the kernel's types lack what is needed."""
+    def __init__(
+        self,
+        space: AddressSpace,
+        symbols: SymbolTable,
+        structs: Structs,
+        architecture: Architecture,
+        areas: Mapping[int, int] = _NO_AREAS,
+    ) -> None:
+        """areas: address of each CPU's area by its per-CPU offset. Raises BadImageError where types lack what is needed."""
         self._space = space
         self.words = Words.of(architecture)
         self._pointer = architecture.running_task.pointer
-        self._has_cpu_base = bool(architecture.cpu_base)
+        self._has_cpu_base = bool(architecture.cpu_base) or architecture.cpu_areas is not None
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
         fields |= {name: field for name in _MAYBE if (field := structs.field("task_struct", name)) is not None}
         if not self._has_cpu_base:
@@ -79,9 +88,11 @@ class TaskReader:
         if high - low > _MAX_SLICE:
             raise BadImageError(f"struct task_struct has its members {high - low} bytes apart; report this kernel")
         self._low, self._size = low, high - low
+        self._areas = areas
+        self._member = _find_member(structs, architecture)
         queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
         scheduled = queues.address + running.offset if queues and running else None
-        self._current = _find_current(symbols, structs, architecture, scheduled)
+        self._current = 0 if self._member is not None else _find_current(symbols, structs, architecture, scheduled)
         self._scheduled = self._current if scheduled is None else scheduled
         offsets = symbols.find("__per_cpu_offset")
         self._cpu_offsets = None if offsets is None else offsets.address
@@ -92,6 +103,8 @@ class TaskReader:
 
     def current_address(self, cpu_offset: int) -> int:
         """Where the pointer to the running task lies of the CPU with that per-CPU offset."""
+        if self._member is not None:
+            return self._areas.get(cpu_offset, 0) + self._member
         return self._current + cpu_offset & self.words.mask
 
     def scheduled_address(self, cpu_offset: int) -> int:
@@ -192,6 +205,17 @@ class TaskReader:
 def _text(data: bytes) -> str:
     """A name of bytes that a guest may choose as it likes."""
     return data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+
+def _find_member(structs: Structs, architecture: Architecture) -> int | None:
+    """Where in a CPU's area the pointer to the running task is, None where none has it."""
+    areas = architecture.cpu_areas
+    for variable in architecture.running_task.variables if areas is not None else ():
+        struct, _, member = variable.partition(".")
+        field = structs.field(struct, member) if areas is not None and struct == areas.struct else None
+        if field is not None:
+            return field.offset
+    return None
 
 
 def _find_current(symbols: SymbolTable, structs: Structs, architecture: Architecture, scheduled: int | None) -> int:

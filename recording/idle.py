@@ -50,6 +50,8 @@ IDLE_FUNCTIONS = frozenset(
         "xen_safe_halt",
         "pv_native_safe_halt",
         "native_safe_halt",
+        "psw_idle",
+        "psw_idle_exit",
         "cpu_do_idle",
     }
 )

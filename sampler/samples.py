@@ -114,7 +114,8 @@ class SampleMaker:
         if kernel.structs is None:
             return None
         try:
-            self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs, self._architecture)
+            areas = dict(zip(kernel.cpu_offsets, kernel.cpu_areas, strict=False))
+            self._tasks = TaskReader(kernel.space, kernel.symbols, kernel.structs, self._architecture, areas)
         except BadImageError as error:
             return str(error)
         if self._noted_early and self._first_tasks is None:

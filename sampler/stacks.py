@@ -57,6 +57,12 @@ class StackPlanner:
         self._bottoms, self._rounds = {}, 1
         return () if self._can_peek else tuple(self._links.values())
 
+    def _saved_words(self, vcpu: int) -> Iterator[Read]:
+        """What the processor saves at fixed addresses: through the stub, which knows where that is for each vCPU."""
+        places = self._architecture.kernel_code.saved_words.values()
+        if places:
+            yield Read(vcpu, min(places), max(places) + self._architecture.pointer_size - min(places))
+
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """The reads that follow from the registers, and whether they are the last of this halt."""
         if self._unfollowed:
@@ -69,6 +75,7 @@ class StackPlanner:
             sp = registers[arch.sp]
             if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]) or not arch.is_kernel_address(sp):
                 continue
+            reads.extend(self._saved_words(vcpu))
             if self._has_bottom_words:
                 reads.extend(self._stacks_by_bottom(vcpu, sp))
                 continue
@@ -98,7 +105,7 @@ class StackPlanner:
             low, high = self._architecture.entry_stacks
             if low <= sp < high:
                 return
-            bottom = (sp - 1) // size * size
+            bottom = (sp - 1) // size * size + self._architecture.interrupt_stacks.word_at
             if not self._can_peek:
                 if self._rounds < _MAX_STACKS:
                     self._bottoms[vcpu] = bottom
@@ -220,7 +227,7 @@ class StackPlanner:
         A little below the stack pointer is copied too: exit code pops the registers of a trap frame one by one, and the unwind
         rows go on counting from the frame's start.
         """
-        start, end = sp - self._architecture.kernel_code.trap.size, min(end, sp + _COPY_LIMIT, _ADDRESS_END)
+        start, end = max(0, sp - self._architecture.kernel_code.trap.size), min(end, sp + _COPY_LIMIT, _ADDRESS_END)
         while start < end:
             stop = min(end, (start // _PAGE + 1) * _PAGE)
             yield Read(vcpu, start, stop - start)

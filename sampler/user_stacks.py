@@ -63,11 +63,13 @@ class TaskPlanner:
         return Read(vcpu, address, size, physical if is_ram else None)
 
     def offset_of(self, vcpu: int, registers: Registers) -> int | None:
-        """The per-CPU offset of the CPU that a vCPU is: one of its registers holds it.
+        """The per-CPU offset of the CPU that a vCPU is: one of its registers holds it, or its number says it.
 
         Where programs have that register for themselves, it is the offset that was last seen there: a vCPU stays the same CPU.
         """
         offsets = () if self._kernel is None else self._kernel.cpu_offsets
+        if self._architecture.cpu_areas is not None:
+            return offsets[vcpu] if vcpu < len(offsets) else None
         for name in self._architecture.cpu_base:
             if (base := registers.get(name)) in offsets:
                 self._offsets[vcpu] = base
@@ -183,7 +185,8 @@ class TaskPlanner:
 
     def _user_space(self, space: FreshSpace, registers: Registers, words: TaskWords | None) -> FreshSpace | None:
         """The page tables of a task's process. In the middle of a switch to another one the vCPU's may be that one's already."""
-        root: int | None = self._architecture.paging.user_root(registers)
+        paging = self._architecture.paging
+        root: int | None = paging.user_root(registers)
         if words is not None and self._tasks is not None:
             if not words.mm:
                 return None
@@ -191,7 +194,8 @@ class TaskPlanner:
             table = None if where is None else space.read(where, self._architecture.pointer_size)
             if where is not None:
                 root = None if table is None else space.translate(int.from_bytes(table, self._architecture.byteorder))
-        return None if root is None else FreshSpace(self._memory, space.tables, root)
+        tables = space.tables if paging.user_tables is None else paging.user_tables(registers)
+        return None if root is None else FreshSpace(self._memory, tables, root)
 
     def _user_registers(
         self, registers: Registers, words: TaskWords | None, read: Callable[[int, int], bytes | None]
@@ -243,7 +247,8 @@ class TaskPlanner:
         start = registers[self._architecture.sp]
         end = start + self._user_stack_size
         start -= _RED_ZONE
-        while 0 <= start < end and not self._architecture.is_kernel_address(end):
+        arch = self._architecture
+        while 0 <= start < end and (arch.spaces_overlap or not arch.is_kernel_address(end)):
             stop = min(end, (start // PAGE_SIZE + 1) * PAGE_SIZE)
             yield start, stop - start
             start = stop

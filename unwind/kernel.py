@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recording.model import Callchain, Frame, Space, StackEnd
-from unwind.arch import Architecture, LinkRegister, UnwindMethod
+from unwind.arch import Architecture, KernelCode, LinkRegister, UnwindMethod
 from unwind.capture import Capture
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
@@ -55,7 +55,7 @@ class _Place:
 class _Caller:
     """The next frame's registers. ``pending`` is a call target that was pushed but not reached yet, a frame of its own.
 
-    is_in_register: the return address was in a register, so that the stack need not have moved.
+    is_in_register: the return address was in a register, or in the caller's frame, so that the stack need not have moved.
     """
 
     registers: Mapping[str, int]
@@ -184,7 +184,7 @@ class KernelUnwinder:
         if interrupted and place.is_thunk and not place.is_entry:
             return self._leave_thunk(registers, read_word)
         if interrupted and self._has_entry_areas and self._is_entry_area(registers[self._architecture.pc]):
-            return self._leave_entry(place, registers)
+            return self._leave_entry(place, registers, read_word)
         row = place.row
         if row is None:
             return StackEnd.NO_UNWIND_INFO
@@ -202,8 +202,8 @@ class KernelUnwinder:
                 return self._leave_call(place, row, registers, interrupted, read_word)
             case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD | RowKind.TRAP_PUSHED:
                 # Amid code that fills a trap frame or takes it down, it is none yet, or still.
-                is_window = interrupted and row.kind in (RowKind.TRAP_RECORD, RowKind.TRAP_PUSHED)
-                return self._leave_entry(place, registers) if is_window else self._leave_trap(row, registers, read_word)
+                is_window = interrupted and (row.kind in (RowKind.TRAP_RECORD, RowKind.TRAP_PUSHED) or row.is_window)
+                return self._leave_entry(place, registers, read_word) if is_window else self._leave_trap(row, registers, read_word)
 
     def _end(self, place: _Place, interrupted: bool) -> StackEnd:
         """A table says END at the roots of stacks, and wherever entry code has no stack to speak of: the name decides."""
@@ -217,7 +217,7 @@ class KernelUnwinder:
 
     def _leave_call(self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord) -> _Step:
         sp = self._architecture.sp
-        if not interrupted or row.register != sp:
+        if not interrupted or row.register != sp or row.return_address is not None:
             return self._apply_call(row, registers, read_word)
         if place.is_entry:
             # error_entry keeps its return address in a register while it pushes the others: there is no stack to walk yet.
@@ -284,7 +284,7 @@ class KernelUnwinder:
         if self._signature:
             caller[arch.pc] = self._without_signature(caller[arch.pc])
         if self._is_return_address(caller[arch.pc]):
-            in_register = row.return_address is not None and row.return_address.is_value
+            in_register = row.return_address is not None and (row.return_address.is_value or cfa == registers[arch.sp])
             return _Caller(caller, guess=row.guess, is_in_register=in_register)
         return StackEnd.BAD_RETURN_ADDRESS
 
@@ -372,8 +372,10 @@ class KernelUnwinder:
             break
         return StackEnd.BAD_RETURN_ADDRESS
 
-    def _leave_entry(self, place: _Place, registers: Mapping[str, int]) -> _Step:
+    def _leave_entry(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         """From entry code: what was interrupted, where that is still in the registers."""
+        if self._code.saved_words:
+            registers = with_saved_words(self._code, registers, read_word)
         taken = self._code.taken_exception(place.name, registers[self._architecture.pc] - place.start, registers)
         return StackEnd.ENTRY_WINDOW if taken is None else _Caller(taken, interrupted=True, is_in_register=True)
 
@@ -465,6 +467,12 @@ class KernelUnwinder:
         return caller_sp > sp or not same_stack
 
 
+def with_saved_words(code: KernelCode, registers: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int]:
+    """Registers and the words beside them that tell what an exception has interrupted."""
+    words = ((name, read_word(address)) for name, address in code.saved_words.items())
+    return {**registers, **{name: word for name, word in words if word is not None}}
+
+
 def unwind_capture(architecture: Architecture, unwinder: KernelUnwinder | None, capture: Capture) -> Callchain:
     """The callchain of one vCPU, whatever it runs; without an unwinder (no kernel was found) kernel code is its address alone."""
     if unwinder is not None:
@@ -481,6 +489,7 @@ def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, 
     pc = registers[architecture.pc]
     if architecture.is_user(registers):
         return Unwound(Callchain((Frame(pc, pc, Space.USER),), StackEnd.USER_MODE), registers)
-    if not architecture.is_kernel_address(pc):
+    is_kernel = architecture.paging.enabled(registers) if architecture.spaces_overlap else architecture.is_kernel_address(pc)
+    if not is_kernel:
         return Unwound(Callchain((Frame(pc, pc, Space.FIRMWARE),), StackEnd.FIRMWARE), None)
     return None

@@ -116,6 +116,7 @@ class Row:
     expression: the CFA, where register, offset and memory cannot say it.
     is_signal: the caller is no caller: a signal interrupted it, so that its pc is no return address.
     guess: it stands in where there is no unwind data, and the caller that it leads to is marked as a guess.
+    is_window: of a trap: it is not there, or no longer, where the code of the row was itself interrupted.
     leaf: the row instead, for a function that holds its return address in the link register (``unwind/leaf.py`` says when).
     leaf_in_frame: for one that has set its frame pointer already.
     """
@@ -131,6 +132,7 @@ class Row:
     expression: Expression | None = None
     is_signal: bool = False
     guess: bool = False
+    is_window: bool = False
     leaf: Row | None = None
     leaf_in_frame: Row | None = None
 

@@ -242,9 +242,11 @@ class _Walk:
         if row.is_signal:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
             return _Activation(caller, self._code.find_region(pc), interrupted=True)
-        # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own.
+        # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own; on
+        # s390x a function saves its own in the caller's frame, before it makes one.
         is_in_register = row.return_address is not None and row.return_address.is_value
-        if caller[abi.sp] < registers[abi.sp] or (caller[abi.sp] == registers[abi.sp] and not is_in_register):
+        may_stay = is_in_register or (activation.interrupted and abi.sp in abi.callee_saved)
+        if caller[abi.sp] < registers[abi.sp] or (caller[abi.sp] == registers[abi.sp] and not may_stay):
             return UserEnd.DID_NOT_ADVANCE
         if pc == 0:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,18 @@ def test_the_interrupt_table_says_which_of_two_images_runs() -> None:
     location = find(machine)
     assert location is not None
     assert location.image == 0xFFFF_FFFF_B000_0000
+
+
+def test_a_mark_that_is_a_symbol_lies_in_the_image_itself() -> None:
+    """s390x: all RAM is mapped below the image, once more."""
+    machine = Machine(image=0xFFFF_FFFF_B000_0000)
+    machine.tables.map(0xFFFF_FFFF_8000_0000, PHYSICAL, size=0x20_0000)
+    machine.memory.write(TABLES, bytes(machine.tables.memory))
+    marked = replace(X86_64, image_mark=lambda _registers, _read: machine.image + 0x100)
+    location = run_steps(find_kernel(machine.memory, marked, (machine.registers(),)))
+    assert location is not None
+    assert location.image == 0xFFFF_FFFF_8000_0000
+    named = replace(marked, image_mark_symbols=("handler",))
+    location = run_steps(find_kernel(machine.memory, named, (machine.registers(),)))
+    assert location is not None
+    assert (location.image, location.mark) == (machine.image, machine.image + 0x100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from guest.tasks import TaskReader, TaskWords
 from recording.errors import BadImageError
 from recording.model import Task
 from tests.builders.kernel_structs import COMMON, HEAP, HEAP_PHYSICAL, HEAP_SIZE, MAPLE, TASK, Heap, Layout
+from unwind.arch import CpuAreas, RunningTask
 from unwind.arch.arm64 import ARM64
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.x86_64 import X86_64
@@ -182,3 +184,26 @@ def test_damaged_tasks_never_raise(changes: list[tuple[int, int]], stack: tuple[
         task = reader.describe(words, 0)
         assert len(task.comm) <= 64
         assert len(task.process) <= 64
+
+
+def test_the_task_in_an_area_of_the_cpus_own() -> None:
+    """s390x: the lowcore has it, which an array of pointers leads to."""
+    architecture = replace(
+        X86_64,
+        cpu_areas=CpuAreas("lowcore_ptr", "lowcore"),
+        running_task=RunningTask(lambda _registers: None, ("lowcore.current_task", "current_task")),
+    )
+    cpu = Cpu()
+    area = HEAP + 0x3_0400
+    cpu.heap = Heap({**LAYOUTS, "lowcore": (0x400, {"current_task": (0x340, 8)})}, [(QUEUE - 32, "D", "runqueues")])
+    cpu.heap.write(area + 0x340, struct.pack("<Q", cpu.task(b"bash", 40)))
+    cpu.run(0, cpu.task(b"next", 50, stack=HEAP + 0xC000))
+    reader = TaskReader(cpu.heap.space, cpu.heap.symbols, cpu.heap.structs, architecture, {CPU: area})
+
+    def pid(offset: int, stack: int) -> int:
+        words = reader.find_running(cpu.read, {}, offset, (stack, STACK_SIZE))
+        return -1 if words is None else words.pid
+
+    assert pid(CPU, HEAP + 0x4000) == 40
+    assert pid(CPU, HEAP + 0xC000) == 50
+    assert pid(CPU + 0x1000, HEAP + 0x4000) == -1

@@ -35,10 +35,11 @@ class PageTables:
     page_shift: a page has 1 << page_shift bytes.
     index_bits: by level from 1 on, how many bits of an address choose an entry.
     large_levels: levels above the first whose entries may map memory themselves.
-    present: bit mask that a valid entry has set.
+    present: bit mask of which a valid entry has set something.
     large: (mask, value) of an entry above the last level that maps memory itself.
     address_mask: bits of an entry that are a physical address, shifted right by ``address_shift``.
     linear: pieces of the address space that the processor maps without tables: (low, high, physical address of low).
+    valid: by level, (mask, value) of bits that a valid entry has besides; empty where ``present`` says it all.
     """
 
     page_shift: int
@@ -51,6 +52,7 @@ class PageTables:
     byteorder: ByteOrder
     address_shift: int = 0
     linear: tuple[tuple[int, int, int], ...] = ()
+    valid: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class PagingFormat:
     tables: the tables' shape.
     is_shared: whether the tables of processes map the kernel too, so that a root may be one that ends with its process.
     enabled: whether paging in this format is on.
+    user_tables: the shape of the table that maps the process, None where it is the kernel's.
     """
 
     roots: Callable[[Registers], tuple[int, ...]]
@@ -69,6 +72,7 @@ class PagingFormat:
     tables: Callable[[Registers], PageTables]
     is_shared: bool
     enabled: Callable[[Registers], bool]
+    user_tables: Callable[[Registers], PageTables] | None = None
 
 
 class UnwindMethod(Enum):
@@ -80,6 +84,8 @@ class UnwindMethod(Enum):
     """By frame records: the frame pointer leads to the caller's frame pointer and the return address."""
     PUSHED_FRAMES = auto()
     """By frame pointers of a processor whose calls push the return address, also amid prologues and epilogues."""
+    STACK_CHAIN = auto()
+    """By words that lead from frame to frame; the code of an interrupted function says how far it has made its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +102,69 @@ class LinkRegister:
     target: Callable[[int, bytes], int | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What an instruction does, as far as the frame of its function is concerned.
+
+    size: bytes. target: where it may branch to, None where it does not or where that is in a register.
+    goes_on: whether control may go on behind it.
+    moves_sp: what it adds to the stack pointer; None where it sets it to something that is not known.
+    restores_sp: it gives the stack pointer the value that it had at the start of the function.
+    saves_link: where it saves the return address, counted from the stack pointer; None where it does not.
+    stores_chain: the register that it stores where a frame's word for the chain is, "" where it does not.
+    """
+
+    size: int
+    target: int | None = None
+    goes_on: bool = True
+    moves_sp: int | None = 0
+    restores_sp: bool = False
+    saves_link: int | None = None
+    stores_chain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StackChain:
+    """Frames of which each has a word that leads to the caller's.
+
+    word: where that is, counted from the stack pointer; 0 in it ends a chain.
+    link: the register in which a call leaves its return address.
+    return_address: where a function saves its return address, counted from its caller's stack pointer.
+    trap: where behind the stack pointer a trap frame lies at the end of a chain.
+    alignment: of an instruction's address; a call is longer.
+    decode: the instruction of some code bytes, (its address, the bytes).
+    switches: functions that go from one task's stack to another's; in between there is none.
+    called: functions amid entry code that are called as others are.
+    """
+
+    word: int
+    link: str
+    return_address: int
+    trap: int
+    alignment: int
+    decode: Callable[[int, bytes], Instruction]
+    switches: tuple[str, ...]
+    called: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAreas:
+    """Memory that belongs to one CPU each and that no per-CPU variable is.
+
+    pointers: the kernel's array of their addresses, by CPU number. struct: what lies there.
+    """
+
+    pointers: str
+    struct: str
+
+
 class StackLink(Enum):
     """Where an interrupt stack leads on to the stack that was interrupted."""
 
     TOP_WORD = auto()
     """Its topmost word is the stack pointer there."""
     BOTTOM_WORD = auto()
-    """Its lowest word is the stack pointer there; in that of a task's stack there is no kernel address (STACK_END_MAGIC)."""
+    """A word at ``word_at`` is the stack pointer there; in that of a task's stack there is no kernel address (STACK_END_MAGIC)."""
     FRAME_POINTER = auto()
     """The chain of frame pointers leaves it."""
 
@@ -115,6 +177,7 @@ class InterruptStacks:
     container: the per-CPU struct in which that is where there is no such variable.
     is_lowest: whether it points to the stack's lowest address, and not to its end or last word.
     exceptions: the per-CPU variable that points to the stacks for NMI and other exceptions, "" where there is none.
+    word_at: how far above the stack's lowest address its ``BOTTOM_WORD`` is.
     """
 
     variable: str
@@ -122,6 +185,7 @@ class InterruptStacks:
     is_lowest: bool
     link: StackLink
     exceptions: str
+    word_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +193,8 @@ class RunningTask:
     """How the kernel knows the task that a CPU runs.
 
     pointer: the task's address where a register has it in this mode, else None.
-    variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name; the first that the kernel has. There
-        are none where a register has it in all modes.
+    variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name, or STRUCT.MEMBER of a ``CpuAreas``;
+        the first that the kernel has. There are none where a register has it in all modes.
     """
 
     pointer: Callable[[Registers], int | None]
@@ -142,8 +206,10 @@ class KernelCode:
     """What must be known of the kernel's own code to walk its stacks. Names are those of the kernel's symbols.
 
     method: how stacks are unwound.
-    link: the register that calls leave return addresses in, None where they push them and unwind tables say where.
+    link: the register that calls leave return addresses in, None where they push them and unwind tables say where, or where
+        ``chain`` tells all.
     frame_record: how far from the frame pointer to the record of the caller's frame pointer and the return address.
+    chain: how frames are chained, None where no word of theirs does it.
     signature: bits of a return address that may hold its signature (pointer authentication) and are set without one, or 0.
     trap: where entry code saves registers.
     is_trap: whether registers read from a supposed trap frame can be such (a processor writes only few selector values).
@@ -165,6 +231,8 @@ class KernelCode:
     entry_text: symbols that enclose the entry and exit code.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
+    saved_words: by name, words of the running CPU's at fixed virtual addresses of the kernel, in which the processor saves what an
+        exception has interrupted; ``taken_exception`` has them among the registers.
     taken_exception: (function, bytes into it, registers) -> those that an exception has interrupted, where the vCPU stands at the
         first instruction behind it and has changed none of them yet; else None.
     module_area: addresses at which modules and generated code lie.
@@ -180,6 +248,7 @@ class KernelCode:
     method: UnwindMethod
     link: LinkRegister | None
     frame_record: int
+    chain: StackChain | None
     signature: int
     trap: TrapFrame
     is_trap: Callable[[Registers], bool]
@@ -200,6 +269,7 @@ class KernelCode:
     entry_text: tuple[str, str]
     entry_areas: tuple[tuple[int, int], ...]
     entry_copies: tuple[str, ...]
+    saved_words: Mapping[str, int]
     taken_exception: Callable[[str, int, Registers], Mapping[str, int] | None]
     module_area: tuple[int, int]
     has_only_code: bool
@@ -262,17 +332,21 @@ class Architecture:
     fixed_registers: (name, bytes) in ``g`` order for stubs that offer no XML.
     system_registers: those that ``g`` lacks and that are read one by one: the names that QEMU's versions give each, ours first.
     is_user: whether the registers are those of user mode.
-    is_kernel_address: whether an address is in the kernel's half.
+    is_kernel_address: whether an address may be the kernel's.
+    spaces_overlap: whether any address may be the kernel's or a process', so that the mode alone tells; with paging off it is
+        neither's.
     image_start: symbols at the kernel image's first address.
     code_start: symbol at which the kernel's code begins.
     kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
     is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
+    image_mark_symbols: one of these is at the mark; none where other things may be.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
     stack_size: of a task's kernel stack, which is aligned to it.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first; none where only tasks know it.
+    cpu_areas: see there, None where there are none. vCPUs are then numbered as the kernel does.
     interrupt_stacks, running_task: see there.
     hides_kernel: whether QEMU's stub refuses to read kernel memory by a vCPU in user mode.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
@@ -290,6 +364,7 @@ class Architecture:
     system_registers: tuple[tuple[str, ...], ...]
     is_user: Callable[[Registers], bool]
     is_kernel_address: Callable[[int], bool]
+    spaces_overlap: bool
     is_32bit_kernel: Callable[[Registers], bool]
     paging: PagingFormat
     page_table_symbol: str
@@ -299,10 +374,12 @@ class Architecture:
     image_alignment: int
     image_mark: Callable[[Registers, ReadMemory], int | None]
     is_image_in_linear_map: bool
+    image_mark_symbols: tuple[str, ...]
     image_physical: Callable[[int, Mapping[str, int]], int | None]
     stack_size: int
     entry_stacks: tuple[int, int]
     cpu_base: tuple[str, ...]
+    cpu_areas: CpuAreas | None
     interrupt_stacks: InterruptStacks
     running_task: RunningTask
     hides_kernel: bool

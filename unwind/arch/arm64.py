@@ -252,6 +252,7 @@ ARM64 = Architecture(
     ),
     is_user=_is_user,
     is_kernel_address=lambda address: address >= _KERNEL_HALF,
+    spaces_overlap=False,
     is_32bit_kernel=_is_32bit_kernel,
     paging=PagingFormat(
         roots=_roots,
@@ -267,10 +268,12 @@ ARM64 = Architecture(
     image_alignment=0x1_0000,
     image_mark=_vectors,
     is_image_in_linear_map=False,
+    image_mark_symbols=(),
     image_physical=_image_physical,
     stack_size=_STACK_SIZE,
     entry_stacks=(0, 0),
     cpu_base=("TPIDR_EL1",),
+    cpu_areas=None,
     interrupt_stacks=InterruptStacks(
         variable="irq_stack_ptr",
         container="",
@@ -287,6 +290,7 @@ ARM64 = Architecture(
         method=UnwindMethod.FRAME_RECORDS,
         link=LinkRegister("x30", 4, _call_target),
         frame_record=0,
+        chain=None,
         signature=0xFFFF_0000_0000_0000,
         trap=TrapFrame(
             size=336,
@@ -321,6 +325,7 @@ ARM64 = Architecture(
             (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000),
         ),
         entry_copies=("tramp_vectors", "tramp_exit"),
+        saved_words={},
         taken_exception=_taken_exception,
         module_area=(_IMAGES[0], 0x1_0000_0000_0000_0000),
         has_only_code=False,
