@@ -7,6 +7,7 @@ from unwind.frame_pointer import FramePointerRows
 from unwind.frame_record import FrameRecordRows
 from unwind.pushed_frame import PushedFrameRows
 from unwind.sources import RowSource, SymbolSource, TextSource
+from unwind.stack_chain import StackChainRows
 
 
 def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSource) -> RowSource:
@@ -18,3 +19,5 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
             return FrameRecordRows(architecture, symbols, text)
         case UnwindMethod.PUSHED_FRAMES:
             return PushedFrameRows(architecture, symbols, text)
+        case UnwindMethod.STACK_CHAIN:
+            return StackChainRows(architecture, symbols, text)

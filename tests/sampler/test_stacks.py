@@ -16,6 +16,7 @@ from sampler.stacks import StackPlanner
 from unwind.arch.arm64 import ARM64
 from unwind.arch.i386 import I386
 from unwind.arch.riscv64 import RISCV64
+from unwind.arch.s390x import S390X
 
 IRQ, TASK = 0xFFFF_8000_0000_8000, 0xFFFF_8000_0A00_0000
 TOP = IRQ + 0x4000
@@ -169,3 +170,48 @@ def test_an_entry_stack_is_copied_alone() -> None:
     reads, is_last = i386_planner({0xFF40_4000: OWN}, can_peek=True).plan(i386_state(0xFF40_5FC0))
     assert is_last
     assert {read.address // 0x1000 for read in reads} == {0xFF405}
+
+
+S390X_IRQ, S390X_TASK = 0x1FDE_0000, 0x37F_FE9A_4000
+S390X_LINK = S390X_IRQ + 0x4000 - 208
+"""The chain of the first frame on the interrupt stack."""
+
+
+class BigSpace(Space):
+    def read_many(self, requests: list[tuple[int, int]]) -> list[bytes | None]:
+        return [self.words[address].to_bytes(8, "big") if address in self.words else None for address, _size in requests]
+
+
+def s390x_state(reads: dict[Read, bytes | None] | None = None, **registers: int) -> HaltedState:
+    values = {"pswm": 0x0404_C001_8000_0000, "pswa": 0x3FF_FF40_0000, **registers}
+    return HaltedState((0,), (cast("RegisterFile", values),), reads or {}, 0, 0, 1)
+
+
+def test_a_first_frames_chain_leads_on_from_an_interrupt_stack() -> None:
+    """s390x: and the words in which the processor saves what it interrupts are copied."""
+    found = StackPlanner(S390X, can_peek=True)
+    words = {S390X_LINK: S390X_TASK + 0x3000, S390X_TASK + 0x4000 - 208: 0}
+    found.set_kernel(cast("Kernel", SimpleNamespace(space=BigSpace(words), irq_stacks=(), exception_stacks=(), cpu_offsets=())))
+    reads, is_last = found.plan(s390x_state(r15=S390X_IRQ + 0x3800))
+    assert is_last
+    for address in (S390X_IRQ + 0x3800, S390X_LINK, S390X_TASK + 0x3000, S390X_TASK + 0x3FF8, 0x130, 0x29F):
+        assert covers(list(reads), address)
+    reads, _is_last = found.plan(s390x_state(r15=S390X_TASK + 0x3800))
+    assert covers(list(reads), S390X_TASK + 0x3FF8)
+    assert not any(read.address >= S390X_TASK + 0x4000 or S390X_IRQ <= read.address < S390X_TASK for read in reads)
+
+
+def test_a_first_frames_chain_through_the_stub() -> None:
+    found = StackPlanner(S390X, can_peek=False)
+    found.probes()
+    first, is_last = found.plan(s390x_state(r15=S390X_IRQ + 0x3800))
+    assert not is_last
+    link = next(read for read in first if read.address == S390X_LINK)
+    second, _is_last = found.plan(s390x_state({link: (S390X_TASK + 0x3000).to_bytes(8, "big")}, r15=S390X_IRQ + 0x3800))
+    assert covers(list(second), S390X_TASK + 0x3000)
+
+
+@pytest.mark.parametrize("sp", [0, 0xB, 0x100, (1 << 64) - 8])
+def test_stack_pointers_of_programs_that_are_read_as_the_kernels(sp: int) -> None:
+    reads, _is_last = StackPlanner(S390X, can_peek=False).plan(s390x_state(r15=sp))
+    assert all(read.address >= 0 and read.address + read.size <= 1 << 64 for read in reads)

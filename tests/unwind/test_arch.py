@@ -9,6 +9,7 @@ from unwind.arch.arm64 import ARM64
 from unwind.arch.i386 import I386
 from unwind.arch.registry import find_architecture
 from unwind.arch.riscv64 import RISCV64
+from unwind.arch.s390x import S390X
 from unwind.arch.x86_64 import X86_64
 
 
@@ -292,3 +293,74 @@ def test_i386_call_targets() -> None:
 def test_i386_has_left_frame(code: str, has_left: bool) -> None:
     before, after = bytes.fromhex(code)[:1], bytes.fromhex(code)[1:]
     assert I386.kernel_code.has_left_frame(before, after) is has_left
+
+
+@pytest.mark.parametrize("name", ["s390x", "s390:64-bit"])
+def test_names_of_s390x(name: str) -> None:
+    assert find_architecture(name) is S390X
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("c0 e5 00 00 01 00", True),  # brasl %r14
+        ("07 00 a7 e5 00 10", True),  # bras %r14
+        ("07 00 07 00 0d e1", True),  # basr %r14,%r1
+        ("c0 05 00 00 01 00", False),  # brasl %r0, which calls ftrace
+        ("c0 f4 00 00 01 00", False),  # jg
+        ("07 00 a7 f4 00 10", False),  # j
+        ("07 00 07 00 0d 11", False),  # basr %r1,%r1
+        ("07 00 07 00 07 fe", False),  # br %r14
+        ("00 e5 00 00 01 00", False),
+        ("e5 00 00 01 00", False),
+    ],
+)
+def test_s390x_follows_call(before: str, follows: bool) -> None:
+    assert S390X.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+@pytest.mark.parametrize(
+    ("mask", "is_trap", "is_user"),
+    [
+        (0x0705_1001_8000_0000, True, True),
+        (0x0705_2000_8000_0000, True, True),  # addresses of 31 bits
+        (0x0705_5001_8000_0000, True, True),  # access-register mode
+        (0x0704_E001_8000_0000, True, False),
+        (0x0404_C001_8000_0000, True, False),
+        (0x0705_D001_8000_0000, False, True),  # programs are not in the kernel's space
+        (0x0704_2001_8000_0000, False, False),  # nor the kernel in theirs
+        (0x0704_E000_8000_0000, False, False),
+        (0x0714_E001_8000_0000, False, False),  # with a key of its own
+        (0x0004_C001_8000_0000, False, False),  # without DAT
+        (0x0705_1001_8000_0001, False, True),
+        (0x8705_1001_8000_0000, False, True),
+    ],
+)
+def test_s390x_program_status(mask: int, is_trap: bool, is_user: bool) -> None:
+    registers = {"pswm": mask, "pswa": 0x1_0010, "r15": 0x3FF_0000}
+    assert S390X.kernel_code.is_trap(registers) is is_trap
+    assert S390X.is_user(registers) is is_user
+    assert not S390X.kernel_code.is_trap({**registers, "pswa": 0x1_0011})
+
+
+def test_s390x_trap_frame() -> None:
+    trap = S390X.kernel_code.trap
+    assert (trap.size, trap.full["pswm"], trap.full["pswa"], trap.full["r0"], trap.full["r15"]) == (200, 8, 16, 24, 144)
+    assert trap.full["r15"] == trap.partial_at + trap.partial["r15"]
+    assert S390X.kernel_code.chain is not None
+    assert S390X.interrupt_stacks.word_at == 0x4000 - 360 + S390X.kernel_code.chain.word
+
+
+def test_s390x_system_calls() -> None:
+    code = S390X.kernel_code
+    assert code.system_call_number({"flags": 1, "int_code": 0x0002_00DE_0000_0000}) == 222
+    assert code.system_call_number({"flags": 0, "int_code": 0x0004_0011_0000_0000}) == -1
+    assert code.system_call_number({}) is None
+    assert code.is_32bit_process({"pswm": 0x0705_2000_8000_0000})
+    assert not code.is_32bit_process({"pswm": 0x0705_2001_8000_0000})
+
+
+def test_s390x_handler_of_program_checks_marks_the_image() -> None:
+    psw = bytes.fromhex("0404c00180000000 000003ffff40d8a0")
+    assert S390X.image_mark({}, lambda address, size: psw if (address, size) == (0x1D0, 16) else None) == 0x3FF_FF40_D8A0
+    assert S390X.image_mark({}, lambda address, size: None) is None

@@ -1,0 +1,159 @@
+"""Chained frames (``unwind.arch.StackChain``) as rows: a word of each frame leads to the caller's, which has the return address.
+
+    at a call                   CFA = *(sp + word), return address = *(CFA + return_address)
+    interrupted                 CFA = sp + the size of what the function has made of its frame so far, return address as at a call,
+                                or in the link register where the function has not saved it there
+    entry code                  at the end of a chain the trap frame follows, at sp + trap
+    roots of tasks              END
+
+How much of a frame there is, is told by the code from the start of the function to the place of the halt, along all its branches.
+A call's return address minus one is amid an instruction, so that the address says whether a row is wanted for a call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recording.symbols import Symbol
+from unwind.arch import Architecture, Instruction, StackChain
+from unwind.rules import Memory, Row, RowKind, Saved
+from unwind.sources import SymbolSource, TextSource
+
+_END = Row(RowKind.END)
+_MAX_FUNCTION = 1 << 16
+_MAX_FUNCTIONS = 4096
+_LONGEST_INSTRUCTION = 8
+_COLD = ".cold"
+"""GCC's suffix for a part of a function that lies elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameState:
+    """What there is of a frame in front of an instruction.
+
+    size: the caller's stack pointer minus the stack pointer; None where only the chain says it.
+    has_link: the return address was saved.
+    """
+
+    size: int | None
+    has_link: bool
+
+
+_START = FrameState(0, has_link=False)
+_MADE = FrameState(None, has_link=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFrames:
+    """By the address of an instruction, the state in front of it; of places in other functions that are branched to, too."""
+
+    states: Mapping[int, FrameState]
+    instructions: Mapping[int, Instruction]
+
+    def at(self, address: int) -> FrameState:
+        """The state in front of an instruction; behind branches whose target a register holds, that of the function's body."""
+        return self.states.get(address, _MADE)
+
+
+def trace_frames(start: int, code: bytes, chain: StackChain, first: FrameState = _START) -> FunctionFrames:
+    """Follow a function's code from its start on; each instruction is looked at once, in the state that is met first."""
+    states = {start: first}
+    instructions: dict[int, Instruction] = {}
+    waiting = deque([start])
+    while waiting:
+        address = waiting.popleft()
+        offset = address - start
+        if not 0 <= offset < len(code) or address in instructions:
+            continue
+        instruction = chain.decode(address, code[offset : offset + _LONGEST_INSTRUCTION])
+        instructions[address] = instruction
+        state = _after(states[address], instruction, chain)
+        following = [address + instruction.size] if instruction.goes_on else []
+        if instruction.target is not None:
+            following.append(instruction.target)
+        for place in following:
+            if place not in states:
+                states[place] = state
+                waiting.append(place)
+    return FunctionFrames(states, instructions)
+
+
+def _after(state: FrameState, instruction: Instruction, chain: StackChain) -> FrameState:
+    size, has_link = state.size, state.has_link
+    if instruction.saves_link is not None and size is not None and instruction.saves_link - size == chain.return_address:
+        has_link = True
+    if instruction.restores_sp:
+        size = 0
+    elif instruction.moves_sp is None:
+        size = None
+    elif size is not None:
+        size -= instruction.moves_sp
+    return FrameState(size, has_link)
+
+
+class StackChainRows:
+    """Rows for kernels that chain their frames."""
+
+    def __init__(self, architecture: Architecture, symbols: SymbolSource, text: TextSource) -> None:
+        code = architecture.kernel_code
+        if code.chain is None:
+            raise ValueError(f"{architecture.name} names a method that needs a chain, but no chain")
+        self._chain = code.chain
+        self._symbols = symbols
+        self._text = text
+        self._sp = architecture.sp
+        self._in_link = Saved(architecture.pc, code.chain.link, 0, is_value=True)
+        self._saved = Saved(architecture.pc, None, code.chain.return_address)
+        self._roots = code.task_roots | code.idle_roots
+        low, high = (symbols.find(name) for name in code.entry_text)
+        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._body = Row(RowKind.CALL, self._sp, code.chain.word, Memory.BEFORE, return_address=self._saved)
+        self._entry = Row(RowKind.TRAP, self._sp, code.chain.trap, is_window=True)
+        self._functions: dict[int, FunctionFrames | None] = {}
+
+    def find_row(self, lookup_pc: int) -> Row:
+        """The row for an address in code."""
+        symbol = self._symbols.find_at(lookup_pc)
+        if symbol is None:
+            return self._body
+        if symbol.name in self._roots:
+            return _END
+        if self._entry_text[0] <= lookup_pc < self._entry_text[1] and symbol.name not in self._chain.called:
+            return self._entry
+        return self._body if lookup_pc % self._chain.alignment else self._interrupted(symbol, lookup_pc)
+
+    def _interrupted(self, symbol: Symbol, pc: int) -> Row:
+        frames = self._frames(symbol)
+        if frames is None:
+            return self._body
+        state = frames.at(pc)
+        if state.size is None and symbol.name in self._chain.switches:
+            return self._entry
+        address = self._saved if state.has_link else self._in_link
+        if state.size is not None:
+            return Row(RowKind.CALL, self._sp, state.size, return_address=address)
+        instruction = frames.instructions.get(pc)
+        if instruction is not None and instruction.stores_chain:
+            return Row(RowKind.CALL, instruction.stores_chain, return_address=address)
+        return Row(RowKind.CALL, self._sp, self._chain.word, Memory.BEFORE, return_address=address)
+
+    def _frames(self, symbol: Symbol) -> FunctionFrames | None:
+        start = symbol.address
+        if start not in self._functions:
+            if len(self._functions) >= _MAX_FUNCTIONS:
+                self._functions.clear()
+            size = min(symbol.size, _MAX_FUNCTION)
+            code = self._text.read(start, size)
+            self._functions[start] = None if code is None else trace_frames(start, code, self._chain, self._first(symbol))
+        return self._functions[start]
+
+    def _first(self, symbol: Symbol) -> FrameState:
+        """The state at the start of a function, or in that part of it which lies elsewhere at the branch to there."""
+        name, part, _number = symbol.name.partition(_COLD)
+        if not part:
+            return _START
+        whole = self._symbols.find(name)
+        frames = None if whole is None else self._frames(whole)
+        return _MADE if frames is None else frames.at(symbol.address)
