@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recording.symbols import Symbol
-from unwind.arch import Architecture, Instruction, StackChain
+from unwind.arch import Architecture, FrameStep, StackChain
 from unwind.rules import Memory, Row, RowKind, Saved
 from unwind.sources import SymbolSource, TextSource
 
@@ -50,7 +50,7 @@ class FunctionFrames:
     """By the address of an instruction, the state in front of it; of places in other functions that are branched to, too."""
 
     states: Mapping[int, FrameState]
-    instructions: Mapping[int, Instruction]
+    instructions: Mapping[int, FrameStep]
 
     def at(self, address: int) -> FrameState:
         """The state in front of an instruction; behind branches whose target a register holds, that of the function's body."""
@@ -60,7 +60,7 @@ class FunctionFrames:
 def trace_frames(start: int, code: bytes, chain: StackChain, first: FrameState = _START) -> FunctionFrames:
     """Follow a function's code from its start on; each instruction is looked at once, in the state that is met first."""
     states = {start: first}
-    instructions: dict[int, Instruction] = {}
+    instructions: dict[int, FrameStep] = {}
     waiting = deque([start])
     while waiting:
         address = waiting.popleft()
@@ -80,7 +80,7 @@ def trace_frames(start: int, code: bytes, chain: StackChain, first: FrameState =
     return FunctionFrames(states, instructions)
 
 
-def _after(state: FrameState, instruction: Instruction, chain: StackChain) -> FrameState:
+def _after(state: FrameState, instruction: FrameStep, chain: StackChain) -> FrameState:
     size, has_link = state.size, state.has_link
     if instruction.saves_link is not None and size is not None and instruction.saves_link - size == chain.return_address:
         has_link = True

@@ -57,7 +57,9 @@ RISCV64 = Machine(
     "riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie", suites=("trixie",)
 )
 
-MACHINES = (ARM64, RISCV64, I386)
+S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0", suites=("trixie",))
+
+MACHINES = (ARM64, RISCV64, S390X, I386)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

@@ -103,7 +103,7 @@ class LinkRegister:
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction:
+class FrameStep:
     """What an instruction does, as far as the frame of its function is concerned.
 
     size: bytes. target: where it may branch to, None where it does not or where that is in a register.
@@ -142,7 +142,7 @@ class StackChain:
     return_address: int
     trap: int
     alignment: int
-    decode: Callable[[int, bytes], Instruction]
+    decode: Callable[[int, bytes], FrameStep]
     switches: tuple[str, ...]
     called: tuple[str, ...]
 

@@ -160,6 +160,7 @@ _USER_ABIS = (
         signal_frame={},
         go_clock_sp="",
         init_code=None,
+        decode=None,
         is_process=lambda registers: not registers.get("pswm", _PSW_64BIT) & (_PSW_64BIT ^ _PSW_31BIT),
     ),
     UserAbi(
@@ -185,6 +186,7 @@ _USER_ABIS = (
         },
         go_clock_sp="",
         init_code=None,
+        decode=None,
         is_process=lambda _registers: True,
     ),
 )

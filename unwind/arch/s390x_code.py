@@ -13,7 +13,7 @@ GCC makes frames so with ``-mpacked-stack -mbackchain`` (arch/s390/Makefile)::
 
 from __future__ import annotations
 
-from unwind.arch import Instruction
+from unwind.arch import FrameStep
 
 _SP, _LINK = 15, 14
 BACK_CHAIN = 152
@@ -31,15 +31,15 @@ def _signed(value: int, bits: int) -> int:
 
 
 def instruction_size(first: int) -> int:
-    """Bytes of an instruction, by its first one (chapter 5, "Instruction Formats")."""
+    """Bytes of an instruction, by its first one (chapter 5, "FrameStep Formats")."""
     return (2, 4, 4, 6)[first >> 6]
 
 
-def decode(address: int, code: bytes) -> Instruction:
+def decode(address: int, code: bytes) -> FrameStep:
     """The instruction that some bytes begin with; one that is cut off ends its function."""
     size = instruction_size(code[0]) if code else 2
     if len(code) < size:
-        return Instruction(size, goes_on=False)
+        return FrameStep(size, goes_on=False)
     match size:
         case 2:
             return _decode_2(code)
@@ -48,44 +48,44 @@ def decode(address: int, code: bytes) -> Instruction:
     return _decode_6(address, code)
 
 
-def _decode_2(code: bytes) -> Instruction:
+def _decode_2(code: bytes) -> FrameStep:
     opcode, first, second = code[0], code[1] >> 4, code[1] & 15
     if opcode == 0x07:  # bcr
-        return Instruction(2, goes_on=not (first == 15 and second))
+        return FrameStep(2, goes_on=not (first == 15 and second))
     if opcode in (0x0B, 0x00):  # bsm; no instruction
-        return Instruction(2, goes_on=False)
-    return Instruction(2)
+        return FrameStep(2, goes_on=False)
+    return FrameStep(2)
 
 
-def _decode_4(address: int, code: bytes) -> Instruction:
+def _decode_4(address: int, code: bytes) -> FrameStep:
     opcode, first = code[0], code[1] >> 4
     immediate = _signed(int.from_bytes(code[2:4], "big"), 16)
     if opcode == 0xA7:
         return _decode_immediate(address, code[1], immediate)
     if opcode in (0x84, 0x85):  # brxh, brxle
-        return Instruction(4, address + 2 * immediate)
+        return FrameStep(4, address + 2 * immediate)
     moves_sp: int | None = 0
     if opcode == 0x41 and first == _SP:  # la
         moves_sp = _moved(code, immediate & 0xFFF)
     elif opcode == 0xB9 and _sets_sp(code):
         moves_sp = None
     # lpswe may load the address behind it, where the processor then waits for an interrupt (arch_cpu_idle).
-    return Instruction(4, moves_sp=moves_sp, goes_on=not (opcode == 0x47 and first == 15))  # bc
+    return FrameStep(4, moves_sp=moves_sp, goes_on=not (opcode == 0x47 and first == 15))  # bc
 
 
-def _decode_immediate(address: int, second: int, immediate: int) -> Instruction:
+def _decode_immediate(address: int, second: int, immediate: int) -> FrameStep:
     """RI instructions (``a7``), of whose second byte the lower half is part of the operation."""
     first = second >> 4
     match second & 15:
         case 0x4 if first:  # brc
-            return Instruction(4, address + 2 * immediate, goes_on=first != 15)
+            return FrameStep(4, address + 2 * immediate, goes_on=first != 15)
         case 0x6 | 0x7:  # brct, brctg
-            return Instruction(4, address + 2 * immediate)
+            return FrameStep(4, address + 2 * immediate)
         case 0xA | 0xB if first == _SP:  # ahi, aghi
-            return Instruction(4, moves_sp=immediate)
+            return FrameStep(4, moves_sp=immediate)
         case 0x9 if first == _SP:  # lghi
-            return Instruction(4, moves_sp=None)
-    return Instruction(4)
+            return FrameStep(4, moves_sp=None)
+    return FrameStep(4)
 
 
 def _sets_sp(code: bytes) -> bool:
@@ -97,45 +97,43 @@ def _moved(code: bytes, displacement: int) -> int | None:
     return displacement if sorted((code[1] & 15, code[2] >> 4)) == [0, _SP] else None
 
 
-def _decode_6(address: int, code: bytes) -> Instruction:
+def _decode_6(address: int, code: bytes) -> FrameStep:
     opcode, last, first, second, base = code[0], code[5], code[1] >> 4, code[1] & 15, code[2] >> 4
     immediate = _signed(int.from_bytes(code[2:6], "big"), 32)
     displacement = _signed(code[4] << 12 | (code[2] & 15) << 8 | code[3], 20)
     if opcode == 0xC0 and second == 4 and first:  # brcl
-        return Instruction(6, address + 2 * immediate, goes_on=first != 15)
+        return FrameStep(6, address + 2 * immediate, goes_on=first != 15)
     if opcode == 0xC2 and first == _SP:  # slgfi, agfi, algfi
-        return Instruction(
-            6, moves_sp={0x4: -(immediate & 0xFFFF_FFFF), 0x8: immediate, 0xA: immediate & 0xFFFF_FFFF}.get(second, 0)
-        )
+        return FrameStep(6, moves_sp={0x4: -(immediate & 0xFFFF_FFFF), 0x8: immediate, 0xA: immediate & 0xFFFF_FFFF}.get(second, 0))
     if opcode == 0xEC and last in _COMPARE_AND_BRANCH:
-        return Instruction(6, address + 2 * (immediate >> 16))
+        return FrameStep(6, address + 2 * (immediate >> 16))
     if opcode == 0xEC and last == 0xD9 and first == _SP:  # aghik
-        return Instruction(6, moves_sp=immediate >> 16 if second == _SP else None)
+        return FrameStep(6, moves_sp=immediate >> 16 if second == _SP else None)
     if opcode == 0xEB and last in (0x04, 0x24):
         return _decode_multiple(last == 0x24, (first, second, base), displacement)
-    return _decode_single(last, (first, second, base), displacement, code) if opcode == 0xE3 else Instruction(6)
+    return _decode_single(last, (first, second, base), displacement, code) if opcode == 0xE3 else FrameStep(6)
 
 
-def _decode_single(last: int, registers: tuple[int, int, int], displacement: int, code: bytes) -> Instruction:
+def _decode_single(last: int, registers: tuple[int, int, int], displacement: int, code: bytes) -> FrameStep:
     """RXY instructions (``e3``) of one register and an address."""
     first, index, base = registers
     if last == 0x24 and (index, base) == (0, _SP):  # stg
         saves = displacement if first == _LINK else None
-        return Instruction(6, saves_link=saves, stores_chain=f"r{first}" if displacement == BACK_CHAIN else "")
+        return FrameStep(6, saves_link=saves, stores_chain=f"r{first}" if displacement == BACK_CHAIN else "")
     if last == 0x71 and first == _SP:  # lay
-        return Instruction(6, moves_sp=_moved(code, displacement))
+        return FrameStep(6, moves_sp=_moved(code, displacement))
     if last == 0x04 and first == _SP:  # lg
         # From the frame, or in __switch_to from the other task's struct thread_struct (arch/s390/kernel/entry.S).
-        return Instruction(6, restores_sp=base == _SP or bool(index and base and displacement), moves_sp=None)
-    return Instruction(6)
+        return FrameStep(6, restores_sp=base == _SP or bool(index and base and displacement), moves_sp=None)
+    return FrameStep(6)
 
 
-def _decode_multiple(is_store: bool, registers: tuple[int, int, int], displacement: int) -> Instruction:
+def _decode_multiple(is_store: bool, registers: tuple[int, int, int], displacement: int) -> FrameStep:
     """``lmg`` and ``stmg`` of the registers from the first to the last, 0 following 15."""
     first, last, base = registers
     count = (last - first) % 16 + 1
     if is_store:
         has_link = (_LINK - first) % 16 < count and base == _SP
-        return Instruction(6, saves_link=displacement + 8 * ((_LINK - first) % 16) if has_link else None)
+        return FrameStep(6, saves_link=displacement + 8 * ((_LINK - first) % 16) if has_link else None)
     has_sp = (_SP - first) % 16 < count
-    return Instruction(6, restores_sp=has_sp and base != 0, moves_sp=None if has_sp else 0)
+    return FrameStep(6, restores_sp=has_sp and base != 0, moves_sp=None if has_sp else 0)
