@@ -106,7 +106,7 @@ class StackPlanner:
             if low <= sp < high:
                 return
             bottom = (sp - 1) // size * size + self._architecture.interrupt_stacks.word_at
-            if not self._can_peek:
+            if not self._can_peek or self._kernel is None:
                 if self._rounds < _MAX_STACKS:
                     self._bottoms[vcpu] = bottom
                     yield Read(vcpu, bottom, word)

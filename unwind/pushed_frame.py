@@ -77,7 +77,10 @@ class PushedFrameRows:
 
     def _row_in(self, start: int, size: int, lookup_pc: int) -> Row:
         """The row for an address in a function that begins at ``start``."""
-        code = self._text.read(lookup_pc, 3) or b""
+        code = self._text.read(lookup_pc, 3)
+        if code is None:
+            # Boot code that was freed since.
+            return self._body
         unaligned = _UNALIGN.match(code)
         if unaligned is not None:
             return self._aligned["ecx" if unaligned[1] == b"\x61\xfc" else "edi"]

@@ -160,6 +160,18 @@ def test_lowest_words_lead_on(sp: int, covered: tuple[int, ...], can_peek: bool)
     assert trips == (1 if can_peek else len(covered) + (len(covered) < 3))
 
 
+def test_lowest_words_before_the_kernel_is_known() -> None:
+    own = StackPlanner(I386, can_peek=True)
+    own.probes()
+    reads, is_last = own.plan(i386_state(SOFT + 0x1F00))
+    assert not is_last
+    copied: dict[Read, bytes | None] = {
+        read: BOTTOMS[SOFT].to_bytes(4, "little") if read.address == SOFT else bytes(read.size) for read in reads
+    }
+    reads, _is_last = own.plan(i386_state(SOFT + 0x1F00, copied))
+    assert covers(list(reads), OWN + 0x1FFC)
+
+
 def test_lowest_words_that_lead_in_a_circle() -> None:
     reads, is_last = i386_planner({HARD: SOFT + 8, SOFT: HARD + 8}, can_peek=True).plan(i386_state(HARD + 0x1F00))
     assert is_last

@@ -267,6 +267,27 @@ def test_roots() -> None:
     assert kernel.unwind(idle, eip=AT["ksys_read"] + 0x20, esp=fp - 8, ebp=fp).end is StackEnd.IDLE_ROOT
 
 
+def test_boot_code_that_was_freed() -> None:
+    """Its functions have frames, too, which nothing can be read of any more."""
+    kernel = Kernel()
+    symbols = SymbolTable.from_symbols([(address, "t", name) for name, address in AT.items()])
+    text = TextImage(((TEXT, bytes(kernel.code[: AT["ksys_read"] - TEXT])),))
+    init = (AT["ksys_read"], AT["start_secondary"])
+    unwinder = KernelUnwinder(I386, symbols, text, frame_rows(I386, symbols, text), init)
+    words = struct.pack("<4I", FP, AT["ksys_read"] + 0x21, FP + 8, AT["kthread"] + 0x21) + struct.pack(
+        "<2I", 0, AT["ret_from_fork"]
+    )
+    registers = {"cs": 0x60, "ss": 0x68, "cr0": 0x8005_0033, "eip": AT["vfs_read"] + 8, "esp": FP - 0x10, "ebp": FP - 8}
+    chain = unwinder.unwind(Capture(0, registers, ((FP - 8, words),))).callchain
+    assert names(chain) == ["vfs_read", "ksys_read", "kthread", "ret_from_fork"]
+    assert chain.end is StackEnd.TASK_ROOT
+
+
+def test_firmware() -> None:
+    chain = Kernel().unwind({}, eip=0xFFFE_BABA, esp=0x6FB8, ebp=0xCF8)
+    assert chain.end is StackEnd.FIRMWARE
+
+
 def test_code_of_an_unknown_module() -> None:
     kernel = Kernel()
     words = system_call(kernel)

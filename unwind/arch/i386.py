@@ -25,6 +25,8 @@ _PAGE_OFFSET = 0xC000_0000
 """CONFIG_VMSPLIT_3G: all of the kernel, its image too, lies in the mapping of RAM from here on (asm/page_32_types.h)."""
 _CPU_ENTRY_AREA = (0xFF40_0000, 0xFFC0_0000)
 """It begins with the interrupt table (asm/cpu_entry_area.h, asm/pgtable_32_areas.h)."""
+_FIRMWARE = 0xFFFC_0000
+"""From here on the PC's firmware runs before there is a kernel; then nothing but a few pages for data lies there (asm/fixmap.h)."""
 _CR0_PE, _CR0_PG = 1 << 0, 1 << 31
 _CR4_PAE = 1 << 5
 _PTI_SWITCH = 0x1000
@@ -158,7 +160,7 @@ I386 = Architecture(
     fixed_registers=(),  # QEMU describes them (i386-32bit.xml)
     system_registers=(),
     is_user=_is_user,
-    is_kernel_address=lambda address: address >= _PAGE_OFFSET,
+    is_kernel_address=lambda address: _PAGE_OFFSET <= address < _FIRMWARE,
     spaces_overlap=False,
     is_32bit_kernel=lambda _registers: False,  # it is meant to be one
     paging=PagingFormat(
