@@ -135,16 +135,24 @@ class PrivateApt:
         return self._apt("apt-get", "--quiet", "--error-on=any", "update")
 
     def find_newest(self, name_regex: str) -> Package | None:
-        """The matching package of the highest version; of several with it the largest, as the others only depend on that one."""
+        """The first of ``find``, None where there is none."""
+        return next(iter(self.find(name_regex)), None)
+
+    def find(self, name_regex: str) -> list[Package]:
+        """The matching packages, a higher version before a lower one; of several with it the largest, as the others only depend
+
+        on that one.
+        """
         names = [name for name in self._apt("apt-cache", "pkgnames").stdout.split() if re.fullmatch(name_regex, name)]
         if not names:
-            return None
+            return []
         packages: list[Package] = []
         for stanza in self._apt("apt-cache", "show", *sorted(names)).stdout.split("\n\n"):
             fields = dict(re.findall(r"^(Package|Version|Installed-Size): (\S+)$", stanza, re.MULTILINE))
             if {"Package", "Version"} <= fields.keys():
                 packages.append(Package(fields["Package"], fields["Version"], int(fields.get("Installed-Size", "0"))))
-        return max(packages, key=cmp_to_key(self._compare), default=None)
+        packages.sort(key=cmp_to_key(self._compare), reverse=True)
+        return list({package.version: package for package in reversed(packages)}.values())[::-1]
 
     def unpack(self, package: Package, tree: Path) -> None:
         """Download a package, verified, and unpack its files into a new directory. Raises MissingDependencyError."""

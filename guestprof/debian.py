@@ -34,6 +34,7 @@ _FLAVOURS = {
     "s390x": "s390x",
 }
 """Debian's kernels for architectures without a cloud kernel."""
+_MAX_VERSIONS = 3
 _NEWER_KEYRINGS = ("testing", "stable", "oldstable")
 
 
@@ -159,18 +160,27 @@ def _read_note(note: Path) -> Path | None:
 def _fetch(mirror: Mirror, suite: str, architecture: str, name_regex: str, scratch: Path, run: Run, tell: Tell) -> Path:
     tell(f"asking the {mirror.origin} archive for {suite} ({architecture})")
     apt = _verified_apt(mirror, suite, architecture, scratch, run, tell)
-    package = apt.find_newest(name_regex)
-    if package is None:
-        message = f"suite {suite} has no package named like {name_regex}; name another suite or flavour"
-        raise MissingDependencyError(message)
-    # Names and versions are Debian's: without a slash, beginning with a letter or digit (deb-control(5)).
-    unpacked = scratch.parent / f"{package.name}_{package.version}_{architecture}"
-    if not unpacked.is_dir():
+    problems: list[MissingDependencyError] = []
+    for package in apt.find(name_regex)[:_MAX_VERSIONS]:
+        # Names and versions are Debian's: without a slash, beginning with a letter or digit (deb-control(5)).
+        unpacked = scratch.parent / f"{package.name}_{package.version}_{architecture}"
+        if unpacked.is_dir():
+            return unpacked
         tell(f"fetching {package.name} {package.version}")
-        apt.unpack(package, scratch / "tree")
+        try:
+            apt.unpack(package, scratch / "tree")
+        except MissingDependencyError as error:
+            # A mirror may have the index of a new version before it has all of its packages.
+            tell(str(error))
+            problems.append(error)
+            continue
         if not unpacked.is_dir():
             (scratch / "tree").rename(unpacked)
-    return unpacked
+        return unpacked
+    if problems:
+        raise problems[0]
+    message = f"suite {suite} has no package named like {name_regex}; name another suite or flavour"
+    raise MissingDependencyError(message)
 
 
 def _verified_apt(mirror: Mirror, suite: str, architecture: str, scratch: Path, run: Run, tell: Tell) -> PrivateApt:

@@ -73,6 +73,8 @@ class FakeApt:
             return 0, "\n".join(shown), ""
         name, version = command[-1].split("=")
         (package,) = (p for p in packages if p[:2] == (name, version))
+        if not package[3]:
+            return 100, "", "E: Failed to fetch it  404  Not Found\n"
         (directory / f"{name}.deb").write_text("\n".join(package[3]), "utf-8")
         return 0, "", ""
 
@@ -92,6 +94,14 @@ def test_the_newest_kernel_is_unpacked_and_kept(tmp_path: Path) -> None:
     assert fetch_kernel("bookworm", cache_dir=tmp_path, run=apt) == image
     assert len(apt.commands) == asked
     assert not list(tmp_path.glob(".fetch-*"))
+
+
+def test_a_version_that_the_mirror_does_not_have_yet_is_left_out(tmp_path: Path) -> None:
+    apt = FakeApt({"bookworm": [cloud(9), cloud(10, ()), cloud(8)]})
+    told: list[str] = []
+    image = fetch_kernel("bookworm", cache_dir=tmp_path, run=apt, tell=told.append)
+    assert image == tmp_path / "linux-image-6.1.0-9-cloud-amd64_9-1_amd64" / "boot/vmlinuz-6.1.0"
+    assert any("404" in line for line in told)
 
 
 def test_every_apt_call_works_in_the_private_root(tmp_path: Path) -> None:
