@@ -35,8 +35,9 @@ class ContextFinder:
         outside = _WITHOUT_STACK.get(callchain.end)
         if outside is not None:
             return outside, False
+        is_firmware = callchain.frames[0].space is Space.FIRMWARE
         places = [self._place(frame.lookup_pc) for frame in callchain.frames if frame.space is Space.KERNEL]
-        context = self._innermost(places, callchain.end, task, saved)
+        context = Context.FIRMWARE if is_firmware else self._innermost(places, callchain.end, task, saved)
         return context, context is Context.SYSTEM_CALL or any(mark is Context.SYSTEM_CALL for _function, mark in places)
 
     def _innermost(

@@ -176,7 +176,7 @@ class FreshSpace:
 
     def __init__(self, memory: PhysicalMemory, tables: PageTables, root: int) -> None:
         """See ``AddressSpace``."""
-        self._memory = memory
+        self.memory = memory
         self.tables = tables
         self._levels = _levels(tables)
         self._root = root
@@ -195,7 +195,7 @@ class FreshSpace:
             if physical is None:
                 return None
             try:
-                parts.append(self._memory.read(physical, length))
+                parts.append(self.memory.read(physical, length))
             except GuestMemoryError:
                 return None
             address += length
@@ -216,7 +216,7 @@ class FreshSpace:
             entry = self._entries.get(place)
             if entry is None:
                 try:
-                    entry = self._entries[place] = int.from_bytes(self._memory.read(place, entry_size), tables.byteorder)
+                    entry = self._entries[place] = int.from_bytes(self.memory.read(place, entry_size), tables.byteorder)
                 except GuestMemoryError:
                     return None
             if not entry & present or entry & valid_mask != valid:

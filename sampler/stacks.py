@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from guest.kernel import Kernel
+from guest.paging import FreshSpace
 from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture, StackLink
+from unwind.firmware import find_caller
 
 _PAGE = 4096
 _ADDRESS_END = 1 << 64
@@ -42,10 +44,15 @@ class StackPlanner:
         self._bottoms: dict[int, int] = {}
         self._rounds = 0
 
+        self._in_firmware: set[int] = set()
+        self._space: FreshSpace | None = None
+
     def set_kernel(self, kernel: Kernel | None) -> None:
         """Use what is known of the kernel's stacks from now on; None when it is gone."""
         self._kernel = kernel
         self._links.clear()
+        has_firmware = kernel is not None and self._architecture.firmware is not None
+        self._space = FreshSpace(kernel.space.memory, kernel.space.tables, kernel.space.root) if kernel and has_firmware else None
         self._entry_text = (0, 0)
         if kernel is not None and self._architecture.kernel_code.trap.is_pushed:
             low, high = (kernel.symbols.find(name) for name in self._architecture.kernel_code.entry_text)
@@ -54,6 +61,7 @@ class StackPlanner:
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""
         self._unfollowed = []
+        self._in_firmware.clear()
         self._bottoms, self._rounds = {}, 1
         return () if self._can_peek else tuple(self._links.values())
 
@@ -71,7 +79,8 @@ class StackPlanner:
             return self._plan_bottoms(state)
         arch = self._architecture
         reads: list[Read] = []
-        for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
+        for vcpu, live in zip(state.vcpus, state.registers, strict=True):
+            registers = self._firmwares_caller(vcpu, live, reads) or live
             sp = registers[arch.sp]
             if arch.is_user(registers) or not arch.is_kernel_address(registers[arch.pc]) or not arch.is_kernel_address(sp):
                 continue
@@ -94,6 +103,20 @@ class StackPlanner:
             else:
                 self._unfollowed.append(vcpu)
         return reads, not self._unfollowed and not self._bottoms
+
+    def _firmwares_caller(self, vcpu: int, registers: Mapping[str, int], reads: list[Read]) -> Mapping[str, int] | None:
+        """The kernel's registers where a vCPU runs firmware that the kernel has called, if that costs no round trip."""
+        firmware, space = self._architecture.firmware, self._space
+        if firmware is None or space is None or not self._can_peek or not firmware.is_running(registers):
+            return None
+        sp = registers[self._architecture.sp]
+        reads.append(Read(vcpu, sp, firmware.depth, sp))
+        caller = find_caller(self._architecture, registers, lambda address, size: space.memory.read_many([(address, size)])[0])
+        if caller is not None:
+            # Firmware's own addresses are physical, so that kernel addresses mean nothing to the vCPU.
+            space.forget()
+            self._in_firmware.add(vcpu)
+        return caller
 
     def _stacks_by_bottom(self, vcpu: int, sp: int) -> Iterator[Read]:
         """Reads of the stack at an address and, where its lowest word can be had at no cost, of those that it leads to."""
@@ -230,7 +253,8 @@ class StackPlanner:
         start, end = max(0, sp - self._architecture.kernel_code.trap.size), min(end, sp + _COPY_LIMIT, _ADDRESS_END)
         while start < end:
             stop = min(end, (start // _PAGE + 1) * _PAGE)
-            yield Read(vcpu, start, stop - start)
+            physical = self._space.translate(start) if self._space is not None and vcpu in self._in_firmware else None
+            yield Read(vcpu, start, stop - start, physical)
             start = stop
 
     def _word(self, state: HaltedState, vcpu: int, address: int) -> int | None:

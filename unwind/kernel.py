@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from recording.model import Callchain, Frame, Space, StackEnd
 from unwind.arch import Architecture, KernelCode, LinkRegister, UnwindMethod
 from unwind.capture import Capture
+from unwind.firmware import find_caller as find_firmwares_caller
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
 from unwind.sources import RowSource, SymbolSource, TextSource
@@ -122,18 +123,22 @@ class KernelUnwinder:
     def unwind(self, capture: Capture) -> Unwound:
         """The callchain of one vCPU, leaf first. Never raises for what a guest may hold."""
         registers = capture.registers
-        boundary = classify_outside_kernel(self._architecture, registers)
-        if boundary is not None:
-            return boundary
+        frames: list[Frame] = []
         arch = self._architecture
+        current: Mapping[str, int] = registers
+        boundary = classify_outside_kernel(arch, registers)
+        if boundary is not None:
+            caller = find_firmwares_caller(arch, registers, capture.read)
+            if caller is None:
+                return boundary
+            frames += boundary.callchain.frames
+            current = caller
         size, byteorder = self._word, arch.byteorder
 
         def read_word(address: int) -> int | None:
             data = capture.read(address, size)
             return None if data is None else int.from_bytes(data, byteorder)
 
-        frames: list[Frame] = []
-        current: Mapping[str, int] = registers
         interrupted, guess, only_thunks = True, False, True
 
         def ended(end: StackEnd, user_registers: Mapping[str, int] | None = None) -> Unwound:

@@ -45,7 +45,7 @@ class Expected:
 
 EXPECTED = {
     "arm64": Expected("el0_svc", entry=0.4, entry_single=0.2),
-    "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=None),
+    "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=0.9),
     # So it has here, and there are no frame pointers to follow.
     "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=None),
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),

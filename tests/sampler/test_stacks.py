@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import cast
@@ -9,10 +10,12 @@ from typing import cast
 import pytest
 
 from guest.kernel import Kernel
+from guest.paging import AddressSpace
 from recording.symbols import SymbolTable
 from sampler.halt import HaltedState, Read
 from sampler.rsp.registers import RegisterFile
 from sampler.stacks import StackPlanner
+from tests.builders.file_memory import BytesMemory
 from unwind.arch.arm64 import ARM64
 from unwind.arch.i386 import I386
 from unwind.arch.riscv64 import RISCV64
@@ -24,6 +27,8 @@ KERNEL_PC = 0xFFFF_8000_8001_0000
 
 
 class Space:
+    memory, tables, root = None, RISCV64.paging.tables({}), 0
+
     def __init__(self, words: Mapping[int, int], word: int = 8) -> None:
         self.words = words
         self.word = word
@@ -227,3 +232,35 @@ def test_a_first_frames_chain_through_the_stub() -> None:
 def test_stack_pointers_of_programs_that_are_read_as_the_kernels(sp: int) -> None:
     reads, _is_last = StackPlanner(S390X, can_peek=False).plan(s390x_state(r15=sp))
     assert all(read.address >= 0 and read.address + read.size <= 1 << 64 for read in reads)
+
+
+def test_firmware_leads_to_the_stack_of_the_kernel_that_called_it() -> None:
+    """The vCPU itself would take kernel addresses for physical ones: the pages are found in the kernel's tables."""
+    root, stack, m_stack, tp = 0x8100_0000, 0xFF20_0000_0001_0000, 0x8004_2E80, 0xFF60_0000_0234_5000
+    tables = bytearray(0x5000)
+    for level in range(4):
+        index = stack >> 12 + 9 * (4 - level) & 511
+        struct.pack_into("<Q", tables, 0x1000 * level + 8 * index, (root + 0x1000 * (level + 1)) >> 12 << 10 | 1)
+    for page in range(4):
+        struct.pack_into("<Q", tables, 0x4000 + 8 * ((stack >> 12 & 511) + page), (0x9000_0000 - 0x1000 * page) >> 12 << 10 | 0xC7)
+    saved = bytearray(280)
+    assert RISCV64.firmware is not None
+    values = {"tp": tp, "sp": stack + 0x2F00, "fp": stack + 0x2F40, "mepc": KERNEL_PC, "mstatus": 0x800}
+    for name, value in values.items():
+        struct.pack_into("<Q", saved, RISCV64.firmware.frame[name], value)
+    memory = BytesMemory({root: bytes(tables), m_stack: (bytes(128) + saved).ljust(2048, b"\0")})
+    space = AddressSpace(memory, RISCV64.paging.tables({"satp": 10 << 60}), root)
+    kernel = SimpleNamespace(
+        space=space, irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=(), symbols=SymbolTable.from_symbols([])
+    )
+    registers = {"pc": 0x8000_72AE, "sp": m_stack, "fp": m_stack + 64, "tp": tp, "priv": 3}
+    for can_peek in (True, False):
+        own = StackPlanner(RISCV64, can_peek=can_peek)
+        own.set_kernel(cast("Kernel", kernel))
+        own.probes()
+        reads, is_last = own.plan(state(None, **registers))
+        assert is_last
+        pages = {read.address & -0x1000: (read.physical or 0) & -0x1000 for read in reads}
+        expected = {m_stack & -0x1000: m_stack & -0x1000, stack + 0x2000: 0x8FFF_E000, stack + 0x3000: 0x8FFF_D000}
+        assert pages == (expected if can_peek else {})
+    own.probes()

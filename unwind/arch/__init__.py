@@ -282,6 +282,27 @@ class KernelCode:
 
 
 @dataclass(frozen=True, slots=True)
+class Firmware:
+    """Firmware that runs beneath the kernel, which calls it.
+
+    is_running: whether a vCPU runs it; its stack pointer is then one of firmware's, and so are the addresses that it reads.
+    depth: bytes above the stack pointer in which the kernel's registers are saved.
+    frame, size: where they are: name -> byte offset.
+    kept: one of them that firmware leaves as it was.
+    caller: the kernel's registers out of such a frame, None where it can be none of the kernel's.
+    entered_from: the kernel's registers where firmware has not changed those that matter yet, or has restored them; else None.
+    """
+
+    is_running: Callable[[Registers], bool]
+    depth: int
+    frame: Mapping[str, int]
+    size: int
+    kept: str
+    caller: Callable[[Registers], Registers | None]
+    entered_from: Callable[[Registers], Registers | None]
+
+
+@dataclass(frozen=True, slots=True)
 class UserAbi:
     """How programs of one kind use the processor, as far as their stacks are concerned. Register names are gdb's.
 
@@ -350,6 +371,7 @@ class Architecture:
     interrupt_stacks, running_task: see there.
     hides_kernel: whether QEMU's stub refuses to read kernel memory by a vCPU in user mode.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
+    firmware: what runs beneath the kernel, None where nothing does that a vCPU could be seen in.
     """
 
     name: str
@@ -385,3 +407,4 @@ class Architecture:
     hides_kernel: bool
     kernel_code: KernelCode
     user_abis: tuple[UserAbi, ...]
+    firmware: Firmware | None = None

@@ -8,6 +8,7 @@ from functools import lru_cache
 from recording.model import Context
 from unwind.arch import (
     Architecture,
+    Firmware,
     InterruptStacks,
     KernelCode,
     LinkRegister,
@@ -36,6 +37,9 @@ _SPP = 1 << 8
 _STATUS_ZERO = ~0x8000_0003_018D_E760 & (1 << 64) - 1
 """Bits of sstatus that are 0 on the way into the kernel: SIE, which an exception clears, and those without a meaning (12.1.1)."""
 _UXL_SHIFT = 32
+_MPP_SHIFT = 11
+_MACHINE = 3
+"""Mode in which firmware runs (Privileged Architecture, 1.2)."""
 _ECALL = 8
 """scause of a system call (12.1.8)."""
 
@@ -200,6 +204,19 @@ _USER_ABIS = (
     ),
 )
 
+
+def _firmwares_caller(saved: Registers) -> Mapping[str, int] | None:
+    """In mstatus.MPP is the mode that made the call: the supervisor's (Privileged Architecture, 3.1.6)."""
+    if saved["zero"] or saved["mstatus"] >> _MPP_SHIFT & 3 != 1 or min(saved["mepc"], saved["sp"]) < _KERNEL_HALF:
+        return None
+    return {**{name: saved[name] for name in _GENERAL}, "pc": saved["mepc"], "sstatus": _SPP}
+
+
+def _firmware_entered_from(registers: Registers) -> Mapping[str, int] | None:
+    """As long as the stack pointer is the kernel's, nothing but t0 and tp are firmware's."""
+    return _firmwares_caller({name: registers.get(name, 0) for name in (*REGISTERS, "mepc", "mstatus")})
+
+
 RISCV64 = Architecture(
     name="riscv64",
     qemu_targets=("riscv64",),
@@ -216,6 +233,8 @@ RISCV64 = Architecture(
         ("sscratch",),
         ("sepc",),
         ("sstatus",),
+        ("mepc",),
+        ("mstatus",),
     ),
     is_user=_is_user,
     is_kernel_address=lambda address: address >= _KERNEL_HALF,
@@ -311,4 +330,14 @@ RISCV64 = Architecture(
         first_system_calls={"sys_call_table": ("__riscv_sys_io_setup", "__riscv_sys_io_destroy", "__riscv_sys_io_submit")},
     ),
     user_abis=_USER_ABIS,
+    firmware=Firmware(
+        # OpenSBI: struct sbi_trap_regs, include/sbi/sbi_trap.h; firmware/fw_base.S, which gives tp back once it has saved it.
+        is_running=lambda registers: registers.get("priv") == _MACHINE,
+        depth=2048,
+        frame={**{name: 8 * i for i, name in enumerate(REGISTERS)}, "mepc": 256, "mstatus": 264},
+        size=272,
+        kept="tp",
+        caller=_firmwares_caller,
+        entered_from=_firmware_entered_from,
+    ),
 )
