@@ -20,7 +20,8 @@ from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCal
 from sampler.userspace import ProcessCode, UserSpaces
 from unwind.arch import Architecture
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, Unwound, classify_outside_kernel
+from unwind.kernel import KernelUnwinder
+from unwind.outside import Unwound, classify_outside_kernel
 from unwind.scan import scan_stack
 
 _NO_IMAGES: frozenset[int] = frozenset()

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recording.model import Callchain, Frame, Space, StackEnd
+from recording.model import Callchain, Frame, StackEnd
 from unwind.arch import Architecture, KernelCode, LinkRegister, UnwindMethod
 from unwind.capture import Capture
 from unwind.firmware import find_caller as find_firmwares_caller
 from unwind.leaf import LinkedPlace, is_in_register
+from unwind.outside import Unwound, classify_outside_kernel
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
 from unwind.sources import RowSource, SymbolSource, TextSource
 
@@ -27,18 +28,6 @@ _HALF_BIT = 55
 """Which half an address is in, whether it is signed or not (Arm ARM, D8.10.5)."""
 _MAX_FUNCTION = 1 << 16
 _MAX_PROLOGUE = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Unwound:
-    """A callchain, and the user registers where the walk stopped at the border to user mode (else None).
-
-    root_sp: the outermost frame's stack pointer, None outside the kernel. After a walk to its end, a task's stack is there.
-    """
-
-    callchain: Callchain
-    user_registers: Mapping[str, int] | None
-    root_sp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,14 +476,3 @@ def unwind_capture(architecture: Architecture, unwinder: KernelUnwinder | None, 
         return outside.callchain
     pc = capture.registers[architecture.pc]
     return Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
-
-
-def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, int]) -> Unwound | None:
-    """The one-frame result for a vCPU that runs user code or code from before the kernel; None if it runs the kernel."""
-    pc = registers[architecture.pc]
-    if architecture.is_user(registers):
-        return Unwound(Callchain((Frame(pc, pc, Space.USER),), StackEnd.USER_MODE), registers)
-    is_kernel = architecture.paging.enabled(registers) if architecture.spaces_overlap else architecture.is_kernel_address(pc)
-    if not is_kernel:
-        return Unwound(Callchain((Frame(pc, pc, Space.FIRMWARE),), StackEnd.FIRMWARE), None)
-    return None

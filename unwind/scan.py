@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from recording.model import Callchain, Frame, StackEnd
 from unwind.capture import Capture
-from unwind.kernel import Unwound
+from unwind.outside import Unwound
 
 _MAX_WORDS = 512
 _MAX_GUESSES = 32

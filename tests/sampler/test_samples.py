@@ -13,7 +13,8 @@ from sampler.samples import Pending, SampleMaker
 from sampler.userspace import ProcessCode, UserSpaces
 from unwind.arch.x86_64 import X86_64
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, Unwound
+from unwind.kernel import KernelUnwinder
+from unwind.outside import Unwound
 from unwind.user import UserWalk
 
 LOADER, OTHER, LOADER_32, AFTER = 0xFFFF_FFFF_8110_0000, 0xFFFF_FFFF_8110_1000, 0xFFFF_FFFF_8110_2000, 0xFFFF_FFFF_8110_3000

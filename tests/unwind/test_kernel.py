@@ -19,7 +19,8 @@ from tests.builders.tiny_kernel import (
 )
 from unwind.arch.x86_64 import X86_64
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, classify_outside_kernel
+from unwind.kernel import KernelUnwinder
+from unwind.outside import classify_outside_kernel
 from unwind.rules import Memory, Row, RowKind
 
 TRAP = Row(RowKind.TRAP, "rsp", 0)

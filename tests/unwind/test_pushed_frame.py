@@ -13,8 +13,9 @@ from recording.model import Callchain, StackEnd
 from recording.symbols import SymbolTable
 from unwind.arch.riscv64 import RISCV64
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, Unwound
+from unwind.kernel import KernelUnwinder
 from unwind.methods import frame_rows
+from unwind.outside import Unwound
 
 TEXT = 0xFFFF_FFFF_8001_0000
 STACK = 0xFF20_0000_0001_0000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from recording.model import Frame, StackEnd
 from tests.builders.tiny_kernel import STACK_TOP, TinyKernel, capture, pushed, user_regs, words
 from unwind.capture import Capture
-from unwind.kernel import Unwound
+from unwind.outside import Unwound
 from unwind.rules import Row, RowKind
 from unwind.scan import scan_stack
 

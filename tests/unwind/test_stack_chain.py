@@ -13,8 +13,9 @@ from recording.model import Callchain, StackEnd
 from recording.symbols import SymbolTable
 from unwind.arch.s390x import S390X
 from unwind.capture import Capture
-from unwind.kernel import KernelUnwinder, Unwound
+from unwind.kernel import KernelUnwinder
 from unwind.methods import frame_rows
+from unwind.outside import Unwound
 
 TEXT = 0x3FF_FE90_0000
 STACK = 0x37F_FE9A_4000
