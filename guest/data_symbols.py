@@ -6,6 +6,7 @@
 * Per-CPU variables: BTF says where in their section each is (include/uapi/linux/btf.h, BTF_KIND_DATASEC), an exported one where
   that begins.
 * BTF itself and the banner: by how they begin.
+* Other variables: by the code of a function that uses them (``KernelCode.data_in_code``).
 * The table of system calls: by the functions that its first entries point to (``unwind.arch.KernelCode.first_system_calls``).
 """
 
@@ -34,6 +35,8 @@ _ENTRIES_PER_STEP = 1 << 10
 _BEHIND_CODE = 1 << 24
 """Bytes that the image has behind its last function at most; a kernel may map all of RAM around its image."""
 _MAX_EXPORTS = 1 << 17
+_CODE = 256
+"""Bytes of a function that are looked at for a variable."""
 _LEAST_EXPORTS = 4
 _MAX_NAME = 128
 _MAX_CANDIDATES = 16
@@ -66,6 +69,7 @@ def add_data_symbols(space: AddressSpace, image: int, rows: SymbolRows, architec
         found |= {"__start_BTF": start, "__stop_BTF": start + len(data)}
         found |= yield from _per_cpu(data, exports, architecture)
     found |= _system_call_tables(pieces, rows, architecture)
+    found |= _used_in_code(pieces, rows, architecture)
     yield
     addresses = array("Q", [*rows.addresses, *found.values()])
     return (yield from arrange(SymbolRows(addresses, rows.kinds + b"D" * len(found), [*rows.names, *found])))
@@ -102,7 +106,9 @@ def _exports(pieces: list[_Piece], architecture: Architecture) -> Steps[dict[str
                 break
             entry = yield from _find_entry(data, at + 1, architecture)
             if entry is not None:
-                return (yield from _read_table(address, data, entry, architecture))
+                found = yield from _read_table(address, data, entry, architecture)
+                if len(found) >= _LEAST_EXPORTS:
+                    return found
             found = yield from _read_absolute(address, data, at + 1, architecture)
             if found:
                 return found
@@ -240,6 +246,19 @@ def _system_call_tables(pieces: list[_Piece], rows: SymbolRows, architecture: Ar
         place = next(_places(pieces, pattern), None)
         if place is not None:
             found[table] = place
+    return found
+
+
+def _used_in_code(pieces: list[_Piece], rows: SymbolRows, architecture: Architecture) -> dict[str, int]:
+    found = {}
+    for name, (function, find) in architecture.kernel_code.data_in_code.items():
+        start = rows.find(function)
+        code = (
+            b"" if start is None else next((data[start - at :][:_CODE] for at, data in pieces if at <= start < at + len(data)), b"")
+        )
+        address = find(code)
+        if address is not None:
+            found[name] = address
     return found
 
 

@@ -131,8 +131,8 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         has_orc = architecture.kernel_code.method is UnwindMethod.ORC
         if has_orc:
             orc_bytes, problem = yield from _try_orc(space, symbols)
-        if banner and build_id and (orc_bytes or not has_orc):
-            yield from _save(cache, tables.fingerprint(), architecture, rows, (banner, build_id, orc_bytes))
+        if banner and (build_id or not _has_notes(symbols)) and (orc_bytes or not has_orc):
+            yield from _save(cache, tables.fingerprint(), architecture, rows, (banner, build_id or "", orc_bytes))
     orc = None
     try:
         orc = orc_bytes.parse(symbols) if orc_bytes else None
@@ -157,6 +157,11 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         cpu_offsets=(),
     )
     return (yield from _refreshed(kernel, space, has_new_text=True))
+
+
+def _has_notes(symbols: SymbolTable) -> bool:
+    """Whether the kernel tells where its build ID is; else the banner alone tells kernels with the same names apart."""
+    return symbols.find("__start_notes") is not None
 
 
 def _init_text(symbols: SymbolTable) -> Range:
@@ -233,7 +238,7 @@ def _read_tables(space: AddressSpace, location: KernelLocation) -> Steps[Kallsym
 
 def _from_cache(
     sections: Mapping[str, bytes], space: AddressSpace, architecture: Architecture, anchors: Mapping[str, int]
-) -> Steps[tuple[SymbolTable, str, str, OrcBytes | None] | None]:
+) -> Steps[tuple[SymbolTable, str, str | None, OrcBytes | None] | None]:
     """Symbols where this boot has put them, banner, build ID and unwind tables; None where the cache has none that fit the image.
 
     The names are the image's, or the cache would not have been asked; build ID and banner at the cached addresses prove those.
@@ -253,7 +258,9 @@ def _from_cache(
     except (BadImageError, StopIteration):
         return None
     yield
-    if build_id is None or sections["banner"] != banner.encode("ascii") or sections["build_id"] != build_id.encode("ascii"):
+    if build_id is None and (_has_notes(symbols) or not banner):
+        return None
+    if sections["banner"] != banner.encode("ascii") or sections["build_id"] != (build_id or "").encode("ascii"):
         return None
     return (symbols, banner, build_id, orc) if orc is None or orc.fits(symbols) else None
 

@@ -48,6 +48,20 @@ def _levels(tables: PageTables) -> tuple[tuple[int, int, bool, int, int], ...]:
     return tuple(reversed(found))
 
 
+def _linear(tables: PageTables, address: int) -> int | None:
+    """Physical address of one that the processor maps without tables, else None."""
+    for low, high, physical in tables.linear:
+        if low <= address < high:
+            return physical + address - low
+    return None
+
+
+def _address_in(tables: PageTables, entry: int) -> int:
+    """The physical address in an entry."""
+    bits, shift = entry & tables.address_mask, tables.address_shift
+    return bits << shift if shift >= 0 else bits >> -shift
+
+
 class AddressSpace:
     """One set of page tables. Tables are remembered, so it is for mappings that stand still, or for one halt: see ``forget``."""
 
@@ -80,7 +94,7 @@ class AddressSpace:
         for low, high, physical in tables.linear:
             if low <= address < high:
                 return physical + address - low, high - address
-        present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
+        present, (large_mask, large) = tables.present, tables.large
         table_address = self.root
         for shift, mask, may_be_large, valid_mask, valid in self._levels:
             left = (1 << shift) - (address & (1 << shift) - 1)
@@ -88,13 +102,17 @@ class AddressSpace:
             # A table at an address that was met before may be of another size where tables are damaged.
             index = address >> shift & mask
             entry = 0 if table is None or index >= len(table) else table[index]
-            if not entry & present or entry & valid_mask != valid:
-                return None, left
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
-            if is_large and not may_be_large:
+            if tables.has_pointers and not is_last and not is_large:
+                pointed = _linear(tables, entry)
+                if pointed is None:
+                    return None, left
+                table_address = pointed
+                continue
+            if not entry & present or entry & valid_mask != valid or (is_large and not may_be_large):
                 return None, left
-            table_address = (entry & address_mask) << tables.address_shift
+            table_address = _address_in(tables, entry)
             if is_large or is_last:
                 return table_address & -1 << shift | address & (1 << shift) - 1, left
         return None, 1 << tables.page_shift
@@ -208,7 +226,7 @@ class FreshSpace:
         for low, high, physical in tables.linear:
             if low <= address < high:
                 return physical + address - low
-        present, (large_mask, large), address_mask = tables.present, tables.large, tables.address_mask
+        present, (large_mask, large) = tables.present, tables.large
         entry_size = tables.entry_size
         table = self._root
         for shift, mask, may_be_large, valid_mask, valid in self._levels:
@@ -219,13 +237,17 @@ class FreshSpace:
                     entry = self._entries[place] = int.from_bytes(self.memory.read(place, entry_size), tables.byteorder)
                 except GuestMemoryError:
                     return None
-            if not entry & present or entry & valid_mask != valid:
-                return None
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
-            if is_large and not may_be_large:
+            if tables.has_pointers and not is_last and not is_large:
+                pointed = _linear(tables, entry)
+                if pointed is None:
+                    return None
+                table = pointed
+                continue
+            if not entry & present or entry & valid_mask != valid or (is_large and not may_be_large):
                 return None
-            table = (entry & address_mask) << tables.address_shift
+            table = _address_in(tables, entry)
             if is_large or is_last:
                 return table & -1 << shift | address & (1 << shift) - 1
         return None

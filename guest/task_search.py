@@ -17,6 +17,7 @@ Each is taken only where one place fits. What is found so is true; what is not s
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import TypeAlias
 
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
-from guest.paging import AddressSpace
+from guest.paging import PAGE_SIZE, AddressSpace
 from guest.structs import Composite, Member, Scalar, Structs, Type
 from guest.words import Words
 from recording.errors import BadImageError
@@ -42,6 +43,7 @@ _TASK_SIZE = 0x2000
 _NAME_SIZE = 16
 _FIRST_NAMES = (b"swapper/0\0", b"swapper\0")
 _MAX_TASKS = 4096
+_ATTEMPTS = 3
 _USED_TASKS = 64
 """Processes that are enough to tell one place from another."""
 _MIN_TASKS = 3
@@ -49,6 +51,8 @@ _STACK_END_MAGIC = 0x57AC_6E9D
 _STACK_HEAD = 256
 """Bytes at a stack's bottom in which the magic number lies: behind ``struct thread_info`` where that is there, too."""
 _BEHIND_STACK = 64
+_BEHIND_PIDS = 16
+"""Words in which parents, children and the main thread lie (include/linux/sched.h)."""
 _PF_KTHREAD = 0x0020_0000
 _MM_SIZE = 0x400
 _MAX_PID = 1 << 22
@@ -106,6 +110,15 @@ def _type(what: int | Members) -> Type:
 
 def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> Steps[Structs]:
     """What can be found of the running kernel's structs. Raises BadImageError where that is not enough to tell tasks apart."""
+    for _attempt in range(_ATTEMPTS - 1):
+        # Tasks start and end meanwhile.
+        with contextlib.suppress(BadImageError):
+            return (yield from _search(space, symbols, architecture))
+        yield
+    return (yield from _search(space, symbols, architecture))
+
+
+def _search(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> Steps[Structs]:
     words = Words.of(architecture)
     first = symbols.find("init_task")
     if first is None:
@@ -124,7 +137,7 @@ def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Arch
     if pid is None or stack is None:
         raise BadImageError("the kernel has no type information (BTF), and its tasks do not show yet where their pid and stack are")
     found |= {"pid": (pid, 4), "tgid": (pid + 4, 4), "stack": (stack, words.size)}
-    leader, mm = search.leader(), search.mm()
+    leader, mm = search.leader(pid), search.mm()
     flags = None if mm is None else search.flags(stack, mm)
     if mm is None or flags is None:
         raise BadImageError("the kernel has no type information (BTF), and no process shows yet where its memory is")
@@ -255,9 +268,15 @@ class _Search:
 
         return self._pointer(fits)
 
-    def leader(self) -> int | None:
-        """Where the process' main thread lies, which all that the list has are."""
-        return self._pointer(lambda index: all(task.pointers[index] == task.address for task in self._tasks))
+    def leader(self, pid: int) -> int | None:
+        """Where, a little behind the pids, the process' main thread lies, which all that the list has are."""
+        first = (pid + 8) // self._words.size
+
+        def fits(index: int) -> bool:
+            is_near = first <= index < first + _BEHIND_PIDS
+            return is_near and all(task.pointers[index] == task.address for task in self._tasks)
+
+        return self._pointer(fits)
 
     def mm(self) -> int | None:
         """Where the memory lies; kernel threads have none."""
@@ -289,15 +308,20 @@ class _Search:
         return None if found is None else 4 * (low + found)
 
     def page_table(self, mm: int, image: int) -> int | None:
-        """Where an mm has the kernel address of its page table; None where page tables of processes do not map the kernel."""
+        """Where an mm has the kernel address of its page table.
+
+        None where it cannot be told: page tables of processes neither map the kernel nor are full of pointers.
+        """
         expected = self._space.translate(image)
-        if not self._is_shared or expected is None:
+        has_pointers = self._space.tables.has_pointers
+        if not (self._is_shared or has_pointers) or expected is None:
             return None
         memories = dict.fromkeys(memory for task in self._tasks if (memory := task.pointers[mm // self._words.size]))
         read = [self._words.pointers(data) for data in (_read_mapped(self._space, memory, _MM_SIZE) for memory in memories) if data]
 
         def fits(index: int) -> bool:
-            return all(self._maps(pointers[index], image, expected) for pointers in read)
+            tables = [pointers[index] for pointers in read]
+            return all(self._has_pointers(table) if has_pointers else self._maps(table, image, expected) for table in tables)
 
         index = self._only(fits, min((len(pointers) for pointers in read), default=0))
         return None if index is None else index * self._words.size
@@ -305,3 +329,8 @@ class _Search:
     def _maps(self, table: int, image: int, physical: int) -> bool:
         root = self._space.translate(table) if self._is_kernel(table) and not table % 32 else None
         return root is not None and AddressSpace(self._space.memory, self._space.tables, root).translate(image) == physical
+
+    def _has_pointers(self, table: int) -> bool:
+        """Whether a page has nothing but the kernel's addresses of pages, as a top-level table has."""
+        data = self._space.read_many([(table, PAGE_SIZE)])[0] if self._is_kernel(table) and not table % PAGE_SIZE else None
+        return data is not None and all(self._is_kernel(word) and not word % PAGE_SIZE for word in self._words.pointers(data))

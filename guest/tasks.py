@@ -76,11 +76,14 @@ class TaskReader:
         """areas: address of each CPU's area by its per-CPU offset. Raises BadImageError where types lack what is needed."""
         self._space = space
         self.words = Words.of(architecture)
-        self._pointer = architecture.running_task.pointer
+        self._pointer, self._head = architecture.running_task.pointer, architecture.running_task.head
+        self._stacks = symbols.find(architecture.running_task.stacks) if architecture.running_task.stacks else None
+        self._stack_size = architecture.stack_size
         self._has_cpu_base = bool(architecture.cpu_base) or architecture.cpu_areas is not None
         fields = {name: structs.require("task_struct", name) for name in _MEMBERS}
         fields |= {name: field for name in _MAYBE if (field := structs.field("task_struct", name)) is not None}
-        if not self._has_cpu_base:
+        has_stacks = bool(architecture.running_task.stacks)
+        if not self._has_cpu_base and not has_stacks:
             fields[_CPU] = structs.require("task_struct", _CPU)
         self._fields: Mapping[str, Field] = fields
         low = min(field.offset for field in self._fields.values())
@@ -92,7 +95,10 @@ class TaskReader:
         self._member = _find_member(structs, architecture)
         queues, running = symbols.find("runqueues"), structs.field("rq", "curr")
         scheduled = queues.address + running.offset if queues and running else None
-        self._current = 0 if self._member is not None else _find_current(symbols, structs, architecture, scheduled)
+        if has_stacks:
+            self._current = self._stacks.address if self._stacks is not None else 0
+        else:
+            self._current = 0 if self._member is not None else _find_current(symbols, structs, architecture, scheduled)
         self._scheduled = self._current if scheduled is None else scheduled
         offsets = symbols.find("__per_cpu_offset")
         self._cpu_offsets = None if offsets is None else offsets.address
@@ -101,8 +107,12 @@ class TaskReader:
         self._groups = _cgroup_reader(space, symbols, structs)
         self._names: dict[tuple[int, int], tuple[int, str]] = {}
 
+    def stacks_offset(self, cpu: int) -> int | None:
+        """What stands for a CPU's per-CPU offset where the kernel has an array that leads to the tasks, else None."""
+        return None if self._stacks is None else cpu * self.words.size
+
     def current_address(self, cpu_offset: int) -> int:
-        """Where the pointer to the running task lies of the CPU with that per-CPU offset."""
+        """Where the pointer to the running task, or into its stack, lies of the CPU with that per-CPU offset."""
         if self._member is not None:
             return self._areas.get(cpu_offset, 0) + self._member
         return self._current + cpu_offset & self.words.mask
@@ -155,6 +165,9 @@ class TaskReader:
         if cpu_offset is None and self._has_cpu_base:
             return None
         task = self._pointer(registers)
+        head = self._head(registers)
+        if head is not None:
+            task = self._read_pointer(read, head)
         words = None if task is None else self._parse_from(read, task)
         if words is None and cpu_offset is not None:
             words = self._read_task(read, self.current_address(cpu_offset))
@@ -174,8 +187,14 @@ class TaskReader:
         return None if data is None else self.words.number(data)
 
     def _read_task(self, read: Callable[[int, int], bytes | None], where: int) -> TaskWords | None:
-        pointer = read(where, self.words.size)
-        return None if pointer is None else self._parse_from(read, self.words.number(pointer))
+        pointer = self._read_pointer(read, where)
+        if pointer is not None and self._stacks is not None:
+            pointer = self._read_pointer(read, pointer & -self._stack_size)
+        return None if pointer is None else self._parse_from(read, pointer)
+
+    def _read_pointer(self, read: Callable[[int, int], bytes | None], where: int) -> int | None:
+        data = read(where, self.words.size)
+        return None if data is None else self.words.number(data)
 
     def _parse_from(self, read: Callable[[int, int], bytes | None], task: int) -> TaskWords | None:
         data = read(*self.slice_of(task))

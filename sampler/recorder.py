@@ -25,6 +25,8 @@ from sampler.user_stacks import USER_STACK_SIZE
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
 _PREPARE_NS = 10_000_000_000
+_TELLING_NS = 1_000_000_000
+"""How long tasks are looked for: while they are searched, the guest starts and ends some."""
 _MAX_WALKS = 3
 _SHORT_STEP_NS = 200_000
 _FINISH_FILES_NS = 30_000_000_000
@@ -188,12 +190,19 @@ class Recorder:
         The recording's time begins when this is done.
         """
         give_up_ns = self._clock() + _PREPARE_NS
-        state = self._target.capture(self._guest.planner)
-        self._tracker.see(state.vcpus, state.registers, self._clock())
-        reason = None
-        while reason is None and self._tracker.has_work and self._clock() < give_up_ns:
-            self._tracker.step()
-            reason = watch(self.progress())
+        told_by_ns = self._clock() + _TELLING_NS
+        reason, is_seen = None, False
+        while reason is None and self._clock() < give_up_ns:
+            state = self._target.capture(self._guest.planner)
+            self._tracker.see(state.vcpus, state.registers, self._clock())
+            is_seen = is_seen or self._tracker.has_work or any(map(self._target.architecture.shows_image, state.registers))
+            while reason is None and self._tracker.has_work and self._clock() < give_up_ns:
+                self._tracker.step()
+                reason = watch(self.progress())
+            kernel = self._tracker.kernel
+            if is_seen and (kernel is None or kernel.structs is not None or self._clock() > told_by_ns):
+                break
+            self._sleep(_SHORT_STEP_NS / 1e9)
         self._start_ns = self._stepped_ns = self._clock()
         self._extra_halted_ns = self._target.extra_halted_ns
         self._schedule = Schedule(self._options.frequency_hz, self._start_ns, self._rng)

@@ -2,9 +2,9 @@
 
 The live part of a kernel stack lies between the stack pointer and the stack's top, and tasks' stacks are aligned to their size,
 so the stack pointer alone tells both. On the stack of a hard interrupt the word at its top leads back to the stack that was
-interrupted, or the one at its bottom, or the chain of frame pointers does (``unwind.arch.StackLink``). It is read from QEMU's
-process, or the word is asked for together with the halt, so that two round trips do for any number of vCPUs. Only a stack of its
-own for an exception (NMI, double fault ...) needs a third, and a word at the bottom or a chain through the stub alone.
+interrupted, or another one at a fixed place does, or the chain of frame pointers (``unwind.arch.StackLink``). It is read from
+QEMU's process, or the word is asked for together with the halt, so that two round trips do for any number of vCPUs. Only a stack
+of its own for an exception (NMI, double fault ...) needs a third, and another word or a chain through the stub alone.
 """
 
 from __future__ import annotations

@@ -213,7 +213,9 @@ class KernelTracker:
         arch = self._architecture
         if arch.is_32bit_kernel(registers):
             return True
-        return arch.paging.enabled(registers) and (arch.is_user(registers) or arch.is_kernel_address(registers[arch.pc]))
+        if not arch.paging.enabled(registers) or not arch.shows_image(registers):
+            return False
+        return arch.is_user(registers) or arch.is_kernel_address(registers[arch.pc])
 
     def _is_strange(self, registers: Registers) -> bool:
         """Whether a vCPU runs code in the kernel's half where this kernel has none (or has it in a module, which may be)."""

@@ -40,6 +40,7 @@ class TaskPlanner:
         self._space: FreshSpace | None = None
         self._offsets: dict[int, int] = {}
         self._linear: int | None = None
+        self._is_linear = False
         self._stage = 0
         self.copied: dict[int, list[Piece]] = {}
         """By vCPU: (virtual address, bytes), of the halt at hand."""
@@ -51,6 +52,9 @@ class TaskPlanner:
         self._kernel, self._tasks = kernel, tasks
         self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
         self._linear = None
+        self._is_linear = bool(kernel and kernel.space.tables.linear and self._architecture.hides_kernel)
+        if self._is_linear:
+            return
         if kernel and tasks and kernel.cpu_offsets and self._architecture.hides_kernel and not self._can_peek:
             # Variables of CPUs and tasks lie in the kernel's linear mapping of all RAM.
             variable = tasks.current_address(kernel.cpu_offsets[0])
@@ -59,6 +63,8 @@ class TaskPlanner:
 
     def _kernel_read(self, vcpu: int, address: int, size: int) -> Read:
         physical = -1 if self._linear is None else address - self._linear
+        if self._is_linear and self._space is not None:
+            physical = next((start + address - low for low, high, start in self._space.tables.linear if low <= address < high), -1)
         is_ram = any(low <= physical <= high - size for low, high in self._memory.ram()) if physical >= 0 else False
         return Read(vcpu, address, size, physical if is_ram else None)
 
@@ -70,6 +76,12 @@ class TaskPlanner:
         offsets = () if self._kernel is None else self._kernel.cpu_offsets
         if self._architecture.cpu_areas is not None:
             return offsets[vcpu] if vcpu < len(offsets) else None
+        if self._architecture.running_task.stacks:
+            # No register tells, so that vCPUs must be numbered as the kernel numbers its CPUs.
+            by_number = None if self._tasks is None else self._tasks.stacks_offset(vcpu)
+            if by_number is not None:
+                self._offsets[vcpu] = by_number
+            return by_number
         for name in self._architecture.cpu_base:
             if (base := registers.get(name)) in offsets:
                 self._offsets[vcpu] = base

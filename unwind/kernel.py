@@ -18,7 +18,7 @@ from unwind.firmware import find_caller as find_firmwares_caller
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.outside import Unwound, classify_outside_kernel
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
-from unwind.sources import RowSource, SymbolSource, TextSource
+from unwind.sources import RowSource, SymbolSource, TextSource, find_ranges
 
 _DEPTH_LIMIT = 256
 _MAX_SKIPPED_WORDS = 80
@@ -95,6 +95,7 @@ class KernelUnwinder:
             self._unknown_modules = self._code.module_area
         bounds = [symbols.find(name) for name in self._code.entry_text]
         self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
+        self._entry_ranges = (self._entry_text, *find_ranges(symbols, self._code.entry_ranges))
 
     def replace_modules(self, symbols: SymbolSource, text: TextSource, rows: RowSource) -> None:
         """Go on with other modules: what is known of places in the kernel's own code stays."""
@@ -167,7 +168,7 @@ class KernelUnwinder:
                 symbol.address if symbol else lookup_pc,
                 self._rows.find_row(lookup_pc) if is_known or self._may_be_module(lookup_pc) else None,
                 name.startswith(self._code.thunks),
-                self._entry_text[0] <= lookup_pc < self._entry_text[1],
+                any(low <= lookup_pc < high for low, high in self._entry_ranges),
             )
         return place
 
@@ -177,7 +178,7 @@ class KernelUnwinder:
         """From one frame to its caller, or why the walk ends here."""
         if interrupted and place.is_thunk and not place.is_entry:
             return self._leave_thunk(registers, read_word)
-        if interrupted and self._has_entry_areas and self._is_entry_area(registers[self._architecture.pc]):
+        if interrupted and (self._is_entry_area(registers[self._architecture.pc]) or self._code.in_entry(registers)):
             return self._leave_entry(place, registers, read_word)
         row = place.row
         if row is None:
@@ -425,7 +426,7 @@ class KernelUnwinder:
         return self._unknown_modules[0] <= address < self._unknown_modules[1]
 
     def _is_entry_area(self, address: int) -> bool:
-        return any(low <= address < high for low, high in self._code.entry_areas)
+        return self._has_entry_areas and any(low <= address < high for low, high in self._code.entry_areas)
 
     def _is_kernel_text(self, address: int) -> bool:
         return self._text.contains(address) or self._init_text[0] <= address < self._init_text[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unwind.arch import Architecture, UnwindMethod
 from unwind.frame_pointer import FramePointerRows
 from unwind.frame_record import FrameRecordRows
+from unwind.prologue import PrologueRows
 from unwind.pushed_frame import PushedFrameRows
 from unwind.sources import RowSource, SymbolSource, TextSource
 from unwind.stack_chain import StackChainRows
@@ -21,3 +22,8 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
             return PushedFrameRows(architecture, symbols, text)
         case UnwindMethod.STACK_CHAIN:
             return StackChainRows(architecture, symbols, text)
+        case UnwindMethod.PROLOGUES:
+            code = architecture.kernel_code.frame_code
+            if code is None:
+                raise NotImplementedError(f"{architecture.name} is unwound by its code but does not say how that is read")
+            return PrologueRows(architecture, code, symbols, text)

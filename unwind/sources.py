@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from recording.symbols import Symbol
@@ -33,3 +34,9 @@ class RowSource(Protocol):
 
     def find_row(self, lookup_pc: int) -> Row | None:
         """The row for an address, None where the table does not cover it."""
+
+
+def find_ranges(symbols: SymbolSource, names: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+    """Addresses [low, high) from one symbol to another; pairs that are not both there are left out."""
+    found = ((symbols.find(low), symbols.find(high)) for low, high in names)
+    return tuple((low.address, high.address) for low, high in found if low is not None and high is not None)

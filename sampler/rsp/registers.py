@@ -233,10 +233,10 @@ def choose_architecture(description: TargetDescription | None, hint: str | None,
                 f"the guest's architecture is {name!r}, which guestprof cannot profile yet (it knows {known})"
             )
         return architecture
-    fitting = [
-        a
-        for a in ARCHITECTURES
-        if a.fixed_registers and RegisterLayout.from_fixed(a).size <= g_size < 2 * RegisterLayout.from_fixed(a).size + 512
+    layouts = [(each, RegisterLayout.from_fixed(each).size) for each in ARCHITECTURES if each.fixed_registers]
+    # Those that QEMU describes have registers behind what the fixed layout knows.
+    fitting = [each for each, size in layouts if size == g_size] or [
+        each for each, size in layouts if each.gdb_architectures and size <= g_size < 2 * size + 512
     ]
     if len(fitting) != 1:
         raise UnsupportedTargetError(

@@ -56,10 +56,12 @@ I386 = Machine("i386", "qemu-system-i386", "qemu-system-x86", "qemu32", suites=(
 RISCV64 = Machine(
     "riscv64", "qemu-system-riscv64", "qemu-system-misc", "rv64", ("-M", "virt"), programs="trixie", suites=("trixie",)
 )
+MIPS64EL = Machine("mips64el", "qemu-system-mips64el", "qemu-system-mips", "5KEc", ("-M", "malta"), suites=("bookworm",), vcpus=1)
+MIPSEL = Machine("mipsel", "qemu-system-mipsel", "qemu-system-mips", "24Kf", ("-M", "malta"), suites=("bookworm",), vcpus=1)
 
 S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0", suites=("trixie",))
 
-MACHINES = (ARM64, RISCV64, S390X, I386)
+MACHINES = (ARM64, RISCV64, S390X, I386, MIPS64EL, MIPSEL)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

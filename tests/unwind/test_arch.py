@@ -7,6 +7,8 @@ import pytest
 from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
 from unwind.arch.i386 import I386
+from unwind.arch.mips64el import MIPS64EL
+from unwind.arch.mipsel import MIPSEL
 from unwind.arch.registry import find_architecture
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.s390x import S390X
@@ -364,3 +366,66 @@ def test_s390x_handler_of_program_checks_marks_the_image() -> None:
     psw = bytes.fromhex("0404c00180000000 000003ffff40d8a0")
     assert S390X.image_mark({}, lambda address, size: psw if (address, size) == (0x1D0, 16) else None) == 0x3FF_FF40_D8A0
     assert S390X.image_mark({}, lambda address, size: None) is None
+
+
+@pytest.mark.parametrize(("name", "size", "frame"), [("mipsel", 292, 184), ("mips64el", 584, 304)])
+def test_mips_layouts(name: str, size: int, frame: int) -> None:
+    architecture = find_architecture(name)
+    assert architecture is not None
+    word = architecture.pointer_size
+    assert sum(each for _name, each in architecture.fixed_registers) == size
+    assert [each for each, _size in architecture.fixed_registers][31:38] == ["ra", "status", "lo", "hi", "badvaddr", "cause", "pc"]
+    trap = architecture.kernel_code.trap
+    assert (trap.size, trap.full["pc"]) == (frame, frame - word)
+    assert trap.full["saved_status"] == frame - 6 * word
+    assert trap.full["sp"] == frame - 9 * word
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("00 00 40 0c 00 00 00 00", True),  # jal
+        ("09 f8 40 00 00 00 00 00", True),  # jalr v0
+        ("01 00 11 04 00 00 00 00", True),  # bal
+        ("00 00 00 00 00 00 40 0c", False),  # a call behind it
+        ("00 00 40 08 00 00 00 00", False),  # j
+        ("08 00 e0 03 00 00 00 00", False),  # jr ra
+        ("00 00 40 0c", False),
+    ],
+)
+def test_mips_follows_call(before: str, follows: bool) -> None:
+    assert MIPSEL.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+def test_mips_image_lies_below_the_pc_behind_empty_bytes() -> None:
+    """The copy in front of it, which KASLR left behind, does not count; nor does an exception, or code without interrupts."""
+    image = {0x8010_0000: b"\0" * 0x400 + b"\1\0\0\0", 0x8117_0000: b"\0" * 0x400 + b"\1\0\0\0"}
+
+    def read(address: int, size: int) -> bytes | None:
+        return next((data[address - at :][:size] for at, data in image.items() if at <= address < at + len(data)), b"\2" * size)
+
+    assert MIPSEL.image_mark({"pc": 0x8118_1234, "status": 0x1000_0001}, read) == 0x8117_0400
+    for pc, status in ((0x8118_1234, 0x1000_0000), (0x8118_1234, 0x1000_0003), (0x0040_0000, 0x11), (0xC000_1000, 0x1000_0001)):
+        assert MIPSEL.image_mark({"pc": pc, "status": status}, read) is None
+
+
+def test_mips_task_of_the_kernel_and_of_user_mode() -> None:
+    head = MIPSEL.running_task.head
+    assert head({"status": 0x1000_0001, "gp": 0x8350_0000}) == 0x8350_0000
+    assert head({"status": 0x1000_0003, "gp": 0x8350_0000}) is None  # $gp may still be the program's
+    assert head({"status": 0x11, "gp": 0x4A_0000}) is None
+    # lui k1, 0x8216; lw sp, 0x2364(k1), as they stand in handle_int
+    code = bytes.fromhex("16821b3c c2d51a00 21d87a03 64237d8f")
+    assert MIPSEL.kernel_code.data_in_code["kernelsp"][1](code) == 0x8216_2364
+    # lui k1, 0x830b; ld sp, 0x43e8(k1)
+    assert MIPS64EL.kernel_code.data_in_code["kernelsp"][1](bytes.fromhex("0b831b3c e8437ddf")) == 0xFFFF_FFFF_830B_43E8
+    assert MIPSEL.kernel_code.data_in_code["kernelsp"][1](b"") is None
+
+
+def test_mips_system_call_numbers() -> None:
+    number = MIPS64EL.kernel_code.system_call_number
+    assert number({"v0": 5003, "cause": 8 << 2}) == 3
+    assert number({"v0": 4003, "cause": 8 << 2}) == 3
+    assert number({"v0": 5003, "cause": 2 << 2}) == -1
+    assert number({"v0": 0, "cause": 8 << 2}) == -1
+    assert number({}) is None

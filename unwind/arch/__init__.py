@@ -12,7 +12,7 @@ To add an architecture:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
@@ -37,9 +37,11 @@ class PageTables:
     large_levels: levels above the first whose entries may map memory themselves.
     present: bit mask of which a valid entry has set something.
     large: (mask, value) of an entry above the last level that maps memory itself.
-    address_mask: bits of an entry that are a physical address, shifted right by ``address_shift``.
+    address_mask: bits of an entry that are a physical address, shifted right by ``address_shift``; left where that is negative.
     linear: pieces of the address space that the processor maps without tables: (low, high, physical address of low).
     valid: by level, (mask, value) of bits that a valid entry has besides; empty where ``present`` says it all.
+    has_pointers: whether entries above the last level, but for large ones, are kernel addresses of tables, all of which are there:
+        the kernel's own affair, not the processor's.
     """
 
     page_shift: int
@@ -51,6 +53,7 @@ class PageTables:
     entry_size: int
     byteorder: ByteOrder
     address_shift: int = 0
+    has_pointers: bool = False
     linear: tuple[tuple[int, int, int], ...] = ()
     valid: tuple[tuple[int, int], ...] = ()
 
@@ -86,6 +89,8 @@ class UnwindMethod(Enum):
     """By frame pointers of a processor whose calls push the return address, also amid prologues and epilogues."""
     STACK_CHAIN = auto()
     """By words that lead from frame to frame; the code of an interrupted function says how far it has made its own."""
+    PROLOGUES = auto()
+    """By the code of each function, which tells how large its frame is and where in it the return address was saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,47 @@ class CpuAreas:
     struct: str
 
 
+@dataclass(frozen=True, slots=True)
+class CodeStep:
+    """What an instruction does, as far as the frame of its function and the way to the next instruction are concerned.
+
+    Registers are those of the stack pointer, the frame pointer and the return address; others do not count.
+
+    moves_sp: what it adds to the stack pointer. loses_sp: it sets the stack pointer to something that is not known.
+    fp_from_sp: it sets the frame pointer to the stack pointer plus that. sp_from_fp: the other way round.
+    saves, loads: (register, offset from the stack pointer) that it stores or loads a word at.
+    target: where it may branch to, None where it does not or where that is in a register. goes_on: with what follows, perhaps.
+    is_call: it leaves a return address, and goes on when the callee returns. is_computed: a branch to where a register says.
+    has_slot: the next instruction is done before the branch. skips_slot: it is not where the branch is not taken.
+    """
+
+    moves_sp: int = 0
+    loses_sp: bool = False
+    fp_from_sp: int | None = None
+    sp_from_fp: int | None = None
+    saves: tuple[str, int] | None = None
+    loads: tuple[str, int] | None = None
+    target: int | None = None
+    goes_on: bool = True
+    is_call: bool = False
+    is_computed: bool = False
+    has_slot: bool = False
+    skips_slot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCode:
+    """How code makes frames, for ``UnwindMethod.PROLOGUES``.
+
+    size: bytes of an instruction. link: the register in which a call leaves its return address.
+    decode: (address of an instruction, its bytes as a number) -> what it does.
+    """
+
+    size: int
+    link: str
+    decode: Callable[[int, int], CodeStep]
+
+
 class StackLink(Enum):
     """Where an interrupt stack leads on to the stack that was interrupted."""
 
@@ -193,12 +239,16 @@ class RunningTask:
     """How the kernel knows the task that a CPU runs.
 
     pointer: the task's address where a register has it in this mode, else None.
+    head: the address of a pointer to it instead, in the same way.
+    stacks: the variable with a word for each CPU that points into the task's kernel stack, whose first word points to the task, "".
     variables: per-CPU variables that point to it, or VARIABLE.MEMBER of a struct of that name, or STRUCT.MEMBER of a ``CpuAreas``;
         the first that the kernel has. There are none where a register has it in all modes.
     """
 
     pointer: Callable[[Registers], int | None]
     variables: tuple[str, ...]
+    head: Callable[[Registers], int | None] = lambda _registers: None
+    stacks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +279,8 @@ class KernelCode:
     task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
     thunks: prefixes of the names of functions that stand between a call or return and its target.
     entry_text: symbols that enclose the entry and exit code.
+    entry_ranges: more of it: the first symbol of a piece, the first one behind it.
+    in_entry: whether the vCPU's registers say that an exception is being taken or left, so that its frame is not whole.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
     saved_words: by name, words of the running CPU's at fixed virtual addresses of the kernel, in which the processor saves what an
@@ -243,6 +295,8 @@ class KernelCode:
     is_32bit_process: whether user registers are those of a 32-bit process.
     system_call_tables: by that, (name of the table, the kernel's symbol).
     first_system_calls: by that symbol, the functions that the table's first entries point to.
+    data_in_code: variables that have no symbol, with a function that uses each and what finds its address in the code of that.
+    frame_code: how code makes frames, None where the method does not ask.
     """
 
     method: UnwindMethod
@@ -279,6 +333,10 @@ class KernelCode:
     is_32bit_process: Callable[[Registers], bool]
     system_call_tables: Mapping[bool, tuple[str, str]]
     first_system_calls: Mapping[str, tuple[str, ...]]
+    data_in_code: Mapping[str, tuple[str, Callable[[bytes], int | None]]] = field(default_factory=dict)
+    frame_code: FrameCode | None = None
+    entry_ranges: tuple[tuple[str, str], ...] = ()
+    in_entry: Callable[[Registers], bool] = lambda _registers: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +419,7 @@ class Architecture:
     kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
+    shows_image: whether registers in kernel or user mode may tell that mark.
     is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
     image_mark_symbols: one of these is at the mark; none where other things may be.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
@@ -408,3 +467,4 @@ class Architecture:
     kernel_code: KernelCode
     user_abis: tuple[UserAbi, ...]
     firmware: Firmware | None = None
+    shows_image: Callable[[Registers], bool] = lambda _registers: True
