@@ -24,6 +24,7 @@ class KernelEntry:
     roots: functions that a task's stack begins in.
     saved: addresses of ``struct pt_regs`` that a frame of entry code may mean, by the registers of ``layout.kept``.
     switch: assembler that changes to the interrupt stack, and the registers behind it by those of its frame.
+    undefined: what gdb says at a function of which DWARF says that it has no caller: ``switch`` leads on from there, too.
     places: where registers lie in it. mode: the one by which kernel and user mode are told, and which bits say user mode where
     they have a value.
     """
@@ -35,6 +36,7 @@ class KernelEntry:
     roots: frozenset[str]
     saved: Callable[[Mapping[str, int], ReadWord], int | None]
     switch: tuple[str, Callable[[Mapping[str, int], ReadWord], Mapping[str, int | None]]]
+    undefined: str
     places: Mapping[str, int]
     mode: tuple[str, int, int]
 
@@ -62,6 +64,12 @@ def _powerpc_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[st
     return {"r1": caller, "pc": read_word(caller + 16)}
 
 
+def _s390_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int | None]:
+    """By the back chain of packed stacks (asm/stacktrace.h)."""
+    caller = read_word(frame["r15"] + 152)
+    return {"r15": caller, "pswa": None if caller is None else read_word(caller + 136)}
+
+
 KERNELS = {
     # arch/arm64/kernel/entry.S: kernel_entry makes the record of ``stackframe`` in struct pt_regs, to 6.12 at 304.
     "arm64": KernelEntry(
@@ -77,6 +85,7 @@ KERNELS = {
             "call_on_irq_stack",
             lambda frame, read: {"x29": read(frame["x29"]), "pc": read(frame["x29"] + 8), "sp": frame["x29"] + 16},
         ),
+        undefined="",
         places={**{f"x{number}": 8 * number for number in range(31)}, "sp": 248, "pc": 256, "cpsr": 264},
         mode=("cpsr", 0xF, 0),
     ),
@@ -94,6 +103,7 @@ KERNELS = {
             "call_on_irq_stack",
             lambda frame, read: {"fp": read(frame["fp"] - 16), "pc": read(frame["fp"] - 8), "sp": frame["fp"]},
         ),
+        undefined="",
         places={**{name: 8 * number for number, name in enumerate(_RISCV) if number}, "pc": 0, "status": 256},
         mode=("status", 1 << 8, 0),
     ),
@@ -136,6 +146,7 @@ KERNELS = {
         ),
         saved=_powerpc_saved,
         switch=("call_do_", _powerpc_switch),
+        undefined="",
         places={
             **{f"r{number}": 8 * number for number in range(32)},
             "pc": 256,
@@ -155,9 +166,11 @@ KERNELS = {
         pc="pswa",
         entry_text=("__entry_text_start", "__entry_text_end"),
         functions=("system_call", "pgm_check_handler", "io_int_handler", "ext_int_handler", "mcck_int_handler"),
-        roots=frozenset({"ret_from_fork", "__ret_from_fork", "startup_continue", "kernel_thread_starter"}),
+        roots=frozenset({"ret_from_fork", "startup_continue", "kernel_thread_starter"}),
         saved=lambda frame, _read: frame["r15"] + 160,
-        switch=("call_on_stack", lambda _frame, _read: {"pswa": None}),
+        # Functions that entry code calls, and those on a stack of their own (call_on_stack), are marked so.
+        switch=("\0", _s390_switch),
+        undefined="PC not saved",
         places={**{f"r{number}": 24 + 8 * number for number in range(16)}, "pswm": 8, "pswa": 16},
         mode=("pswm", 1 << 48, 1 << 48),
     ),

@@ -94,7 +94,7 @@ class TruthFinder:
         """
         layout = self._entry.layout
         pc = registers[self._entry.pc]
-        if self._is_entry(pc) or pc - self._offset >= self._vmlinux.range_ends[-1]:
+        if self._is_entry(pc) or not self._vmlinux.range_starts[0] <= pc - self._offset < self._vmlinux.range_ends[-1]:
             return None
 
         def read_word(address: int) -> int | None:
@@ -109,6 +109,9 @@ class TruthFinder:
         why = ""
         while current is not None and helped < _MAX_CONTEXTS:
             walk = self._gdb.walk(layout.encode(current), read_page)
+            kept: Mapping[str, int] = current
+            if not walk.frames:
+                pcs.append(current[self._entry.pc])
             current, why = None, walk.stop
             for index, frame in enumerate(walk.frames):
                 lookup_pc = frame.pc - 1 if index or is_call else frame.pc
@@ -127,6 +130,9 @@ class TruthFinder:
                     continue
                 why = "no registers"
                 break
+            else:
+                if self._entry.undefined and self._entry.undefined in walk.stop:
+                    current, is_call = _known(self._entry.switch[1](kept, read_word)), True
             helped += 1
         return Truth(tuple(pcs), f"{self.name(pcs[-1] - 1)}: {why}", helped)
 

@@ -45,7 +45,8 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
     an exception comes in between.
     """
     arch, symbols = live.session.architecture, live.kernel.symbols
-    link = arch.kernel_code.link.name if arch.kernel_code.link is not None else ""
+    abi = arch.user_abis[-1]
+    link = abi.registers[abi.return_column] if abi.registers[abi.return_column] != abi.pc else ""
     function = symbols.find_at(registers[arch.pc])
     if function is None:
         return None
@@ -89,7 +90,12 @@ def measure(live: LiveGuest, counts: Counts, halts: int, rng: Random) -> None:
         chain = live.unwinder.unwind(capture).callchain
         if not chain.end.is_kernel or chain.end is StackEnd.ENTRY_WINDOW or len(chain.frames) < 2:
             continue
-        expected = chain.frames[1].pc
+        leaf, caller = chain.frames[:2]
+        function = live.kernel.symbols.find_at(leaf.pc)
+        if function is None or caller.lookup_pc == caller.pc or _is_in(function, caller.pc):
+            # An exception was just taken; or a recursion, whose returns look like jumps.
+            continue
+        expected = caller.pc
         found = find_return(live, capture.registers)
         verdict = "not finished" if found is None else "equal" if found == expected else "different"
         counts.verdicts[verdict] += 1
