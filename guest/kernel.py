@@ -9,6 +9,7 @@ from functools import partial
 from guest.cache import KernelCache
 from guest.cpus import Range, read_cpus
 from guest.data_symbols import add_data_symbols
+from guest.ehabi_table import read_ehabi
 from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
 from guest.kallsyms import KallsymsTables, decode_kallsyms, read_kallsyms
@@ -26,6 +27,7 @@ from guest.words import Words
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture, Registers, UnwindMethod
+from unwind.ehabi import EhabiTable
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
 
@@ -45,7 +47,7 @@ class Kernel:
     found_by: how it was found, in words.
     text: its code (boot code as long as it is there).
     init_text: [start, end) of boot code, which is freed once it has run.
-    orc: its unwind table, or None and in ``orc_problem`` why.
+    orc, ehabi: its unwind table, or None and in ``orc_problem`` why.
     space: its page tables, read physically: its own, or early in boot those of the vCPU.
     is_settled: ``space`` is its own, boot code is gone and the CPUs are known; until then ``refresh_kernel`` now and then.
     irq_stacks, exception_stacks, cpu_offsets, cpu_areas: by CPU number, see ``CpuFacts``; empty before they are set up.
@@ -73,6 +75,7 @@ class Kernel:
     structs: Structs | None = None
     structs_problem: str | None = None
     unknown: str | None = None
+    ehabi: EhabiTable | None = None
     loaded: LoadedCode = LoadedCode()  # noqa: RUF009  (it never changes)
 
     @property
@@ -98,7 +101,8 @@ class Kernel:
 
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
-        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, partial(frame_rows, self.architecture))
+        frames = partial(frame_rows, self.architecture, table=self.ehabi)
+        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, frames)
 
 
 def load_kernel(architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:
@@ -139,6 +143,12 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
     except BadImageError as error:
         problem = str(error)
     yield
+    ehabi = None
+    if architecture.kernel_code.method is UnwindMethod.EHABI:
+        try:
+            ehabi = yield from read_ehabi(space, symbols)
+        except BadImageError as error:
+            problem = str(error)
     kernel = Kernel(
         release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
         build_id=build_id,
@@ -155,6 +165,7 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
         irq_stacks=(),
         exception_stacks=(),
         cpu_offsets=(),
+        ehabi=ehabi,
     )
     return (yield from _refreshed(kernel, space, has_new_text=True))
 

@@ -51,5 +51,6 @@ class RawKeeper:
 
 def unwind_data(kernel: Kernel, boot: int) -> UnwindData:
     """What a kernel's stacks are unwound with, as values that a recording keeps."""
-    orc = None if kernel.orc is None else kernel.orc.to_data()
+    table = kernel.orc or kernel.ehabi
+    orc = None if table is None else table.to_data()
     return UnwindData(boot, kernel.is_settled, kernel.init_text, kernel.text.pieces, orc, kernel.loaded.to_data())

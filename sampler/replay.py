@@ -19,6 +19,7 @@ from sampler.rsp.registers import RegisterFile, RegisterLayout
 from unwind.arch import Architecture
 from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
+from unwind.ehabi import EHABI_VERSION, EhabiTable
 from unwind.kernel import KernelUnwinder, unwind_capture
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
@@ -68,7 +69,17 @@ def kernel_symbols(recording: Recording, boot: int) -> SymbolTable:
 
 def find_rows(architecture: Architecture, data: UnwindData, symbols: SymbolTable) -> RowSource:
     """The unwind rows of a kernel: its ORC table, else what its code says. Raises BadImageError for a table that is damaged."""
-    return frame_rows(architecture, symbols, TextImage(data.text)) if data.orc is None else OrcTable.from_data(data.orc)
+    orc, ehabi = _tables(data)
+    return frame_rows(architecture, symbols, TextImage(data.text), ehabi) if orc is None else orc
+
+
+def _tables(data: UnwindData) -> tuple[OrcTable | None, EhabiTable | None]:
+    """The kernel's unwind table, of one kind or the other."""
+    if data.orc is None:
+        return None, None
+    if data.orc.version == EHABI_VERSION:
+        return None, EhabiTable.from_data(data.orc)
+    return OrcTable.from_data(data.orc), None
 
 
 def _load_unwinder(recording: Recording, architecture: Architecture, index: int) -> KernelUnwinder:
@@ -77,9 +88,9 @@ def _load_unwinder(recording: Recording, architecture: Architecture, index: int)
         raise BadRecordingError(f"{recording.path} ends before the kernel's code was written to it; record for longer")
     symbols = kernel_symbols(recording, data.boot)
     try:
-        rows = None if data.orc is None else OrcTable.from_data(data.orc)
+        orc, ehabi = _tables(data)
         code = KernelCodeMap(
-            symbols, TextImage(data.text), rows, LoadedCode.from_data(data.loaded), partial(frame_rows, architecture)
+            symbols, TextImage(data.text), orc, LoadedCode.from_data(data.loaded), partial(frame_rows, architecture, table=ehabi)
         )
     except BadImageError as error:
         raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error

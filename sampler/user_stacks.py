@@ -15,7 +15,7 @@ from guest.memory import PhysicalMemory
 from guest.paging import PAGE_SIZE, FreshSpace
 from guest.tasks import TaskReader, TaskWords
 from sampler.halt import HaltedState, Read
-from unwind.arch import Architecture, Registers
+from unwind.arch import Architecture, Registers, StackLink
 from unwind.rules import Missing, read_trap
 
 USER_STACK_SIZE = 32768
@@ -154,6 +154,7 @@ class TaskPlanner:
         words = self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))
         if missing:
             return [*reads, *missing], self._stage > _MAX_STAGES
+        reads += [Read(vcpu, *piece) for piece in self._whole_stack(registers, words)]
         if not is_user:
             saved = self._user_registers(registers, words, lambda address, size: _find(state, vcpu, address, size))
             reads += [Read(vcpu, *piece) for piece in self._user_pieces(saved)] if saved else []
@@ -193,7 +194,19 @@ class TaskPlanner:
                 pieces.append((address, data))
             return data
 
-        return self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))
+        words = self._tasks.find_running(read, registers, offset, self.kernel_stack(registers))
+        for piece in self._whole_stack(registers, words):
+            read(*piece)
+        return words
+
+    def _whole_stack(self, registers: Registers, words: TaskWords | None) -> Iterator[tuple[int, int]]:
+        """The pages of the task's kernel stack, where the vCPU is on another one that does not say where it leads on."""
+        arch = self._architecture
+        if words is None or arch.interrupt_stacks.link is not StackLink.TASK or arch.is_user(registers):
+            return
+        end = words.stack + arch.stack_size
+        if not words.stack <= registers[arch.sp] < end:
+            yield from ((address, PAGE_SIZE) for address in range(words.stack, end, PAGE_SIZE))
 
     def _user_space(self, space: FreshSpace, registers: Registers, words: TaskWords | None) -> FreshSpace | None:
         """The page tables of a task's process. In the middle of a switch to another one the vCPU's may be that one's already."""

@@ -88,6 +88,7 @@ class KernelUnwinder:
         self._calls: dict[int, bool] = {}
         self._frame_setters: dict[int, bool] = {}
         self._signature = self._code.signature
+        self._return_starts = self._code.task_roots | self._code.return_labels
         self._has_entry_areas = bool(self._code.entry_areas)
         image = symbols.find("_stext") if self._code.module_reach else None
         self._unknown_modules = (image.address - self._code.module_reach, image.address) if image else (0, 0)
@@ -136,7 +137,7 @@ class KernelUnwinder:
 
         while True:
             pc = current[arch.pc]
-            lookup_pc = pc if interrupted else pc - 1
+            lookup_pc = pc if interrupted or self._is_start(pc, self._code.return_labels) else pc - 1
             if not interrupted and self._is_root_start(pc):
                 # A new task returns to the very start of its root function; the byte before belongs to another one.
                 frames.append(Frame(pc, pc, guess=guess))
@@ -432,8 +433,11 @@ class KernelUnwinder:
         return self._text.contains(address) or self._init_text[0] <= address < self._init_text[1]
 
     def _is_root_start(self, address: int) -> bool:
-        place = self._place(address)
-        return place.start == address and place.name in self._code.task_roots
+        return self._is_start(address, self._code.task_roots)
+
+    def _is_start(self, address: int, names: frozenset[str]) -> bool:
+        place = self._place(address) if names else None
+        return place is not None and place.start == address and place.name in names
 
     def _is_return_address(self, address: int) -> bool:
         """Whether a word can be a return address: code, after a call instruction where its bytes are known.
@@ -448,7 +452,7 @@ class KernelUnwinder:
         else:
             before = self._text.read(address - self._code.call_size, self._code.call_size)
             place = self._place(address - 1)
-            is_root = self._is_root_start(address) or place.name in self._code.idle_roots
+            is_root = self._is_start(address, self._return_starts) or place.name in self._code.idle_roots
             answer = is_root or (self._code.follows_call(before) if before is not None else not self._text.contains(address))
             if not answer and not self._is_settled:
                 has_row = place.row is not None and place.row.kind not in (RowKind.END, RowKind.UNDEFINED)

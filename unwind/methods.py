@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from unwind.arch import Architecture, UnwindMethod
+from unwind.ehabi import EhabiTable
+from unwind.ehabi_rows import EhabiRows
 from unwind.frame_pointer import FramePointerRows
 from unwind.frame_record import FrameRecordRows
 from unwind.prologue import PrologueRows
@@ -11,8 +13,8 @@ from unwind.sources import RowSource, SymbolSource, TextSource
 from unwind.stack_chain import StackChainRows
 
 
-def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSource) -> RowSource:
-    """Rows that follow from the kernel's code and symbols."""
+def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSource, table: EhabiTable | None = None) -> RowSource:
+    """Rows that follow from the kernel's code and symbols, and from a table that says nothing of what lies amid a function."""
     match architecture.kernel_code.method:
         case UnwindMethod.ORC:
             return FramePointerRows(symbols, text)
@@ -27,3 +29,5 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
             if code is None:
                 raise NotImplementedError(f"{architecture.name} is unwound by its code but does not say how that is read")
             return PrologueRows(architecture, code, symbols, text)
+        case UnwindMethod.EHABI:
+            return EhabiRows(architecture, symbols, text, table)

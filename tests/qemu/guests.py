@@ -59,9 +59,10 @@ RISCV64 = Machine(
 MIPS64EL = Machine("mips64el", "qemu-system-mips64el", "qemu-system-mips", "5KEc", ("-M", "malta"), suites=("bookworm",), vcpus=1)
 MIPSEL = Machine("mipsel", "qemu-system-mipsel", "qemu-system-mips", "24Kf", ("-M", "malta"), suites=("bookworm",), vcpus=1)
 
+ARMHF = Machine("armhf", "qemu-system-arm", "qemu-system-arm", "cortex-a15", ("-M", "virt"), "ttyAMA0")
 S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0", suites=("trixie",))
 
-MACHINES = (ARM64, RISCV64, S390X, I386, MIPS64EL, MIPSEL)
+MACHINES = (ARM64, RISCV64, S390X, I386, MIPS64EL, MIPSEL, ARMHF)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

@@ -1,7 +1,8 @@
-"""Which CPU a vCPU is, where the register that says so belongs to programs in user mode (i386)."""
+"""Which CPU a vCPU is, where the register that says so belongs to programs in user mode (i386); whole stacks of tasks (armhf)."""
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,12 +11,13 @@ import pytest
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
 from guest.paging import FreshSpace
-from guest.tasks import TaskReader
+from guest.tasks import TaskReader, TaskWords
 from guest.words import Words
 from sampler.halt import HaltedState
 from sampler.rsp.registers import RegisterFile
 from sampler.user_stacks import TaskPlanner
 from tests.builders.file_memory import BytesMemory
+from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
 
 FIRST, SECOND = 0x18B2_4000, 0x18B4_5000
@@ -90,3 +92,40 @@ def test_a_single_cpu_needs_no_telling(planner: TaskPlanner) -> None:
     assert planner.offset_of(0, USER) == FIRST
     planner.set_kernel(None, None)
     assert planner.offset_of(0, USER) is None
+
+
+ROOT, STACK, OFFSET = 0x4000, 0xE081_4000, 0x1234_0000
+IRQ_SP = 0xE080_0F00
+
+
+def halted(sp: int, cpsr: int) -> HaltedState:
+    registers = {"sp": sp, "pc": 0xC030_0000, "cpsr": cpsr, "TPIDRPRW": OFFSET}
+    return HaltedState((0,), (cast("RegisterFile", registers),), {}, 0, 0, 1)
+
+
+def armhf_planner(*, can_peek: bool) -> TaskPlanner:
+    """A kernel thread's stack of two pages."""
+    first = bytearray(0x4000)
+    struct.pack_into("<I", first, 4 * (STACK >> 20), 0x10_0000 | 0x40E)
+    memory = BytesMemory({ROOT: bytes(first), 0x11_4000: b"s" * 0x2000})
+    words = TaskWords(0xC265_0000, 12, 12, "kthreadd", 0x20_0000, STACK, 0, 0, 0)
+    tasks = SimpleNamespace(find_running=lambda *_arguments: words)
+    space = SimpleNamespace(tables=ARMHF.paging.tables({}), root=ROOT)
+    planner = TaskPlanner(ARMHF, memory, can_peek=can_peek, user_stack_size=0)
+    planner.set_kernel(cast("Kernel", SimpleNamespace(space=space, cpu_offsets=(OFFSET,))), None)
+    planner._tasks = cast("TaskReader", tasks)
+    return planner
+
+
+@pytest.mark.parametrize(("sp", "cpsr", "count"), [(IRQ_SP, 0x13, 2), (STACK + 0x1F00, 0x13, 0), (0xBEFF_0000, 0x10, 0)])
+def test_on_another_stack_the_tasks_is_copied_whole(sp: int, cpsr: int, count: int) -> None:
+    """``call_with_stack`` leads from the interrupt stack to the task's by a register that any function may have saved."""
+    pages = [(STACK, 0x1000), (STACK + 0x1000, 0x1000)][:count]
+    planner = armhf_planner(can_peek=True)
+    planner.begin()
+    assert planner.plan(halted(sp, cpsr)) == ((), True)
+    assert [(address, len(data)) for address, data in planner.copied[0]] == pages
+    planner = armhf_planner(can_peek=False)
+    planner._stage = 1
+    reads, _is_last = planner.plan(halted(sp, cpsr))
+    assert [(read.address, read.size) for read in reads] == pages

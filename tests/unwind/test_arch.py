@@ -6,6 +6,7 @@ import pytest
 
 from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
+from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mipsel import MIPSEL
@@ -429,3 +430,88 @@ def test_mips_system_call_numbers() -> None:
     assert number({"v0": 5003, "cause": 2 << 2}) == -1
     assert number({"v0": 0, "cause": 8 << 2}) == -1
     assert number({}) is None
+
+
+@pytest.mark.parametrize("name", ["armhf", "arm"])
+def test_names_of_armhf(name: str) -> None:
+    assert find_architecture(name) is ARMHF
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("11 00 00 eb", True),  # bl
+        ("11 00 00 1b", True),  # blne
+        ("33 ff 2f e1", True),  # blx r3
+        ("11 00 00 fa", True),  # blx
+        ("05 f0 a0 11", True),  # movne pc, r5
+        ("05 f0 a0 e1", False),  # mov pc, r5
+        ("11 00 00 ea", False),  # b
+        ("1e ff 2f e1", False),  # bx lr
+        ("0e f0 a0 e1", False),  # mov pc, lr
+        ("00 00 a0 e1", False),  # nop
+        ("11 00 00 fb", True),  # blx, in the middle of a word
+        ("00 00 eb", False),
+    ],
+)
+def test_armhf_follows_call(before: str, follows: bool) -> None:
+    assert ARMHF.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+def test_armhf_call_targets() -> None:
+    assert ARMHF.kernel_code.link is not None
+    target = ARMHF.kernel_code.link.target
+    assert target(0xC030_0000, bytes.fromhex("110000eb")) == 0xC030_004C
+    assert target(0xC030_0000, bytes.fromhex("feffffeb")) == 0xC030_0000
+    assert target(0xC030_0000, bytes.fromhex("33ff2fe1")) is None
+    assert target(0xC030_0000, bytes.fromhex("110000fb")) is None
+
+
+@pytest.mark.parametrize(
+    ("registers", "is_trap"),
+    [
+        ({"cpsr": 0x6000_0030, "pc": 0x1_2344, "sp": 0xBEFF_F000}, True),
+        ({"cpsr": 0x6000_0010, "pc": 0xFFFF_0FE0, "sp": 0xBEFF_F000}, True),  # __kuser_get_tls
+        ({"cpsr": 0x6000_0010, "pc": 0xC030_0000, "sp": 0xBEFF_F000}, False),
+        ({"cpsr": 0x6000_0010, "pc": 0x1_2344, "sp": 0xE081_5F00}, False),
+        ({"cpsr": 0x6000_0013, "pc": 0xC030_0000, "sp": 0xE081_5F00}, True),
+        ({"cpsr": 0x6000_0013, "pc": 0xBF00_1000, "sp": 0xE081_5F00}, True),  # a module
+        ({"cpsr": 0x6000_0013, "pc": 0x1_2344, "sp": 0xE081_5F00}, False),
+        ({"cpsr": 0x6000_0192, "pc": 0xC030_0000, "sp": 0xE081_5F00}, False),
+    ],
+)
+def test_armhf_is_trap(registers: dict[str, int], is_trap: bool) -> None:
+    assert ARMHF.kernel_code.is_trap(registers) is is_trap
+
+
+def test_armhf_system_call_numbers() -> None:
+    number = ARMHF.kernel_code.system_call_number
+    assert number({"r0": 3, "r7": 3, "orig_r0": 3}) == 3
+    assert number({"r0": 0xFFFF_FFFF, "r7": 114, "orig_r0": 0xFFFF_FFFF}) == 114  # wait4(-1, ...)
+    assert number({"r0": 3, "r7": 3, "orig_r0": 0xFFFF_FFFF}) == -1
+    assert number({}) is None
+    assert ARMHF.kernel_code.trap.full["orig_r0"] == 68
+    assert ARMHF.kernel_code.trap.full["pc"] == 60
+
+
+def test_armhf_tells_the_entry_task_by_code() -> None:
+    """As Debian's ``vector_swi`` does it: mrc, movw, movt, ldr, mcr."""
+    function, parse = ARMHF.kernel_code.data_in_code["__entry_task"]
+    assert function == "vector_swi"
+    code = "00005de2 90af1dee 4cc00fe3 53c14ce3 0ca09ae7 70af0dee"
+    assert parse(bytes.fromhex(code)) == 0xC153_F04C
+    assert parse(bytes.fromhex(code)[:-1]) is None
+    assert parse(bytes.fromhex(code.replace("53c14c", "53c15c"))) is None
+
+
+def test_armhf_image_is_marked_by_its_system_call_entry() -> None:
+    memory = {0xFFFF_1000: (0xC030_01E0).to_bytes(4, "little")}
+    assert ARMHF.image_mark({}, lambda address, _size: memory.get(address)) == 0xC030_01E0
+    assert ARMHF.image_mark({}, lambda _address, _size: None) is None
+
+
+def test_armhf_current_is_not_the_programs() -> None:
+    pointer = ARMHF.running_task.pointer
+    assert pointer({"cpsr": 0x13, "TPIDRURO": 0xC265_07C0}) == 0xC265_07C0
+    assert pointer({"cpsr": 0x10, "TPIDRURO": 0xC265_07C0}) is None
+    assert pointer({"cpsr": 0x13, "TPIDRURO": 0xB6F0_04C0}) is None

@@ -91,6 +91,8 @@ class UnwindMethod(Enum):
     """By words that lead from frame to frame; the code of an interrupted function says how far it has made its own."""
     PROLOGUES = auto()
     """By the code of each function, which tells how large its frame is and where in it the return address was saved."""
+    EHABI = auto()
+    """By the kernel's unwind tables of the Arm EHABI, and by its code amid prologues and epilogues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,8 @@ class StackLink(Enum):
     """A word at ``word_at`` is the stack pointer there; in that of a task's stack there is no kernel address (STACK_END_MAGIC)."""
     FRAME_POINTER = auto()
     """The chain of frame pointers leaves it."""
+    TASK = auto()
+    """Only its frames know: what may be there of the running task's stack is that as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +275,12 @@ class KernelCode:
     saves_link: whether it saves the return address; it may do so after it has set the frame pointer.
     frame_height: how far above the stack pointer code from the start of a function on sets its frame pointer.
     task_switch: (function that switches from one task to another, the one that calls it), where the former uses the frame pointer
-        for something else; it does not move the stack pointer, nor does it make another call.
+        for something else, or makes a call for which it saves nothing on the stack; it does not move the stack pointer.
     has_left_frame: where calls push return addresses: whether code between two bytes has just taken down its frame, or returns.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
+    return_labels: places in entry code that functions return to though no call stands before them.
     task_roots, idle_roots: functions in which every task's stack, every idle task's stack begins.
     thunks: prefixes of the names of functions that stand between a call or return and its target.
     entry_text: symbols that enclose the entry and exit code.
@@ -317,6 +322,7 @@ class KernelCode:
     has_left_frame: Callable[[bytes, bytes], bool]
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
+    return_labels: frozenset[str]
     task_roots: frozenset[str]
     idle_roots: frozenset[str]
     thunks: tuple[str, ...]

@@ -315,6 +315,7 @@ ARM64 = Architecture(
         has_left_frame=lambda _before, _after: False,  # there is a link register to ask for
         follows_own_call=lambda _before: False,
         pushed_words=lambda _before, _after: 0,
+        return_labels=frozenset(),
         task_roots=frozenset({"ret_from_fork"}),
         idle_roots=frozenset({"__primary_switched", "__secondary_switched"}),
         thunks=(),

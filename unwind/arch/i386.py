@@ -224,6 +224,7 @@ I386 = Architecture(
         has_left_frame=_has_left_frame,
         follows_own_call=follows_own_call,
         pushed_words=lambda _before, _after: 0,
+        return_labels=frozenset(),
         task_roots=frozenset({"ret_from_fork"}),
         idle_roots=frozenset({"i386_start_kernel", "start_secondary", "startup_32_smp"}),
         thunks=("__x86_indirect_", "__x86_return_thunk"),

@@ -139,6 +139,7 @@ MIPSEL = Architecture(
         has_left_frame=lambda _before, _after: False,
         follows_own_call=lambda _before: False,
         pushed_words=lambda _before, _after: 0,
+        return_labels=frozenset(),
         task_roots=mips.TASK_ROOTS,
         idle_roots=mips.IDLE_ROOTS,
         thunks=(),

@@ -281,6 +281,7 @@ S390X = Architecture(
         has_left_frame=lambda _before, _after: False,  # calls leave return addresses in a register
         follows_own_call=lambda _before: False,
         pushed_words=lambda _before, _after: 0,
+        return_labels=frozenset(),
         task_roots=frozenset({"ret_from_fork"}),
         idle_roots=frozenset({"startup_continue", "arch_call_rest_init", "smp_start_secondary"}),
         thunks=(),

@@ -292,6 +292,7 @@ X86_64 = Architecture(
         has_left_frame=lambda _before, _after: False,  # the unwind table says it
         follows_own_call=follows_own_call,
         pushed_words=_pushed_words,
+        return_labels=frozenset(),
         task_roots=frozenset({"ret_from_fork", "ret_from_fork_asm"}),
         idle_roots=frozenset(
             {

@@ -1,0 +1,267 @@
+"""armhf: 32-bit Arm with A32 code, Linux 5.18 and later built with the EHABI's unwind tables (arch/arm/include/asm)."""
+
+from __future__ import annotations
+
+from recording.model import Context
+from unwind.arch import (
+    Architecture,
+    InterruptStacks,
+    KernelCode,
+    LinkRegister,
+    PageTables,
+    PagingFormat,
+    ReadMemory,
+    Registers,
+    RunningTask,
+    StackLink,
+    UnwindMethod,
+    UserAbi,
+)
+from unwind.rules import TrapFrame
+
+_PAGE_OFFSET = 0xC000_0000
+"""CONFIG_VMSPLIT_3G: the image lies in the mapping of RAM from here on."""
+_MODULES = (_PAGE_OFFSET - 0x100_0000, _PAGE_OFFSET)
+"""MODULES_VADDR, where the kernel's half begins (asm/memory.h)."""
+_VECTORS = (0xFFFF_0000, 0xFFFF_2000)
+"""The page of exception vectors, which ends with the code that programs may call, and the page of their stubs (kernel/traps.c)."""
+_USER_HELPERS = (0xFFFF_0000, 0xFFFF_1000)
+_SYSTEM_CALL_ENTRY = 0xFFFF_1000
+"""The first word of the stubs is the address of ``vector_swi`` (kernel/entry-armv.S)."""
+_SCTLR_M = 1 << 0
+_TTBCR_EAE = 1 << 31
+_TABLE_ADDRESS = 0xFFFF_C000
+"""Without TTBCR.N a top-level table has 16 KiB (Arm ARM for ARMv7-A, B4.1.154)."""
+_STACK_SIZE = 0x2000
+_STACK_PADDING = 8
+"""THREAD_START_SP (asm/thread_info.h)."""
+_USER, _SUPERVISOR, _SYSTEM = 0x10, 0x13, 0x1F
+
+# Short descriptors (Arm ARM for ARMv7-A, B3.5): bit 1 of a first-level entry alone is a section, of a second-level one a page.
+# Linux makes supersections of 16 MiB on single processors only (arch/arm/mm/ioremap.c), and no large pages.
+_SHORT = PageTables(
+    page_shift=12,
+    index_bits=(8, 12),
+    large_levels=(2,),
+    present=0b11,
+    large=(0b11, 0b10),
+    address_mask=0xFFFF_FC00,
+    entry_size=4,
+    byteorder="little",
+)
+
+
+def _mode(registers: Registers) -> int:
+    """Arm ARM for ARMv7-A, B1.3.1."""
+    return registers["cpsr"] & 0x1F
+
+
+def _is_user(registers: Registers) -> bool:
+    return _mode(registers) == _USER
+
+
+def _system_call_entry(_registers: Registers, read: ReadMemory) -> int | None:
+    """``vector_swi``, at the beginning of the image."""
+    data = read(_SYSTEM_CALL_ENTRY, 4)
+    return None if data is None else int.from_bytes(data, "little")
+
+
+def _is_trap(registers: Registers) -> bool:
+    """The mode fits the addresses."""
+    pc, sp, mode = registers["pc"], registers["sp"], _mode(registers)
+    if mode == _USER:
+        return (pc < _MODULES[0] or _USER_HELPERS[0] <= pc < _USER_HELPERS[1]) and sp < _MODULES[0]
+    return mode in (_SUPERVISOR, _SYSTEM) and pc >= _MODULES[0] and sp >= _MODULES[0]
+
+
+def _follows_call(before: bytes) -> bool:
+    """``bl``, ``blx`` (Arm ARM for ARMv7-A, A8.8.25, A8.8.26); ``movne pc, r5``: so ret_from_fork calls a thread's function."""
+    instruction = int.from_bytes(before, "little")
+    if len(before) != 4:
+        return False
+    if instruction >> 28 == 0xF:
+        return instruction & 0xFE00_0000 == 0xFA00_0000
+    return instruction & 0x0F00_0000 == 0x0B00_0000 or instruction & 0x0FFF_FFF0 == 0x012F_FF30 or instruction == 0x11A0_F005
+
+
+def _call_target(address: int, code: bytes) -> int | None:
+    """Of ``bl`` (Arm ARM for ARMv7-A, A8.8.25)."""
+    instruction = int.from_bytes(code, "little")
+    if instruction >> 28 == 0xF or instruction & 0x0F00_0000 != 0x0B00_0000:
+        return None
+    words = instruction & 0x00FF_FFFF
+    return address + 8 + 4 * (words - (words >> 23 << 24)) & 0xFFFF_FFFF
+
+
+def _entry_task(code: bytes) -> int | None:
+    """``reload_current`` (asm/assembler.h): TPIDRPRW, ``movw`` and ``movt`` of ``__entry_task``, ``ldr``, TPIDRURO."""
+    words = [int.from_bytes(code[at : at + 4], "little") for at in range(0, len(code) - 3, 4)]
+    for mrc, movw, movt, ldr, mcr in zip(words, words[1:], words[2:], words[3:], words[4:], strict=False):
+        if mrc & 0xFFFF_0FFF != 0xEE1D_0F90 or mcr & 0xFFFF_0FFF != 0xEE0D_0F70 or ldr & 0xFFF0_0FF0 != 0xE790_0000:
+            continue
+        if movw & 0xFFF0_0000 == 0xE300_0000 and movt & 0xFFF0_0000 == 0xE340_0000:
+            low, high = (word >> 4 & 0xF000 | word & 0xFFF for word in (movw, movt))
+            return high << 16 | low
+    return None
+
+
+def _current(registers: Registers) -> int | None:
+    """TPIDRURO in the kernel; in user mode, and in the first instructions behind it, it is the program's."""
+    task = registers.get("TPIDRURO", 0)
+    return task if task >= _PAGE_OFFSET and not _is_user(registers) else None
+
+
+def _system_call_number(saved: Registers) -> int | None:
+    """r7, unless entry code has put -1 in the place of r0 (``usr_entry``, kernel/entry-armv.S), which a system call has twice."""
+    first = saved.get("orig_r0")
+    if first is None:
+        return None
+    return -1 if first == 0xFFFF_FFFF and saved["r0"] != first else saved["r7"]
+
+
+_GENERAL = tuple(f"r{number}" for number in range(13))
+_SAVED = (*_GENERAL, "sp", "lr", "pc", "cpsr")
+
+_USER_ABIS = (
+    UserAbi(
+        # DWARF for the Arm 32-bit Architecture, table 1; AAPCS32 6.1.1 (callee-saved).
+        name="arm",
+        pointer_size=4,
+        pc="pc",
+        sp="sp",
+        fp="r11",
+        registers=(*_GENERAL, "sp", "lr", "pc"),
+        frame_record=0,
+        has_frames_above=False,
+        address_bits=32,
+        callee_saved=_GENERAL[4:12],
+        return_column=14,
+        red_zone=0,
+        system_call_size=4,  # svc
+        signal_frame={},
+        go_clock_sp="",
+        init_code=None,
+        decode=None,
+        is_process=lambda _registers: True,
+    ),
+)
+
+ARMHF = Architecture(
+    name="armhf",
+    qemu_targets=("arm",),
+    gdb_architectures=("arm",),
+    byteorder="little",
+    pointer_size=4,
+    pc="pc",
+    sp="sp",
+    fp="r11",
+    fixed_registers=(),  # numbers of the system registers are told by the XML alone
+    system_registers=(
+        ("SCTLR",),
+        ("TTBCR",),
+        ("TTBR0_EL1",),
+        ("TTBR1_EL1",),
+        ("TPIDRPRW",),
+        ("TPIDRURO",),
+    ),
+    is_user=_is_user,
+    is_kernel_address=lambda address: address >= _MODULES[0],
+    spaces_overlap=False,
+    is_32bit_kernel=lambda _registers: False,  # it is meant to be one
+    paging=PagingFormat(
+        roots=lambda registers: (registers.get("TTBR1_EL1", 0) & _TABLE_ADDRESS,),  # swapper_pg_dir (v7_ttb_setup, mm/proc-v7.S)
+        user_root=lambda registers: registers.get("TTBR0_EL1", 0) & _TABLE_ADDRESS,
+        tables=lambda _registers: _SHORT,
+        is_shared=False,
+        enabled=lambda registers: bool(registers.get("SCTLR", 0) & _SCTLR_M) and not registers.get("TTBCR", 0) & _TTBCR_EAE,
+    ),
+    page_table_symbol="swapper_pg_dir",
+    image_start=("_stext",),
+    code_start="_stext",
+    kernel_image=(_PAGE_OFFSET, 0xF000_0000),
+    image_alignment=0x10_0000,  # of its code (kernel/vmlinux.lds.S)
+    image_mark=_system_call_entry,
+    is_image_in_linear_map=True,
+    image_mark_symbols=("vector_swi", "vector_bhb_loop8_swi", "vector_bhb_bpiall_swi"),
+    image_physical=lambda _address, _numbers: None,
+    stack_size=_STACK_SIZE,
+    entry_stacks=(0, 0),
+    cpu_base=("TPIDRPRW",),
+    cpu_areas=None,
+    interrupt_stacks=InterruptStacks(
+        variable="",  # they are aligned as those of tasks are (init_irq_stacks, kernel/irq.c)
+        container="",
+        is_lowest=False,
+        link=StackLink.TASK,  # call_with_stack, lib/call_with_stack.S
+        exceptions="",
+    ),
+    running_task=RunningTask(
+        pointer=_current,
+        variables=("__entry_task",),  # kernel/process.c
+    ),
+    hides_kernel=True,
+    kernel_code=KernelCode(
+        method=UnwindMethod.EHABI,
+        link=LinkRegister("lr", 4, _call_target),
+        frame_record=0,
+        chain=None,
+        signature=0,
+        trap=TrapFrame(
+            size=72,
+            full={name: 4 * i for i, name in enumerate((*_SAVED, "orig_r0"))},  # asm/ptrace.h
+            partial={name: 4 * i for i, name in enumerate(("sp", "lr", "pc", "cpsr"))},
+            partial_at=52,
+            alignment=8,
+            records=(0, -8),  # at the stack pointer; above the fifth and sixth argument of a system call (kernel/entry-common.S)
+        ),
+        is_trap=_is_trap,
+        is_trap_place=lambda end: (end + _STACK_PADDING) % _STACK_SIZE == 0,
+        user_trap_paddings=(_STACK_PADDING,),
+        call_size=4,
+        follows_call=_follows_call,
+        sets_frame=lambda _code: False,  # there are no frame records; what code does to the stack is known of each instruction
+        saves_link=lambda _code: True,
+        frame_height=lambda _code: None,
+        task_switch=("__switch_to", "__schedule"),  # kernel/entry-armv.S
+        has_left_frame=lambda _before, _after: False,
+        follows_own_call=lambda _before: False,
+        pushed_words=lambda _before, _after: 0,
+        return_labels=frozenset({"ret_fast_syscall", "__ret_fast_syscall", "__sys_trace_return"}),
+        task_roots=frozenset({"ret_from_fork"}),
+        idle_roots=frozenset({"start_kernel", "rest_init", "secondary_start_kernel"}),
+        thunks=(),
+        entry_text=("__entry_text_start", "__entry_text_end"),
+        entry_areas=(_VECTORS,),
+        entry_copies=(),
+        saved_words={},
+        taken_exception=lambda _name, _offset, _registers: None,  # other modes have a stack pointer and link register of their own
+        module_area=_MODULES,
+        has_only_code=False,
+        module_reach=0,
+        contexts=(
+            ("ret_fast_syscall", Context.SYSTEM_CALL),
+            ("__ret_fast_syscall", Context.SYSTEM_CALL),
+            ("__sys_trace", Context.SYSTEM_CALL),
+            ("do_page_fault", Context.PAGE_FAULT),
+            ("do_translation_fault", Context.PAGE_FAULT),
+            ("do_DataAbort", Context.PAGE_FAULT),
+            ("do_PrefetchAbort", Context.PAGE_FAULT),
+            ("__dabt_", Context.PAGE_FAULT),
+            ("__pabt_", Context.PAGE_FAULT),
+            ("__irq_", Context.HARD_IRQ),
+            ("generic_handle_arch_irq", Context.HARD_IRQ),
+            ("handle_fiq_as_nmi", Context.EXCEPTION),
+            ("__do_softirq", Context.SOFT_IRQ),
+            ("handle_softirqs", Context.SOFT_IRQ),
+            ("do_softirq", Context.SOFT_IRQ),
+            ("do_undefinstr", Context.EXCEPTION),
+            ("__und_", Context.EXCEPTION),
+        ),
+        system_call_number=_system_call_number,
+        is_32bit_process=lambda _registers: False,
+        system_call_tables={False: ("arm", "sys_call_table")},
+        first_system_calls={"sys_call_table": ("sys_restart_syscall", "sys_exit", "sys_fork")},
+        data_in_code={"__entry_task": ("vector_swi", _entry_task)},
+    ),
+    user_abis=_USER_ABIS,
+)
