@@ -18,6 +18,9 @@ _HOT_SIZE = 64
 """``struct pcpu_hot`` is a cache line (arch/x86/include/asm/current.h, 6.2 to 6.14)."""
 _EXCEPTION_STACK_PAGES = 19
 """``struct cea_exception_stacks``: six stacks of two pages with a guard page before each and one at the end."""
+_BUILT_IN_STACKS = (("__start_init_stack", "__end_init_stack"), ("__start_init_task", "__end_init_task"))
+"""By 6.10 and later, and by older kernels."""
+_STACK_SIZES = frozenset(1 << shift for shift in range(12, 19))
 Range = tuple[int, int]
 
 
@@ -37,13 +40,32 @@ class CpuFacts:
     areas: tuple[int, ...] = ()
 
 
+def stack_size_of(symbols: SymbolTable, architecture: Architecture) -> int:
+    """Bytes of a kernel stack: by the one that is built in (include/asm-generic/vmlinux.lds.h), where that has names."""
+    for start, end in _BUILT_IN_STACKS:
+        low, high = symbols.find(start), symbols.find(end)
+        size = 0 if low is None or high is None else high.address - low.address
+        if size in _STACK_SIZES:
+            return size
+    return architecture.stack_size
+
+
 def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> CpuFacts:
     """Read the facts; parts that are not there yet stay empty."""
     offsets = _read_offsets(space, symbols, architecture)
     if not offsets:
         return CpuFacts()
+    arrays = [_read_array(space, symbols, name, len(offsets), architecture) for name in architecture.interrupt_stacks.arrays]
+    if arrays:
+        size = stack_size_of(symbols, architecture)
+        ranges = [tuple(_lowest_to_range(space, lowest, size, architecture) for lowest in array) for array in arrays]
+        others = zip(*ranges[1:], strict=True)
+        stacks = ranges[0] if any(arrays[0]) else ()
+        areas = _read_areas(space, symbols, architecture, len(offsets))
+        return CpuFacts(offsets, stacks, tuple(tuple(filter(any, each)) for each in others), areas)
     tops = _read_irq_stack_tops(space, symbols, offsets, architecture)
-    irq_stacks = tuple((top - architecture.stack_size, top) if top else (0, 0) for top in tops)
+    size = stack_size_of(symbols, architecture)
+    irq_stacks = tuple((top - size, top) if top else (0, 0) for top in tops)
     pointers = _read_variable(space, symbols, architecture.interrupt_stacks.exceptions, offsets, architecture)
     exception_stacks = tuple(_mapped_stacks(space, pointer, architecture) for pointer in pointers)
     return CpuFacts(
@@ -77,7 +99,11 @@ def _read_areas(space: AddressSpace, symbols: SymbolTable, architecture: Archite
     """The address of each CPU's area."""
     pointers = symbols.find(architecture.cpu_areas.pointers) if architecture.cpu_areas is not None else None
     words = Words.of(architecture)
-    data = space.read_many([(pointers.address, words.size * count)])[0] if pointers is not None else None
+    address = None if pointers is None else pointers.address
+    if address is not None and architecture.cpu_areas is not None and architecture.cpu_areas.is_pointer:
+        data = space.read_many([(address, words.size)])[0]
+        address = None if data is None else words.number(data)
+    data = space.read_many([(address, words.size * count)])[0] if address else None
     return () if data is None else words.pointers(data)
 
 
@@ -91,6 +117,18 @@ def _read_variable(
     words = Words.of(architecture)
     answers = space.read_many([(symbol.address + offset & words.mask, words.size) for offset in offsets])
     return [0 if answer is None else words.number(answer) for answer in answers]
+
+
+def _read_array(space: AddressSpace, symbols: SymbolTable, name: str, count: int, architecture: Architecture) -> list[int]:
+    """The pointers of an array with one for each CPU, 0 where they cannot be read."""
+    symbol, words = symbols.find(name), Words.of(architecture)
+    data = None if symbol is None else space.read_many([(symbol.address, words.size * count)])[0]
+    return [0] * count if data is None else list(words.pointers(data))
+
+
+def _lowest_to_range(space: AddressSpace, lowest: int, size: int, architecture: Architecture) -> Range:
+    """The stack that begins at an address, (0, 0) where none can."""
+    return (lowest, lowest + size) if lowest and _is_stack_end(space, lowest + size, size, architecture) else (0, 0)
 
 
 def _read_irq_stack_tops(
@@ -108,8 +146,9 @@ def _read_irq_stack_tops(
         # The pointer's place in the structure differs with the configuration, but it is the only one to the last slot of a page.
         answers = space.read_many([(hot.address + offset & Words.of(architecture).mask, _HOT_SIZE) for offset in offsets])
         values = [_slot_pointer(answer, architecture) if answer else 0 for answer in answers]
-    tops = [value + architecture.stack_size if stacks.is_lowest and value else value + 15 & -16 for value in values]
-    return [top if _is_stack_end(space, top, architecture) else 0 for top in tops]
+    size = stack_size_of(symbols, architecture)
+    tops = [value + size if stacks.is_lowest and value else value + 15 & -16 for value in values]
+    return [top if _is_stack_end(space, top, size, architecture) else 0 for top in tops]
 
 
 def _slot_pointer(hot: bytes, architecture: Architecture) -> int:
@@ -118,12 +157,12 @@ def _slot_pointer(hot: bytes, architecture: Architecture) -> int:
     return next((word for word in pointers if word % PAGE_SIZE == slot and architecture.is_kernel_address(word)), 0)
 
 
-def _is_stack_end(space: AddressSpace, top: int, architecture: Architecture) -> bool:
+def _is_stack_end(space: AddressSpace, top: int, size: int, architecture: Architecture) -> bool:
     return (
         top % PAGE_SIZE == 0
-        and architecture.is_kernel_address(top - architecture.stack_size)
+        and architecture.is_kernel_address(top - size)
         and space.translate(top - architecture.pointer_size) is not None
-        and space.translate(top - architecture.stack_size) is not None
+        and space.translate(top - size) is not None
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from guest.cache import KernelCache
-from guest.cpus import Range, read_cpus
+from guest.cpus import Range, read_cpus, stack_size_of
 from guest.data_symbols import add_data_symbols
 from guest.ehabi_table import read_ehabi
 from guest.finder import KernelLocation, spaces_of
@@ -98,6 +98,11 @@ class Kernel:
         if start is None or end is None:
             return 0, 0
         return end.address, min(end.address + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
+
+    @property
+    def stack_size(self) -> int:
+        """Bytes of a task's kernel stack."""
+        return stack_size_of(self.symbols, self.architecture)
 
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
@@ -343,7 +348,14 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
     root = current.translate(table.address) if table else (yield from _search_own_table(kernel, current))
     if root is None:
         return None
-    own = AddressSpace(current.memory, current.tables, root)
+    words = Words.of(kernel.architecture)
+
+    def variable(name: str) -> int | None:
+        symbol = kernel.symbols.find(name)
+        data = None if symbol is None else current.read_many([(symbol.address, words.size)])[0]
+        return None if data is None else words.number(data)
+
+    own = AddressSpace(current.memory, kernel.architecture.paging.kernel_tables(current.tables, variable), root)
     return own if own.translate(start.address) == current.translate(start.address) else None
 
 

@@ -11,6 +11,8 @@
     mm, active_mm   a pair that is the same address twice, or nothing in the first: so in kernel threads, thus in pid 2, not pid 1
     flags           a number behind ``stack`` that has PF_KTHREAD in those without mm, and in no other
     mm_struct.pgd   an address in each mm of a page table that maps the kernel's image
+    a CPU's task    where each CPU has a struct of its own (``unwind.arch.CpuAreas``): an address in all of them of a task, told by
+                    name and stack
 
 Each is taken only where one place fits. What is found so is true; what is not stays unknown.
 """
@@ -19,11 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+from guest.cpus import read_cpus
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
 from guest.paging import PAGE_SIZE, AddressSpace
@@ -55,6 +58,8 @@ _BEHIND_PIDS = 16
 """Words in which parents, children and the main thread lie (include/linux/sched.h)."""
 _PF_KTHREAD = 0x0020_0000
 _MM_SIZE = 0x400
+_AREA_SIZE = 0x1000
+"""Bytes of a CPU's struct in which its task is looked for: in stock kernels it is among the first 2,000."""
 _MAX_PID = 1 << 22
 
 
@@ -150,6 +155,12 @@ def _search(space: AddressSpace, symbols: SymbolTable, architecture: Architectur
     table = None if image is None else search.page_table(mm, image.address)
     if table is not None:
         structs["mm_struct"] = {"pgd": (table, words.size)}
+    yield
+    for area, _, member in (each.partition(".") for each in architecture.running_task.variables):
+        is_area = architecture.cpu_areas is not None and area == architecture.cpu_areas.struct
+        current = search.current(read_cpus(space, symbols, architecture).areas if is_area else (), name, stack)
+        if current is not None:
+            structs[area] = {member: (current, words.size)}
     return Structs(FoundTypes(structs), words)
 
 
@@ -198,6 +209,9 @@ def _find_ring(space: AddressSpace, words: Words, first: int, name: int) -> Step
     ordered = sorted(addresses)
     size = min(_TASK_SIZE, *(high - low for low, high in pairwise(ordered)))
     tasks = [task for address in addresses[:_USED_TASKS] if (task := _read_task(space, words, address, size)) is not None]
+    # What has ended meanwhile may have been read as something else.
+    alive = {first, *walk_list(space, words, first + link, link, _MAX_TASKS)}
+    tasks = [task for task in tasks if task.address in alive]
     return (link, tasks) if len(tasks) >= _MIN_TASKS else None
 
 
@@ -210,6 +224,11 @@ def _is_ring(space: AddressSpace, words: Words, head: int, link: int) -> bool:
 def _is_name(data: bytes | None) -> bool:
     text = (data or b"").partition(b"\0")
     return bool(text[0]) and bool(text[1]) and text[0].isascii() and text[0].decode("ascii").isprintable()
+
+
+def _are_most(count: int, total: int) -> bool:
+    """Whether only as many are missing as may end while they are read."""
+    return 8 * count >= 7 * total
 
 
 def _read_task(space: AddressSpace, words: Words, address: int, size: int) -> _Task | None:
@@ -254,17 +273,18 @@ class _Search:
         return None if index is None else 4 * index
 
     def stack(self) -> int | None:
-        """Where the lowest address of the kernel stack lies. A process that has ended has none."""
+        """Where the lowest address of the kernel stack lies. A process that has ended has none, or another one has it by now."""
 
         def fits(index: int) -> bool:
             stacks = [task.pointers[index] for task in self._tasks]
             there = [stack for stack in stacks if stack]
-            if 2 * len(there) < len(stacks) or len(set(there)) < len(there):
+            if 2 * len(there) < len(stacks) or not _are_most(len(set(there)), len(there)):
                 return False
             if any(stack % self._stack_size or not self._is_kernel(stack) for stack in there):
                 return False
             heads = self._space.read_many([(stack, _STACK_HEAD) for stack in there])
-            return all(head is not None and _STACK_END_MAGIC in self._words.pointers(head) for head in heads)
+            marked = [head for head in heads if head is not None and _STACK_END_MAGIC in self._words.pointers(head)]
+            return _are_most(len(marked), len(heads))
 
         return self._pointer(fits)
 
@@ -283,7 +303,7 @@ class _Search:
 
         def fits(index: int) -> bool:
             pairs = [task.pointers[index : index + 2] for task in self._tasks]
-            if not pairs[1][0] or pairs[0][0] or pairs[2][0]:
+            if not pairs[1][0] or pairs[0][0] or pairs[2][0] or self._space.translate(pairs[1][0]) is None:
                 return False
             return all(not own or (own == active and self._is_object(own)) for own, active in pairs)
 
@@ -306,6 +326,25 @@ class _Search:
 
         found = self._only(fits, _BEHIND_STACK // 4)
         return None if found is None else 4 * (low + found)
+
+    def current(self, areas: Sequence[int], name: int, stack: int) -> int | None:
+        """Where the structs of the CPUs have the task that runs."""
+        found = [self._words.pointers(_read_mapped(self._space, area, _AREA_SIZE)) for area in areas]
+
+        def fits(index: int) -> bool:
+            return bool(found) and all(self._is_task(pointers[index], name, stack) for pointers in found)
+
+        index = self._only(fits, min((len(pointers) for pointers in found), default=0))
+        return None if index is None else index * self._words.size
+
+    def _is_task(self, address: int, name: int, stack: int) -> bool:
+        if not self._is_kernel(address):
+            return False
+        text, pointer = self._space.read_many([(address + name, _NAME_SIZE), (address + stack, self._words.size)])
+        if not _is_name(text) or pointer is None:
+            return False
+        head = self._space.read_many([(self._words.number(pointer), _STACK_HEAD)])[0]
+        return head is not None and _STACK_END_MAGIC in self._words.pointers(head)
 
     def page_table(self, mm: int, image: int) -> int | None:
         """Where an mm has the kernel address of its page table.

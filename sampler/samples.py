@@ -156,7 +156,8 @@ class SampleMaker:
         """The task of a capture from before it was known where tasks are, or where the CPUs' variables are."""
         if self._first_tasks is None or self._tasks is None or unwound.root_sp is None:
             return None
-        words = self._first_tasks.get(unwound.root_sp - unwound.root_sp % self._architecture.stack_size)
+        size = self._kernel.stack_size if self._kernel is not None else self._architecture.stack_size
+        words = self._first_tasks.get(unwound.root_sp - unwound.root_sp % size)
         if words is None or (words.pid and pending.running_ns > self._first_until_ns):
             return None
         return self._tasks.describe(words, pending.taken_ns)

@@ -36,7 +36,9 @@ class StackPlanner:
         self._can_peek = can_peek
         self._kernel: Kernel | None = None
         self._architecture = architecture
+        self._stack_size = architecture.stack_size
         self._follows_frames = architecture.interrupt_stacks.link is StackLink.FRAME_POINTER
+        self._has_named_stacks = bool(architecture.interrupt_stacks.variable or architecture.interrupt_stacks.arrays)
         self._has_bottom_words = architecture.interrupt_stacks.link is StackLink.BOTTOM_WORD
         self._links: dict[int, Read] = {}
         self._unfollowed: list[int] = []
@@ -50,6 +52,7 @@ class StackPlanner:
     def set_kernel(self, kernel: Kernel | None) -> None:
         """Use what is known of the kernel's stacks from now on; None when it is gone."""
         self._kernel = kernel
+        self._stack_size = kernel.stack_size if kernel else self._architecture.stack_size
         self._links.clear()
         has_firmware = kernel is not None and self._architecture.firmware is not None
         self._space = FreshSpace(kernel.space.memory, kernel.space.tables, kernel.space.root) if kernel and has_firmware else None
@@ -231,7 +234,7 @@ class StackPlanner:
 
     def _stack_end(self, sp: int) -> tuple[int, bool]:
         """The top of the stack that an address is on, and whether no other stack can lie behind it."""
-        kernel, size = self._kernel, self._architecture.stack_size
+        kernel, size = self._kernel, self._stack_size
         low, high = self._architecture.entry_stacks
         in_entry_area = low <= sp < high
         if kernel is not None:
@@ -240,7 +243,7 @@ class StackPlanner:
                     return high, False
         if in_entry_area:
             return (sp // _PAGE + 1) * _PAGE, True
-        if kernel is None or (self._architecture.interrupt_stacks.variable and not kernel.irq_stacks):
+        if kernel is None or (self._has_named_stacks and not kernel.irq_stacks):
             return sp + _COPY_LIMIT, False
         return sp // size * size + size, True
 

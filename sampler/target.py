@@ -245,7 +245,8 @@ class Target:
         self._add_reads(Batch(), selected, self._wanted)
 
     def _make_registers(self, reply: bytes) -> RegisterFile:
-        return RegisterFile(self.layout, reply, self._index)
+        file = RegisterFile(self.layout, reply, self._index)
+        return file.reversed() if self.architecture.is_other_byteorder(file) else file
 
     def _add_select(self, batch: Batch, selected: int | None, vcpu: int) -> int:
         if vcpu != selected:

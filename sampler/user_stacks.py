@@ -32,6 +32,7 @@ class TaskPlanner:
     def __init__(self, architecture: Architecture, memory: PhysicalMemory, *, can_peek: bool, user_stack_size: int) -> None:
         """can_peek: ``memory`` may be read while the guest stands still at no cost to speak of. user_stack_size: 0 for none."""
         self._architecture = architecture
+        self._stack_size = architecture.stack_size
         self._memory = memory
         self._can_peek = can_peek
         self._user_stack_size = user_stack_size
@@ -50,6 +51,7 @@ class TaskPlanner:
         if kernel is None or self._kernel is None or kernel.cpu_offsets != self._kernel.cpu_offsets:
             self._offsets.clear()
         self._kernel, self._tasks = kernel, tasks
+        self._stack_size = kernel.stack_size if kernel else self._architecture.stack_size
         self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
         self._linear = None
         self._is_linear = bool(kernel and kernel.space.tables.linear and self._architecture.hides_kernel)
@@ -108,7 +110,7 @@ class TaskPlanner:
     def kernel_stack(self, registers: Registers) -> tuple[int, int] | None:
         """A kernel stack pointer and the size of a task's kernel stack, None in user mode."""
         arch = self._architecture
-        return None if arch.is_user(registers) else (registers[arch.sp], arch.stack_size)
+        return None if arch.is_user(registers) else (registers[arch.sp], self._stack_size)
 
     def begin(self) -> Sequence[Read]:
         """A halt begins: what can be asked for together with it."""
@@ -241,7 +243,7 @@ class TaskPlanner:
         low, high = arch.entry_stacks
         # On the way in, the processor saves them at the top of an entry stack; the kernel then copies them to that of the task.
         tops = [(sp // PAGE_SIZE + 1) * PAGE_SIZE] if low <= sp < high else []
-        tops += [words.stack + arch.stack_size - padding for padding in arch.kernel_code.user_trap_paddings]
+        tops += [words.stack + self._stack_size - padding for padding in arch.kernel_code.user_trap_paddings]
         trap = arch.kernel_code.trap
 
         def read_word(address: int) -> int | None:
@@ -257,7 +259,7 @@ class TaskPlanner:
     def _taken(self, registers: Registers) -> Registers | None:
         """User registers that an exception has just interrupted: those on the kernel stack are of an earlier one."""
         code, pc = self._architecture.kernel_code, registers[self._architecture.pc]
-        if self._kernel is None or not code.entry_copies:
+        if self._kernel is None:
             return None
         piece = self._kernel.loaded.at(pc)
         symbol = self._kernel.symbols.find_at(pc) if piece is None else None

@@ -17,7 +17,7 @@ from unwind.capture import Capture
 from unwind.firmware import find_caller as find_firmwares_caller
 from unwind.leaf import LinkedPlace, is_in_register
 from unwind.outside import Unwound, classify_outside_kernel
-from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
+from unwind.rules import Memory, Missing, ReadWord, Row, RowKind, find_caller, find_cfa, read_trap
 from unwind.sources import RowSource, SymbolSource, TextSource, find_ranges
 
 _DEPTH_LIMIT = 256
@@ -224,7 +224,7 @@ class KernelUnwinder:
             skipped = self._own_calls(place, registers[sp], read_word)
             if skipped:
                 return self._apply_call(row, {**registers, sp: registers[sp] + skipped * self._word}, read_word)
-        if step is StackEnd.BAD_RETURN_ADDRESS:
+        if step is StackEnd.BAD_RETURN_ADDRESS and self._code.method is UnwindMethod.ORC:
             pc = registers[self._architecture.pc]
             around = self._text.read(pc - 1, 2)
             pushed = 0 if around is None else self._code.pushed_words(around[:1], around[1:])
@@ -280,7 +280,8 @@ class KernelUnwinder:
         if self._signature:
             caller[arch.pc] = self._without_signature(caller[arch.pc])
         if self._is_return_address(caller[arch.pc]):
-            in_register = row.return_address is not None and (row.return_address.is_value or cfa == registers[arch.sp])
+            stays = cfa == registers[arch.sp] and row.memory is Memory.NONE
+            in_register = row.return_address is not None and (row.return_address.is_value or stays)
             return _Caller(caller, guess=row.guess, is_in_register=in_register)
         return StackEnd.BAD_RETURN_ADDRESS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unwind.arch import Architecture, UnwindMethod
+from unwind.back_chain import BackChainRows
 from unwind.ehabi import EhabiTable
 from unwind.ehabi_rows import EhabiRows
 from unwind.frame_pointer import FramePointerRows
@@ -31,3 +32,8 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
             return PrologueRows(architecture, code, symbols, text)
         case UnwindMethod.EHABI:
             return EhabiRows(architecture, symbols, text, table)
+        case UnwindMethod.BACK_CHAIN:
+            machine = architecture.kernel_code.machine_code
+            if machine is None:
+                raise NotImplementedError(f"{architecture.name} has back chains but does not say how its code is followed")
+            return BackChainRows(architecture, machine, symbols, text)

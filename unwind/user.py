@@ -15,6 +15,7 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
   ``__start_context``.
 * There is no row, and the pc is within the program's entry point (static programs have no row there).
 * There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
+* A back chain that was followed here is 0, or its return address (ELFv2 ABI 2.2.2.1: "the first stack frame ... shall be zero").
 * A frame pointer that was followed here is 0 (System V ABI, AMD64 3.4.1: "mark the deepest stack frame by setting the frame pointer
   to zero"), as for Go's ``runtime.goexit``. An rbp of 0 that unwind data led to says nothing: it may be any value of the program's.
 """
@@ -243,9 +244,9 @@ class _Walk:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
             return _Activation(caller, self._code.find_region(pc), interrupted=True)
         # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own; on
-        # s390x a function saves its own in the caller's frame, before it makes one.
+        # s390x and ppc64el a function saves its own in the caller's frame, before it makes one.
         is_in_register = row.return_address is not None and row.return_address.is_value
-        may_stay = is_in_register or (activation.interrupted and abi.sp in abi.callee_saved)
+        may_stay = is_in_register or (activation.interrupted and (abi.sp in abi.callee_saved or abi.caller_slot is not None))
         if caller[abi.sp] < registers[abi.sp] or (caller[abi.sp] == registers[abi.sp] and not may_stay):
             return UserEnd.DID_NOT_ADVANCE
         if pc == 0:
@@ -259,6 +260,8 @@ class _Walk:
         sp, fp = registers[abi.sp], registers.get(abi.fp)
         if sp >= self._stack_top:
             return UserEnd.THREAD_START
+        if abi.caller_slot is not None:
+            return self._follow_chain(activation, sp, abi.caller_slot)
         if fp == 0:
             is_root = activation.by_pointer or self._stack_top - sp <= _ENTRY_WORDS * word
             return UserEnd.THREAD_START if is_root else UserEnd.NO_UNWIND_INFO
@@ -277,3 +280,24 @@ class _Walk:
         self._guessed = True
         caller = {abi.pc: pc, abi.sp: record + 2 * word, abi.fp: saved}
         return _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above)
+
+    def _follow_chain(self, activation: _Activation, sp: int, slot: int) -> _Step:
+        """The caller by the back chain, which every function with a frame keeps: only a halt may be in one without.
+
+        slot: of the return address in the caller's frame.
+        """
+        abi = self._abi
+        caller_sp = self._read_word(sp)
+        if caller_sp is None:
+            return UserEnd.UNREADABLE_MEMORY
+        if caller_sp == 0:
+            return UserEnd.THREAD_START
+        if not sp < caller_sp < self._stack_top or caller_sp % abi.pointer_size:
+            return UserEnd.NO_UNWIND_INFO
+        pc = self._read_word(caller_sp + slot)
+        if pc is None:
+            return UserEnd.UNREADABLE_MEMORY
+        region = self._code.find_region(pc - 1) if pc else None
+        if region is None:
+            return UserEnd.NOT_MAPPED if pc else UserEnd.THREAD_START
+        return _Activation({abi.pc: pc, abi.sp: caller_sp}, region, by_pointer=activation.interrupted)

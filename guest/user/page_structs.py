@@ -1,8 +1,8 @@
 """Where the array of all ``struct page`` begins, as if memory began at address 0 (CONFIG_SPARSEMEM_VMEMMAP).
 
-x86-64 keeps it in a variable. Elsewhere it is a constant of the kernel's build and of what the processor can do; but a task's
-stack says it: ``task->stack_vm_area->pages`` lists the structs of the pages (CONFIG_VMAP_STACK, kernel/fork.c) that page tables
-map there.
+x86-64, ppc64 and s390x keep it in a variable. Elsewhere it is a constant of the kernel's build and of what the processor can do;
+but a task's stack says it: ``task->stack_vm_area->pages`` lists the structs of the pages (CONFIG_VMAP_STACK, kernel/fork.c) that
+page tables map there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from guest.structs import Structs
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 
-_VARIABLE = "vmemmap_base"
+_VARIABLES = ("vmemmap_base", "vmemmap")
+"""x86-64's; that of ppc64 and s390x."""
+_NAMED = " or ".join(_VARIABLES)
 _MAX_PAGES = 4
 """Pages of a stack that must agree."""
 
@@ -24,20 +26,20 @@ class PageStructs:
     def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
         """Raises BadImageError where the kernel's symbols or types do not lead to it."""
         self._space = space
-        self._variable = symbols.find(_VARIABLE)
+        self._variable = next((found for name in _VARIABLES if (found := symbols.find(name)) is not None), None)
         self._words = structs.words
         self._size = structs.size_of("page") or 0
         self._first = symbols.find("init_task")
         if self._variable is None:
             if self._first is None:
-                raise BadImageError(f"the kernel's page cache cannot be read without {_VARIABLE} or init_task; report this kernel")
+                raise BadImageError(f"the kernel's page cache cannot be read without {_NAMED} or init_task; report this kernel")
             try:
                 self._links = Record(structs, "task_struct", ("tasks.next",))
                 self._link = structs.require("task_struct", "tasks").offset
                 self._stack = Record(structs, "task_struct", ("stack",)), Record(structs, "task_struct", ("stack_vm_area",))
                 self._area = Record(structs, "vm_struct", ("pages", "nr_pages"))
             except BadImageError as error:
-                raise BadImageError(f"the kernel's page cache cannot be read without {_VARIABLE}; report this kernel") from error
+                raise BadImageError(f"the kernel's page cache cannot be read without {_NAMED}; report this kernel") from error
 
     def find(self) -> int:
         """The array's address, 0 while it is not known: before there are processes."""

@@ -129,6 +129,16 @@ class RegisterFile(Mapping[str, int]):
         """The file of the bytes that ``raw`` gave."""
         return cls(layout, binascii.hexlify(raw))
 
+    def reversed(self) -> Self:
+        """The file with the bytes of each register in the other order."""
+        digits = bytearray(self._digits)
+        for register in self._layout.registers:
+            first, last = register.offset * 2, (register.offset + register.size) * 2
+            if last <= len(digits):
+                own = self._digits[first:last]
+                digits[first:last] = b"".join(own[at : at + 2] for at in range(len(own) - 2, -1, -2))
+        return type(self)(self._layout, bytes(digits), self._index)
+
     @property
     def layout(self) -> RegisterLayout:
         """Where the registers lie in ``raw``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,7 +15,7 @@ from guest.task_search import search_structs
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from tests.builders.file_memory import BytesMemory
-from unwind.arch import Architecture, PageTables
+from unwind.arch import Architecture, CpuAreas, PageTables, RunningTask
 from unwind.arch.i386 import I386
 
 LOW = 0xC000_0000
@@ -29,6 +29,8 @@ PROCESSES = (
     ("init", 1, False),
     ("kthreadd", 2, True),
     ("rcu_gp", 3, True),
+    ("kworker/0:0", 5, True),
+    ("ksoftirqd/0", 12, True),
     ("sh", 40, False),
     ("dd", 57, False),
 )
@@ -98,9 +100,9 @@ class Tasks:
     def number(self, address: int, value: int) -> None:
         self.bytes(address, struct.pack(f"{self.order}I", value))
 
-    def search(self, tables: PageTables = TABLES) -> Structs:
+    def search(self, tables: PageTables = TABLES, more: Sequence[tuple[int, str, str]] = ()) -> Structs:
         space = AddressSpace(BytesMemory({0: bytes(self.memory)}), tables, 0)
-        symbols = SymbolTable.from_symbols([(FIRST, "D", "init_task"), (STEXT, "T", "_stext")])
+        symbols = SymbolTable.from_symbols(sorted([(FIRST, "D", "init_task"), (STEXT, "T", "_stext"), *more]))
         return run_steps(search_structs(space, symbols, self.architecture))
 
 
@@ -133,6 +135,7 @@ def test_members_are_found(architecture: Architecture) -> None:
 
 def lose_stacks(tasks: Tasks) -> None:
     tasks.pointer(LOW + 0x2_0000, 0)
+    tasks.pointer(LOW + 0x2_2000, 0)
 
 
 def double_pid(tasks: Tasks) -> None:
@@ -169,6 +172,42 @@ def test_a_process_that_has_ended_has_neither_stack_nor_memory() -> None:
     found = tasks.search()
     assert found.field("task_struct", "stack") == Field(tasks.at["stack"], 4)
     assert found.field("task_struct", "flags") == Field(tasks.at["flags"], 4)
+
+
+def test_a_process_that_ended_while_it_was_read_has_left_its_stack_to_another() -> None:
+    tasks = Tasks()
+    tasks.pointer(tasks.addresses[-1] + tasks.at["stack"], LOW + 0x2_0000)
+    assert tasks.search().field("task_struct", "stack") == Field(tasks.at["stack"], 4)
+
+
+def test_the_same_twice_that_is_no_address() -> None:
+    tasks = Tasks(WIDE)
+    for address, (_comm, _pid, is_kernel) in zip(tasks.addresses, PROCESSES, strict=True):
+        for at in (0x180, 0x188):
+            tasks.pointer(address + at, 0 if is_kernel else 0xFFFF_FFFF_FFFF_FFFF)
+    assert tasks.search().field("task_struct", "mm") == Field(tasks.at["mm"], 8)
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+def test_the_running_task_is_in_the_struct_of_each_cpu(has_other: bool) -> None:
+    areas = LOW + 0x7_0000, LOW + 0x7_2000
+    own = replace(
+        WIDE,
+        cpu_areas=CpuAreas("areas", "area", is_pointer=True),
+        running_task=RunningTask(pointer=lambda _registers: None, variables=("area.current",)),
+    )
+    tasks = Tasks(own)
+    for place, area in zip((0x7_4000, 0x7_4008), areas, strict=True):
+        tasks.pointer(LOW + place, area)
+    for place, value in ((0x7_4010, 0x1000), (0x7_4018, 0x2000), (0x7_4020, LOW + 0x7_4000)):
+        tasks.pointer(LOW + place, value)
+    for area, task, other in zip(areas, (FIRST, tasks.addresses[-1]), (tasks.addresses[1], 0), strict=True):
+        tasks.pointer(area + 0x40, task)
+        tasks.pointer(area + 0x48, other)  # the first CPU alone has one here
+        tasks.pointer(area + 0x50, LOW + 0x2_0000)
+        tasks.pointer(area + 0x58, task if has_other else 0)
+    found = tasks.search(more=[(LOW + 0x7_4010, "D", "__per_cpu_offset"), (LOW + 0x7_4020, "D", "areas")])
+    assert found.field("area", "current") == (None if has_other else Field(0x40, 8))
 
 
 def test_without_a_leader_the_rest_stays() -> None:

@@ -62,7 +62,9 @@ MIPSEL = Machine("mipsel", "qemu-system-mipsel", "qemu-system-mips", "24Kf", ("-
 ARMHF = Machine("armhf", "qemu-system-arm", "qemu-system-arm", "cortex-a15", ("-M", "virt"), "ttyAMA0")
 S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0", suites=("trixie",))
 
-MACHINES = (ARM64, RISCV64, S390X, I386, MIPS64EL, MIPSEL, ARMHF)
+PPC64EL = Machine("ppc64el", "qemu-system-ppc64", "qemu-system-ppc", "", ("-M", "pseries"), "hvc0")
+
+MACHINES = (ARM64, RISCV64, S390X, PPC64EL, I386, MIPS64EL, MIPSEL, ARMHF)
 """Those of the architectures other than x86-64, which has tests and benchmarks of its own."""
 
 

@@ -54,6 +54,10 @@ EXPECTED = {
     "mipsel": Expected("syscall_common", entry=0.5, entry_single=0.45, user=None),
     # Interrupts that are pending when QEMU is asked to halt have just switched to a mode with registers of its own.
     "armhf": Expected("ret_fast_syscall", entry=0.6, entry_single=0.6, complete=0.98, user=None),
+    # Of the second vCPU and further ones QEMU 7.2 does not tell SRR0, which has the interrupted pc.
+    "ppc64el": Expected("system_call_exception", entry=0.5, entry_single=0.5),
+    # It has no type information.
+    "ppc64el-bookworm": Expected("system_call_exception", entry=0.3, entry_single=0.2, user=None),
 }
 
 
@@ -86,7 +90,7 @@ def record(guest: Guest, path: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("boot", BOOTS, ids=lambda boot: f"{boot.machine.name}-{boot.suite}-{boot.vcpus}cpu{boot.append}")
 def test_mixed_workload(start_guest: StartGuest, tmp_path: Path, boot: Boot) -> None:
-    expected = EXPECTED[boot.machine.name]
+    expected = EXPECTED.get(f"{boot.machine.name}-{boot.suite}") or EXPECTED[boot.machine.name]
     guest = start_guest(boot.suite, boot.vcpus, append=boot.append, machine=boot.machine)
     path = tmp_path / "a.guestprof"
     report = record(guest, path)

@@ -88,6 +88,17 @@ def test_values_are_decoded_in_the_targets_byte_order() -> None:
     assert dict(RegisterFile.from_raw(LAYOUT, RAW)) == dict(file)
 
 
+def test_values_of_the_other_byte_order() -> None:
+    file = RegisterFile(LAYOUT, RAW.hex().encode()).reversed()
+    assert dict(file) == {"rax": 1 << 56, "rip": 0x80_0100_0000, "eflags": 0x4602_0000}
+    assert dict(file.reversed()) == {"rax": 1, "rip": 0x1_8000_0000, "eflags": 0x246}
+
+
+def test_registers_that_are_not_available_are_not_in_the_other_order_either() -> None:
+    file = RegisterFile(LAYOUT, b"01" + b"00" * 7 + b"xx" * 8 + b"46020000").reversed()
+    assert dict(file) == {"rax": 1 << 56, "eflags": 0x4602_0000}
+
+
 def test_unavailable_registers_are_absent() -> None:
     file = RegisterFile(LAYOUT, b"01" + b"00" * 7 + b"xx" * 8 + b"46020000")
     assert dict(file) == {"rax": 1, "eflags": 0x246}

@@ -27,6 +27,7 @@ SAVED = {"rip": 0x40_1000, "rsp": 0x7FFF_0000_0000, "orig_rax": 59, "cs": 0x33}
 class FakeKernel:
     symbols = SYMBOLS
     space = structs = None
+    stack_size = 0x4000
 
 
 class FakeSpaces:

@@ -39,7 +39,7 @@ class Space:
 
 def planner(words: Mapping[int, int], *, can_peek: bool) -> StackPlanner:
     found = StackPlanner(ARM64, can_peek=can_peek)
-    kernel = SimpleNamespace(space=Space(words), irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=())
+    kernel = SimpleNamespace(space=Space(words), irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=(), stack_size=0x4000)
     found.set_kernel(cast("Kernel", kernel))
     return found
 
@@ -116,7 +116,12 @@ def test_an_interrupt_that_hit_an_interrupt_stack() -> None:
     }
     own = StackPlanner(RISCV64, can_peek=True)
     kernel = SimpleNamespace(
-        space=Space(words), irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=(), symbols=SymbolTable.from_symbols(symbols)
+        space=Space(words),
+        irq_stacks=((IRQ, TOP),),
+        exception_stacks=(),
+        cpu_offsets=(),
+        stack_size=0x4000,
+        symbols=SymbolTable.from_symbols(symbols),
     )
     own.set_kernel(cast("Kernel", kernel))
     reads, is_last = own.plan(state(sp=TOP - 0x640, fp=TOP - 0x600, priv=1))
@@ -131,7 +136,7 @@ BOTTOMS = {HARD: SOFT + 0x1F80, SOFT: OWN + 0x1E00, OWN: 0x57AC_6E9D}
 
 def i386_planner(words: Mapping[int, int], *, can_peek: bool) -> StackPlanner:
     found = StackPlanner(I386, can_peek=can_peek)
-    kernel = SimpleNamespace(space=Space(words, 4), irq_stacks=(), exception_stacks=(), cpu_offsets=())
+    kernel = SimpleNamespace(stack_size=0x2000, space=Space(words, 4), irq_stacks=(), exception_stacks=(), cpu_offsets=())
     found.set_kernel(cast("Kernel", kernel))
     return found
 
@@ -208,7 +213,11 @@ def test_a_first_frames_chain_leads_on_from_an_interrupt_stack() -> None:
     """s390x: and the words in which the processor saves what it interrupts are copied."""
     found = StackPlanner(S390X, can_peek=True)
     words = {S390X_LINK: S390X_TASK + 0x3000, S390X_TASK + 0x4000 - 208: 0}
-    found.set_kernel(cast("Kernel", SimpleNamespace(space=BigSpace(words), irq_stacks=(), exception_stacks=(), cpu_offsets=())))
+    found.set_kernel(
+        cast(
+            "Kernel", SimpleNamespace(space=BigSpace(words), irq_stacks=(), exception_stacks=(), cpu_offsets=(), stack_size=0x4000)
+        )
+    )
     reads, is_last = found.plan(s390x_state(r15=S390X_IRQ + 0x3800))
     assert is_last
     for address in (S390X_IRQ + 0x3800, S390X_LINK, S390X_TASK + 0x3000, S390X_TASK + 0x3FF8, 0x130, 0x29F):
@@ -251,7 +260,12 @@ def test_firmware_leads_to_the_stack_of_the_kernel_that_called_it() -> None:
     memory = BytesMemory({root: bytes(tables), m_stack: (bytes(128) + saved).ljust(2048, b"\0")})
     space = AddressSpace(memory, RISCV64.paging.tables({"satp": 10 << 60}), root)
     kernel = SimpleNamespace(
-        space=space, irq_stacks=((IRQ, TOP),), exception_stacks=(), cpu_offsets=(), symbols=SymbolTable.from_symbols([])
+        stack_size=0x4000,
+        space=space,
+        irq_stacks=((IRQ, TOP),),
+        exception_stacks=(),
+        cpu_offsets=(),
+        symbols=SymbolTable.from_symbols([]),
     )
     registers = {"pc": 0x8000_72AE, "sp": m_stack, "fp": m_stack + 64, "tp": tp, "priv": 3}
     for can_peek in (True, False):

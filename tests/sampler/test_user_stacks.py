@@ -27,7 +27,7 @@ USER = {"cs": 0x73, "fs_base": 0, "cr0": 0x8005_0033}
 
 def kernel(*offsets: int) -> Kernel:
     space = SimpleNamespace(tables=I386.paging.tables({"cr4": 0x20}), root=0)
-    return cast("Kernel", SimpleNamespace(space=space, cpu_offsets=offsets))
+    return cast("Kernel", SimpleNamespace(stack_size=0x2000, space=space, cpu_offsets=offsets))
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mipsel import MIPSEL
+from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.registry import find_architecture
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.s390x import S390X
 from unwind.arch.x86_64 import X86_64
+from unwind.machine_code import Flow, FrameState
 
 
 @pytest.mark.parametrize(
@@ -515,3 +517,111 @@ def test_armhf_current_is_not_the_programs() -> None:
     assert pointer({"cpsr": 0x13, "TPIDRURO": 0xC265_07C0}) == 0xC265_07C0
     assert pointer({"cpsr": 0x10, "TPIDRURO": 0xC265_07C0}) is None
     assert pointer({"cpsr": 0x13, "TPIDRURO": 0xB6F0_04C0}) is None
+
+
+@pytest.mark.parametrize("name", ["ppc64el", "ppc64", "powerpc:common64"])
+def test_names_of_ppc64el(name: str) -> None:
+    assert find_architecture(name) is PPC64EL
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("11 00 00 48", True),  # bl
+        ("fd ff ff 4b", True),  # bl backwards
+        ("71 fd e2 41", True),  # beql+
+        ("21 04 80 4e", True),  # bctrl
+        ("21 00 80 4e", True),  # blrl
+        ("05 00 9f 42", False),  # bcl 20,31,.+4 asks for the pc
+        ("10 00 00 48", False),  # b
+        ("70 fd e2 41", False),  # beq+
+        ("02 00 00 44", False),  # sc
+        ("20 04 80 4e", False),  # bctr
+        ("20 00 80 4e", False),  # blr
+        ("00 00 00 60", False),  # nop
+        ("00 00 48", False),
+    ],
+)
+def test_ppc64el_follows_call(before: str, follows: bool) -> None:
+    assert PPC64EL.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+def test_ppc64el_call_targets() -> None:
+    assert PPC64EL.kernel_code.link is not None
+    target = PPC64EL.kernel_code.link.target
+    assert target(0xC000_0000_0001_0000, bytes.fromhex("11000048")) == 0xC000_0000_0001_0010
+    assert target(0xC000_0000_0001_0000, bytes.fromhex("fdffff4b")) == 0xC000_0000_0000_FFFC
+    assert target(0xC000_0000_0001_0000, bytes.fromhex("2104804e")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "before", "after"),
+    [
+        ("d1ff21f8", FrameState(), FrameState(48)),  # stdu r1,-48(r1)
+        ("d1ff21f8", FrameState(32), FrameState(80)),
+        ("30002138", FrameState(48), FrameState()),  # addi r1,r1,48
+        ("30003f38", FrameState(48, is_saved=True), FrameState(is_saved=True)),  # addi r1,r31,48
+        ("d0ff2138", FrameState(48), FrameState(48)),  # addi r1,r1,-48
+        ("000021e8", FrameState(48), FrameState()),  # ld r1,0(r1)
+        ("100021e8", FrameState(48), FrameState(48)),  # ld r1,16(r1)
+        ("100001f8", FrameState(), FrameState(is_saved=True)),  # std r0,16(r1)
+        ("100001f8", FrameState(48), FrameState(48)),
+        ("400001f8", FrameState(48), FrameState(48, is_saved=True)),  # std r0,64(r1)
+        ("100001e8", FrameState(is_saved=True), FrameState(is_saved=True, copy="r0")),  # ld r0,16(r1)
+        ("a602087c", FrameState(), FrameState(copy="r0")),  # mflr r0
+        ("a602087c", FrameState(48, is_saved=True), FrameState(48, is_saved=True)),  # what a call left there
+        ("11000048", FrameState(), FrameState()),  # bl
+        ("a603087c", FrameState(is_saved=True, copy="r0"), FrameState(copy="r0")),  # mtlr r0
+        ("a603687c", FrameState(48, copy="r0"), FrameState(48, copy="r0", is_link_used=True)),  # mtlr r3
+        ("a603687c", FrameState(48, is_saved=True), FrameState(48, is_saved=True, is_link_used=True)),
+        ("a603097c", FrameState(48, is_saved=True), FrameState(48, is_saved=True)),  # mtctr r0
+        ("913f3ff8", FrameState(48), FrameState(48, next_stack=31)),  # stdu r1,16272(r31)
+        ("78fbe17f", FrameState(48, next_stack=31), FrameState(48, is_on_other=True)),  # mr r1,r31
+        ("78f3c17f", FrameState(48, next_stack=31), FrameState(48, next_stack=31)),  # mr r1,r30
+        ("780b217c", FrameState(48), FrameState(48)),  # mr r1,r1: a hint
+        ("000021e8", FrameState(48, is_on_other=True), FrameState(48)),
+        ("00000060", FrameState(), FrameState()),
+    ],
+)
+def test_ppc64el_steps(code: str, before: FrameState, after: FrameState) -> None:
+    assert PPC64EL.kernel_code.machine_code is not None
+    assert PPC64EL.kernel_code.machine_code.step(before, bytes.fromhex(code)) == after
+
+
+@pytest.mark.parametrize(
+    ("code", "flow"),
+    [
+        ("10000048", Flow(0x1010, goes_on=False)),  # b
+        ("fcffff4b", Flow(0xFFC, goes_on=False)),
+        ("11000048", Flow(None, goes_on=True)),  # bl
+        ("18008241", Flow(0x1018, goes_on=True)),  # beq
+        ("f0ff8240", Flow(0xFF0, goes_on=True)),  # bne backwards
+        ("2000804e", Flow(None, goes_on=False)),  # blr
+        ("2000824d", Flow(None, goes_on=True)),  # beqlr
+        ("2004804e", Flow(None, goes_on=False, is_computed=True)),  # bctr
+        ("2104804e", Flow(None, goes_on=True)),  # bctrl
+        ("2400004c", Flow(None, goes_on=False)),  # rfid
+        ("0800e07f", Flow(None, goes_on=False, is_trap=True)),  # trap
+        ("0000e00f", Flow(None, goes_on=False, is_trap=True)),  # twui r0,0
+        ("0000090b", Flow(None, goes_on=True)),  # tdnei r9,0
+        ("00000060", Flow(None, goes_on=True)),
+    ],
+)
+def test_ppc64el_flow(code: str, flow: Flow) -> None:
+    assert PPC64EL.kernel_code.machine_code is not None
+    assert PPC64EL.kernel_code.machine_code.flow(0x1000, bytes.fromhex(code)) == flow
+
+
+def test_ppc64el_system_call_numbers() -> None:
+    number = PPC64EL.kernel_code.system_call_number
+    assert number({"r0": 3, "trap": 0x3000}) == 3
+    assert number({"r0": 0xFFFF_FFFF_0000_0004, "trap": 0xC01}) == 4
+    assert number({"r0": 4, "trap": 0x900}) == -1
+    assert number({}) is None
+
+
+def test_ppc64el_registers_of_a_big_endian_moment() -> None:
+    """Firmware runs big-endian, and QEMU sends the registers of a vCPU in the order of its mode."""
+    assert PPC64EL.is_other_byteorder({"msr": int.from_bytes(bytes.fromhex("8000000000001000"), "little")})
+    assert not PPC64EL.is_other_byteorder({"msr": 0x8000_0000_0000_1033})
+    assert not PPC64EL.is_other_byteorder({})

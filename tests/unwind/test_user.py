@@ -18,6 +18,7 @@ from recording.model import Frame, Space, UserEnd
 from tests.builders.host_process import HostProcess
 from tests.builders.unwind_tables import TableOfFile
 from unwind.arch.arm64 import ARM64
+from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.x86_64 import X86_64
 from unwind.eh_frame import Unread
 from unwind.rules import Memory, Row, RowKind, Saved
@@ -422,3 +423,64 @@ def test_arm64_damaged_stacks_end_with_a_reason(stack: list[int]) -> None:
     process = ArmProcess(stack=tuple(stack))
     for pc in (BIAS + LEAF, BIAS + CALLER, BIAS + TRAMPOLINE, ANONYMOUS):
         assert process.walk(pc, x30=BIAS + CALLER + 4).end in UserEnd
+
+
+PPC_SP, PPC_FAR = 0x7FFF_F000_1000, 0x7FFF_FFFF_F000
+SAVED_ABOVE = Saved("pc", None, 16)
+
+
+@dataclass
+class PpcProcess(Process):
+    """Rows for LEAF and CALLER only; each function's frame has 32 bytes."""
+
+    base: int = PPC_SP
+    rows: dict[int, Row | Unread] = field(
+        default_factory=lambda: {
+            **dict.fromkeys(range(LEAF, LEAF + 0x100), Row(RowKind.CALL, "r1", 0, return_address=SAVED_ABOVE)),
+            **dict.fromkeys(range(CALLER, CALLER + 0x100), Row(RowKind.CALL, "r1", 32, return_address=SAVED_ABOVE)),
+        }
+    )
+
+    def walk(self, pc: int, *, stack_top: int | None = PPC_FAR, **registers: int) -> UserWalk:
+        known = {"pc": pc, "r1": PPC_SP, "lr": 0x1234, **registers}
+        return UserUnwinder(PPC64EL).unwind(known, self.read, self, stack_top)
+
+
+def chain(*frames: tuple[int, int]) -> tuple[int, ...]:
+    """Frames of (return address of the function that this one has called, bytes to the next frame or 0 for none)."""
+    words: list[int] = []
+    for index, (saved, size) in enumerate(frames):
+        words += [PPC_SP + 32 * index + size if size else 0, 0, saved, 0]
+    return tuple(words)
+
+
+def test_ppc64el_function_that_has_saved_its_return_address_and_made_no_frame() -> None:
+    walk = PpcProcess(stack=chain((BIAS + CALLER + 8, 32), (0, 0))).walk(BIAS + LEAF)
+    assert walk == UserWalk((interrupted(LEAF), frame(CALLER + 8)), UserEnd.THREAD_START)
+    again = PpcProcess(stack=chain((BIAS + CALLER + 8, 32), (BIAS + LEAF + 8, 32), (BIAS + LEAF + 4, 0))).walk(BIAS + CALLER)
+    assert again.end is UserEnd.DID_NOT_ADVANCE
+
+
+def test_ppc64el_back_chain_where_there_are_no_rows() -> None:
+    """Only the innermost function may be one without a frame, so that the next is a guess."""
+    stack = chain((0, 32), (BIAS + TRAMPOLINE + 8, 32), (BIAS + TRAMPOLINE + 0x20, 32), (BIAS + CALLER + 4, 32), (0, 0))
+    walk = PpcProcess(stack=stack).walk(BIAS + TRAMPOLINE)
+    expected = (interrupted(TRAMPOLINE), frame(TRAMPOLINE + 8, guess=True), frame(TRAMPOLINE + 0x20), frame(CALLER + 4))
+    assert walk == UserWalk(expected, UserEnd.THREAD_START)
+
+
+@pytest.mark.parametrize(
+    ("stack", "end"),
+    [
+        ((0,), UserEnd.THREAD_START),
+        ((PPC_SP + 32, 0, 0, 0, 0, 0, 0), UserEnd.THREAD_START),  # a return address of 0
+        ((PPC_SP + 32, 0, 0, 0, 0, 0, 0x1234), UserEnd.NOT_MAPPED),
+        ((PPC_SP + 32, 0, 0, 0), UserEnd.UNREADABLE_MEMORY),
+        ((PPC_SP,), UserEnd.NO_UNWIND_INFO),
+        ((PPC_SP + 33,), UserEnd.NO_UNWIND_INFO),
+        ((PPC_FAR,), UserEnd.NO_UNWIND_INFO),
+        ((), UserEnd.UNREADABLE_MEMORY),
+    ],
+)
+def test_ppc64el_ends_of_back_chains(stack: tuple[int, ...], end: UserEnd) -> None:
+    assert PpcProcess(stack=stack).walk(BIAS + TRAMPOLINE).end is end

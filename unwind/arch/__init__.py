@@ -18,6 +18,7 @@ from typing import Literal
 
 from recording.model import Context
 from unwind.instructions import Instruction
+from unwind.machine_code import MachineCode
 from unwind.rules import TrapFrame
 
 Registers = Mapping[str, int]
@@ -63,16 +64,18 @@ class PagingFormat:
     """What a vCPU's registers say of its page tables.
 
     roots: physical addresses at which a top-level table may be which maps the kernel, likeliest first.
-    user_root: that of the table which maps the process.
+    user_root: that of the table which maps the process; None where no register tells it (the kernel's ``mm_struct`` does).
     tables: the tables' shape.
+    kernel_tables: it, by the kernel's own variables (their values by name) where the registers do not say all of it.
     is_shared: whether the tables of processes map the kernel too, so that a root may be one that ends with its process.
     enabled: whether paging in this format is on.
     user_tables: the shape of the table that maps the process, None where it is the kernel's.
     """
 
     roots: Callable[[Registers], tuple[int, ...]]
-    user_root: Callable[[Registers], int]
+    user_root: Callable[[Registers], int | None]
     tables: Callable[[Registers], PageTables]
+    kernel_tables: Callable[[PageTables, Callable[[str], int | None]], PageTables]
     is_shared: bool
     enabled: Callable[[Registers], bool]
     user_tables: Callable[[Registers], PageTables] | None = None
@@ -93,6 +96,8 @@ class UnwindMethod(Enum):
     """By the code of each function, which tells how large its frame is and where in it the return address was saved."""
     EHABI = auto()
     """By the kernel's unwind tables of the Arm EHABI, and by its code amid prologues and epilogues."""
+    BACK_CHAIN = auto()
+    """By the word at the stack pointer, which leads to the caller's frame; what a halted function has done to it its code tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +163,12 @@ class StackChain:
 class CpuAreas:
     """Memory that belongs to one CPU each and that no per-CPU variable is.
 
-    pointers: the kernel's array of their addresses, by CPU number. struct: what lies there.
+    pointers: the kernel's array of their addresses, by CPU number; or if ``is_pointer`` a pointer to that. struct: what lies there.
     """
 
     pointers: str
     struct: str
+    is_pointer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +234,12 @@ class InterruptStacks:
     is_lowest: whether it points to the stack's lowest address, and not to its end or last word.
     exceptions: the per-CPU variable that points to the stacks for NMI and other exceptions, "" where there is none.
     word_at: how far above the stack's lowest address its ``BOTTOM_WORD`` is.
+    arrays: variables that hold a pointer for each CPU to the lowest address of such a stack, where there is no ``variable``.
     """
 
     variable: str
     container: str
+    arrays: tuple[str, ...]
     is_lowest: bool
     link: StackLink
     exceptions: str
@@ -277,6 +285,7 @@ class KernelCode:
     task_switch: (function that switches from one task to another, the one that calls it), where the former uses the frame pointer
         for something else, or makes a call for which it saves nothing on the stack; it does not move the stack pointer.
     has_left_frame: where calls push return addresses: whether code between two bytes has just taken down its frame, or returns.
+    machine_code: how to follow it for methods that need it, else None.
     follows_own_call: whether they end with a call to the instructions right behind it.
     pushed_words: how many words the instructions around an address have pushed that no unwind table knows of
         (bytes of text before the address, bytes of text from it on).
@@ -286,6 +295,7 @@ class KernelCode:
     entry_text: symbols that enclose the entry and exit code.
     entry_ranges: more of it: the first symbol of a piece, the first one behind it.
     in_entry: whether the vCPU's registers say that an exception is being taken or left, so that its frame is not whole.
+    entry_functions: functions elsewhere in the image that this code jumps to before or after there is a kernel stack.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
     saved_words: by name, words of the running CPU's at fixed virtual addresses of the kernel, in which the processor saves what an
@@ -320,6 +330,7 @@ class KernelCode:
     frame_height: Callable[[bytes], int | None]
     task_switch: tuple[str, str]
     has_left_frame: Callable[[bytes, bytes], bool]
+    machine_code: MachineCode | None
     follows_own_call: Callable[[bytes], bool]
     pushed_words: Callable[[bytes, bytes], int]
     return_labels: frozenset[str]
@@ -327,6 +338,7 @@ class KernelCode:
     idle_roots: frozenset[str]
     thunks: tuple[str, ...]
     entry_text: tuple[str, str]
+    entry_functions: frozenset[str]
     entry_areas: tuple[tuple[int, int], ...]
     entry_copies: tuple[str, ...]
     saved_words: Mapping[str, int]
@@ -372,6 +384,7 @@ class UserAbi:
 
     registers: by DWARF number.
     frame_record: how far from the frame pointer to a frame's two words (caller's frame pointer, return address).
+    caller_slot: where in the caller's frame the return address is instead, None where it is behind the caller's frame pointer.
     has_frames_above: whether a frame's two words end it, so that the caller's stack begins there.
     address_bits: of a return address; those above may hold its signature.
     callee_saved: those that a function leaves as they were unless its unwind row says otherwise.
@@ -395,6 +408,7 @@ class UserAbi:
     fp: str
     registers: tuple[str, ...]
     frame_record: int
+    caller_slot: int | None
     has_frames_above: bool
     address_bits: int
     callee_saved: tuple[str, ...]
@@ -414,6 +428,7 @@ class Architecture:
 
     qemu_targets: what QMP's ``query-target`` and the binary's name call it.
     gdb_architectures: what the stub's target XML calls it.
+    is_other_byteorder: whether registers that were read in this byte order were sent in the other one.
     fixed_registers: (name, bytes) in ``g`` order for stubs that offer no XML.
     system_registers: those that ``g`` lacks and that are read one by one: the names that QEMU's versions give each, ours first.
     is_user: whether the registers are those of user mode.
@@ -429,7 +444,7 @@ class Architecture:
     is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
     image_mark_symbols: one of these is at the mark; none where other things may be.
     image_physical: physical address of an image address, from VMCOREINFO's numbers; None where the note lacks them.
-    stack_size: of a task's kernel stack, which is aligned to it.
+    stack_size: of a task's kernel stack, which is aligned to its size; the smallest where kernels differ and say it themselves.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first; none where only tasks know it.
     cpu_areas: see there, None where there are none. vCPUs are then numbered as the kernel does.
@@ -443,6 +458,7 @@ class Architecture:
     qemu_targets: tuple[str, ...]
     gdb_architectures: tuple[str, ...]
     byteorder: ByteOrder
+    is_other_byteorder: Callable[[Registers], bool]
     pointer_size: int
     pc: str
     sp: str

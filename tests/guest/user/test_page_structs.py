@@ -46,6 +46,15 @@ def test_a_stacks_pages_say_where_the_array_is() -> None:
     assert Kernel().find() == PAGES
 
 
+@pytest.mark.parametrize("name", ["vmemmap_base", "vmemmap"])
+def test_a_variable_says_where_the_array_is(name: str) -> None:
+    kernel = Kernel()
+    place = kernel.heap.take(8)
+    kernel.heap.write(place, struct.pack("<Q", 0xC00C_0000_0000_0000))
+    symbols = SymbolTable.from_symbols([(place, "B", name)])
+    assert PageStructs(kernel.heap.space, symbols, kernel.heap.structs).find() == 0xC00C_0000_0000_0000
+
+
 def test_pages_that_do_not_agree_are_not_believed() -> None:
     kernel = Kernel()
     kernel.list_pages(0, 1, 3, 2)
