@@ -47,6 +47,7 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
     arch, symbols = live.session.architecture, live.kernel.symbols
     abi = arch.user_abis[-1]
     link = abi.registers[abi.return_column] if abi.registers[abi.return_column] != abi.pc else ""
+    code = arch.kernel_code
     function = symbols.find_at(registers[arch.pc])
     if function is None:
         return None
@@ -65,9 +66,11 @@ def find_return(live: LiveGuest, registers: Registers) -> int | None:
             return_to = now[link] if link else live.word(sp)
             is_call = _is_in(function, return_to - 1) and (bool(link) or sp == before[arch.sp] - arch.pointer_size)
             target = symbols.find_at(pc)
+            before_pc = live.kernel.text.read(pc - code.call_size, code.call_size)
+            is_return = before_pc is not None and code.follows_call(before_pc)
             if is_call:
                 calls.append((return_to, before[arch.sp]))
-            elif target is not None and pc - target.address <= _MAX_ENTRY_POINT and pc != return_to:
+            elif target is not None and pc - target.address <= _MAX_ENTRY_POINT and pc != return_to and not is_return:
                 function = target
             else:
                 return pc

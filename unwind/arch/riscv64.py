@@ -106,7 +106,7 @@ def _taken_exception(name: str, offset: int, registers: Registers) -> Mapping[st
     pc, status = registers.get("sepc"), registers.get("sstatus")
     if name != "handle_exception" or offset or pc is None or status is None:
         return None
-    taken = {**{each: registers[each] for each in _GENERAL}, "pc": pc, "sstatus": status}
+    taken = {**{each: registers[each] for each in _GENERAL if each in registers}, "pc": pc, "sstatus": status}
     return taken if _is_trap(taken) else None
 
 
