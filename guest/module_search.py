@@ -109,24 +109,24 @@ def _find_heads(space: AddressSpace, image: tuple[int, int], words: Words, area:
                 offset = extent.physical - extent.address
                 likely = [index for index in likely if is_allocated(part[index], offset)]
                 yield
-                places = [start + words.size * (first + index) for index in likely]
-                heads += [place for place in places if _is_head(space, words, place)]
+                places = [(start + words.size * (first + index), part[index]) for index in likely]
+                heads += _heads_among(space, words, places)
                 yield
     return heads
 
 
-def _is_head(space: AddressSpace, words: Words, place: int) -> bool:
-    head = space.read_many([(place, 2 * words.size)])[0]
-    if head is None:
-        return False
-    following = words.pointers(head)[0]
-    element = (
-        space.read_many([(following - words.size & words.mask, 3 * words.size + _NAME_SIZE)])[0] if following != place else None
-    )
-    if element is None:
-        return False
-    before = words.pointers(element[2 * words.size : 3 * words.size])[0]
-    return before == place and words.number(element[:4]) in _STATES.values() and bool(_NAME.match(element, 3 * words.size))
+def _heads_among(space: AddressSpace, words: Words, places: list[tuple[int, int]]) -> list[int]:
+    """Those of the (place, pointer there) whose pointer leads to the links of a module which lead back."""
+    links, size = words.size, 3 * words.size + _NAME_SIZE
+    elements = space.read_many([(pointer - links & words.mask, size) for _place, pointer in places])
+    return [
+        place
+        for (place, _pointer), element in zip(places, elements, strict=True)
+        if element is not None
+        and words.number(element[:4]) in _STATES.values()
+        and words.pointers(element[2 * links : 3 * links])[0] == place
+        and _NAME.match(element, 3 * links)
+    ]
 
 
 def _read_modules(space: AddressSpace, head: int, words: Words) -> list[_Module]:

@@ -225,3 +225,21 @@ def test_a_kernel_that_does_not_export_its_first_task() -> None:
     symbols = SymbolTable.from_symbols([(FIRST, "D", "init_task")])
     with pytest.raises(BadImageError, match="not there yet"):
         run_steps(search_structs(space, symbols, I386))
+
+
+def test_tasks_that_change_while_they_are_looked_at() -> None:
+    """The first look at the first task finds two names."""
+    tasks, damaged = Tasks(), Tasks()
+    two_names(damaged)
+
+    class Memory(BytesMemory):
+        looks = 0
+
+        def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
+            self.looks += 1
+            source = BytesMemory({0: bytes(damaged.memory)}) if self.looks == 1 else super()
+            return source.read_many(requests)
+
+    space = AddressSpace(Memory({0: bytes(tasks.memory)}), TABLES, 0)
+    symbols = SymbolTable.from_symbols([(FIRST, "D", "init_task"), (STEXT, "T", "_stext")])
+    assert run_steps(search_structs(space, symbols, I386)).field("task_struct", "pid") == Field(tasks.at["pid"], 4)
