@@ -237,8 +237,9 @@ def test_tasks_that_change_while_they_are_looked_at() -> None:
 
         def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
             self.looks += 1
-            source = BytesMemory({0: bytes(damaged.memory)}) if self.looks == 1 else super()
-            return source.read_many(requests)
+            if self.looks == 1:
+                return BytesMemory({0: bytes(damaged.memory)}).read_many(requests)
+            return super().read_many(requests)
 
     space = AddressSpace(Memory({0: bytes(tasks.memory)}), TABLES, 0)
     symbols = SymbolTable.from_symbols([(FIRST, "D", "init_task"), (STEXT, "T", "_stext")])
