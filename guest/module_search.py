@@ -31,7 +31,7 @@ _MODULE_SIZE = 0x800
 """Bytes of ``struct module`` in which its members are looked for; those that are wanted lie in the first 600 or so."""
 _STATES = {"MODULE_STATE_LIVE": 0, "MODULE_STATE_COMING": 1, "MODULE_STATE_GOING": 2, "MODULE_STATE_UNFORMED": 3}
 _MAX_MODULES = 4096
-_WORDS_PER_STEP = 1 << 15
+_WORDS_PER_STEP = 1 << 13
 _LAYOUT_SIZES = 4
 """Numbers of ``struct module_layout``: size, text_size, ro_size, ro_after_init_size."""
 _INIT_TEXT = 4
