@@ -13,12 +13,14 @@ from guest.memory import PhysicalMemory
 from guest.paging import FreshSpace
 from guest.tasks import TaskReader, TaskWords
 from guest.words import Words
+from recording.symbols import SymbolTable
 from sampler.halt import HaltedState
 from sampler.rsp.registers import RegisterFile
 from sampler.user_stacks import TaskPlanner
 from tests.builders.file_memory import BytesMemory
 from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
+from unwind.arch.riscv64 import RISCV64
 
 FIRST, SECOND = 0x18B2_4000, 0x18B4_5000
 KERNEL = {"cs": 0x60, "fs_base": SECOND}
@@ -112,7 +114,7 @@ def armhf_planner(*, can_peek: bool) -> TaskPlanner:
     tasks = SimpleNamespace(find_running=lambda *_arguments: words)
     space = SimpleNamespace(tables=ARMHF.paging.tables({}), root=ROOT)
     planner = TaskPlanner(ARMHF, memory, can_peek=can_peek, user_stack_size=0)
-    planner.set_kernel(cast("Kernel", SimpleNamespace(space=space, cpu_offsets=(OFFSET,))), None)
+    planner.set_kernel(cast("Kernel", SimpleNamespace(space=space, cpu_offsets=(OFFSET,), stack_size=0x2000)), None)
     planner._tasks = cast("TaskReader", tasks)
     return planner
 
@@ -129,3 +131,26 @@ def test_on_another_stack_the_tasks_is_copied_whole(sp: int, cpsr: int, count: i
     planner._stage = 1
     reads, _is_last = planner.plan(halted(sp, cpsr))
     assert [(read.address, read.size) for read in reads] == pages
+
+
+def test_an_exception_that_has_just_left_user_code_leaves_its_registers_in_place() -> None:
+    """riscv64: those on the kernel stack are of an earlier one, and would have another user stack copied."""
+    handler, user_pc, user_sp = 0xFFFF_FFFF_80A8_1240, 0x1_2344, 0x3F_FFF0_1230
+    made = TaskPlanner(RISCV64, BytesMemory({0: bytes(0x1000)}), can_peek=True, user_stack_size=4096)
+    symbols = SymbolTable.from_symbols([(handler, "T", "handle_exception"), (handler + 0x156, "T", "ret_from_exception")])
+    known = SimpleNamespace(
+        space=SimpleNamespace(tables=RISCV64.paging.tables({}), root=0),
+        cpu_offsets=(),
+        stack_size=0x4000,
+        symbols=symbols,
+        loaded=SimpleNamespace(at=lambda _address: None),
+    )
+    made.set_kernel(cast("Kernel", known), None)
+    live = {**dict.fromkeys(RISCV64.kernel_code.trap.full, 0), "priv": 1, "sepc": user_pc, "sstatus": 0x2_0000_0020, "sp": user_sp}
+    taken = made._taken({**live, "pc": handler})
+    assert taken is not None
+    assert (taken["pc"], taken["sp"]) == (user_pc, user_sp)
+    assert made._taken({**live, "pc": handler + 4}) is None
+    assert (
+        made._taken({**live, "pc": handler, "sp": 0xFF20_0000_0000_3F00, "sstatus": 0x2_0000_0120, "sepc": handler + 0x200}) is None
+    )
