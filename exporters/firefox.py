@@ -18,7 +18,7 @@ from exporters.text import encodable, halted_line, machine, rate_line, stacks_li
 from recording.model import FrameKind
 from recording.names import Function
 from recording.processes import Owner
-from recording.profile import Profile, Sighting, Stack
+from recording.profile import Profile, Stack
 
 _VERSION = 66
 _GECKO_VERSION = 24
@@ -178,13 +178,14 @@ def _vcpu_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
     guest = machine(profile.meta)
     tracks = {vcpu: _Track(f"vCPU {vcpu}", guest, "0", f"vCPU {vcpu}") for vcpu in profile.vcpus}
     has_tasks = profile.has_tasks
-    roots: dict[int, str] = {}
+    numbers: dict[tuple[int, int], int] = {}
     for walk, origin, vcpu, time_ns, _ in profile.sightings():
-        root = roots.get(id(origin))
-        if root is None:
-            root = roots[id(origin)] = origin.process.root_name if has_tasks else ""
+        key = (id(walk), id(origin))
+        number = numbers.get(key)
+        if number is None:
+            number = numbers[key] = tables.stack(walk.stack, origin.process.root_name if has_tasks else "")
         track = tracks[vcpu]
-        track.stacks.append(tables.stack(walk.stack, root))
+        track.stacks.append(number)
         track.times_us.append(time_ns // 1000)
     return list(tracks.values())
 
@@ -194,19 +195,22 @@ def _process_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
     tracks: dict[Owner, _Track] = {}
     of_origin: dict[int, _Track] = {}
     used: dict[str, int] = {}
-    sighting: Sighting
-    for sighting in profile.sightings():
-        track = of_origin.get(id(sighting.origin))
+    numbers: dict[int, int] = {}
+    for walk, origin, _, time_ns, _ in profile.sightings():
+        track = of_origin.get(id(origin))
         if track is None:
-            owner = sighting.origin.process
+            owner = origin.process
             if owner not in tracks:
                 pid = owner.name if owner.pid is None else str(owner.pid)
                 times = used[pid] = used.get(pid, -1) + 1
-                number = f"{pid}.{times}" if times else pid
-                tracks[owner] = _Track(owner.name, owner.name, number, number)
-            track = of_origin[id(sighting.origin)] = tracks[owner]
-        track.stacks.append(tables.stack(sighting.walk.stack, ""))
-        track.times_us.append(sighting.time_ns // 1000)
+                unique = f"{pid}.{times}" if times else pid
+                tracks[owner] = _Track(owner.name, owner.name, unique, unique)
+            track = of_origin[id(origin)] = tracks[owner]
+        number = numbers.get(id(walk))
+        if number is None:
+            number = numbers[id(walk)] = tables.stack(walk.stack, "")
+        track.stacks.append(number)
+        track.times_us.append(time_ns // 1000)
     return sorted(tracks.values(), key=lambda track: (-len(track.stacks), track.pid))
 
 

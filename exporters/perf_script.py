@@ -26,12 +26,12 @@ _NOBODY = 0xFFFF_FFFF
 def export_perf_script(profile: Profile) -> Iterator[bytes]:
     """The text in pieces: a million samples make more of it than fits into memory with pleasure."""
     quality = profile.quality()
-    head = [machine(profile.meta), rate_line(quality), f"guest halted {halted_line(quality)}", stacks_line(quality)]
+    told = [machine(profile.meta), rate_line(quality), f"guest halted {halted_line(quality)}", stacks_line(quality)]
     # The first line is as perf's own, by which the Firefox Profiler knows the format.
-    yield "".join([f"# {line}\n" for line in ("========", *head, "========")]).encode()
-    walks: dict[int, str] = {}
+    yield "".join([f"# {line}\n" for line in ("========", *told, "========")]).encode()
+    walks: dict[int, bytes] = {}
     threads: dict[int, str] = {}
-    pieces: list[str] = []
+    pieces: list[bytes] = []
     for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
         stack = walks.get(id(walk))
         if stack is None:
@@ -40,11 +40,12 @@ def export_perf_script(profile: Profile) -> Iterator[bytes]:
         if thread is None:
             thread = threads[id(origin)] = _thread(origin)
         time_us = time_ns // 1000
-        pieces.append(f"{thread} [{vcpu:03}] {time_us // 1_000_000:5}.{time_us % 1_000_000:06}: {weight_ns:10} {_EVENT}: \n{stack}")
+        head = f"{thread} [{vcpu:03}] {time_us // 1_000_000:5}.{time_us % 1_000_000:06}: {weight_ns:10} {_EVENT}: \n"
+        pieces += (head.encode(), stack)
         if len(pieces) >= _CHUNK:
-            yield "".join(pieces).encode()
+            yield b"".join(pieces)
             pieces.clear()
-    yield "".join(pieces).encode()
+    yield b"".join(pieces)
 
 
 def _thread(origin: Origin) -> str:
@@ -55,8 +56,8 @@ def _thread(origin: Origin) -> str:
     return f"{word}  {_NOBODY}/{_NOBODY}" if task is None else f"{word}  {task.tgid}/{task.pid}"
 
 
-def _frames(profile: Profile, walk: Walk) -> str:
-    return "".join([_frame(profile, place) for place in reversed(profile.places(walk))]) + "\n"
+def _frames(profile: Profile, walk: Walk) -> bytes:
+    return "".join([*[_frame(profile, place) for place in reversed(profile.places(walk))], "\n"]).encode()
 
 
 def _frame(profile: Profile, place: Place) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
@@ -173,17 +174,21 @@ class Profile:
 
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
         """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""
-        rows = list(self._recording.timeline(self.selection))
-        origin_ns = min((time_ns - weight_ns for _, time_ns, weight_ns, *_ in rows), default=0)
-        for vcpu, of_vcpu in groupby(rows, key=lambda row: row[0]):
+        origin_ns = self._recording.timeline_start(self.selection)
+        for vcpu, of_vcpu in groupby(self._recording.timeline(self.selection), key=itemgetter(0)):
             yield vcpu, self._moments(of_vcpu, origin_ns)
 
     def sightings(self) -> Iterator[Sighting]:
         """Every selected sample in time order, and by vCPU within a halt."""
-        for vcpu, time_ns, weight_ns, callchain, boot, *what in self._recording.sightings(self.selection):
-            stack, origin = self._resolve(callchain, boot, *what)
-            if stack is not None and origin is not None:
-                yield Sighting(self._walk(callchain, boot, stack), origin, vcpu, time_ns, weight_ns)
+        known: dict[tuple[Any, ...], tuple[Walk, Origin] | None] = {}
+        for row in self._recording.sightings(self.selection):
+            what = row[3:]
+            if what not in known:
+                stack, origin = self._resolve(*what)
+                known[what] = None if stack is None or origin is None else (self._walk(what[0], what[1], stack), origin)
+            found = known[what]
+            if found is not None:
+                yield Sighting(found[0], found[1], row[0], row[1], row[2])
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""

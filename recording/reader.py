@@ -76,6 +76,10 @@ _TIMELINE = """
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     ORDER BY vcpu, halt"""
 
+_TIMELINE_START = """
+    SELECT min(running_time_ns - weight_ns) FROM samples s JOIN halts h ON h.id = s.halt
+    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+        AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))"""
 _SIGHTINGS = _TIMELINE.replace("ORDER BY vcpu, halt", "ORDER BY halt, vcpu")
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
@@ -288,6 +292,11 @@ class Recording:
         By vCPU and then in time order. The last three are ids or None. Of the selection only vCPUs and times are looked at here.
         """
         yield from self._integers(_TIMELINE, _parameters(selection), optional=3)
+
+    def timeline_start(self, selection: Selection) -> int:
+        """Where the first moment of all vCPUs begins, in guest running time; 0 where there is none."""
+        ((start_ns,),) = self._integers(_TIMELINE_START, _parameters(selection), optional=1)
+        return start_ns or 0
 
     def sightings(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
         """The same rows as ``timeline`` in time order, and by vCPU within a halt."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from recording.collection import no_collection
 from recording.model import Context, FrameKind
 from recording.names import Function
 from recording.processes import Owner, thread_of
@@ -158,20 +157,8 @@ def call_tree(profile: Profile) -> TreeNode:
 
     Where tasks are known, its children stand for processes by name, idle tasks together being ``swapper``.
     """
-    with _no_collection():
+    with no_collection():
         return _merged_tree(profile)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the search for cyclic garbage: it takes two thirds of the time where a million nodes are made and none is garbage."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _merged_tree(profile: Profile) -> TreeNode:
@@ -195,8 +182,9 @@ def _merged_tree(profile: Profile) -> TreeNode:
             node = child
         node.self_ns += weight_ns
         for node in path:
-            node.total_ns += weight_ns
-            node.samples += samples
+            # A number that is not added to is shared, which saves 32 bytes for each of a million nodes.
+            node.total_ns = node.total_ns + weight_ns if node.total_ns else weight_ns
+            node.samples = node.samples + samples if node.samples else samples
             node.idle_samples += idle_samples
     for index, name in enumerate(sorted(roots)):
         root.children[-1 - index] = roots[name]

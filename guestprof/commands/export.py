@@ -11,6 +11,7 @@ from exporters.registry import EXPORT_FORMATS, ExportOptions
 from guestprof.output import write_output
 from guestprof.selection import selection_of, selection_options
 from guestprof.version import version
+from recording.collection import no_collection
 from recording.profile import Profile
 from recording.reader import Recording
 
@@ -54,7 +55,7 @@ def export(
     """Write a recording in a format that other tools open; speedscope files for https://www.speedscope.app, SVG for browsers."""
     chosen = EXPORT_FORMATS[format_name]
     options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
-    with Recording.open(file) as recording:
+    with no_collection(), Recording.open(file) as recording:
         profile = Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts))
         path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
         write_output(path, chosen.pieces(profile, options), force=force)
