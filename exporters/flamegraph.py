@@ -105,7 +105,7 @@ def _boxes(root: TreeNode) -> tuple[list[_Box], int]:
     No recursion: a damaged recording may hold stacks of any depth.
     """
     scale = _PLOT / (_value(root, root) or 1)
-    drawn, narrow = [], []
+    drawn, dropped = [], 0
     waiting = [_Box(root, 0, 0.0, float(_PLOT))]
     while waiting:
         box = waiting.pop()
@@ -117,14 +117,21 @@ def _boxes(root: TreeNode) -> tuple[list[_Box], int]:
             if width >= _LEAST_WIDTH:
                 children.append(_Box(child, box.level + 1, start, width))
             else:
-                narrow.append(child)
+                dropped += _size(child)
             start += width
+        # The tree is taken apart on the way: a million nodes are not to be there while the picture is written.
+        box.node.children = {}
         waiting.extend(reversed(children))
-    dropped = 0
-    while narrow:
-        dropped += 1
-        narrow.extend(narrow.pop().children.values())
     return drawn, dropped
+
+
+def _size(node: TreeNode) -> int:
+    """How many nodes a part of the tree has."""
+    count, waiting = 0, [node]
+    while waiting:
+        count += 1
+        waiting.extend(waiting.pop().children.values())
+    return count
 
 
 def _by_name(node: TreeNode) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from recording import files
 from recording.errors import BadRecordingError
@@ -105,8 +105,7 @@ class Selection:
     contexts: frozenset[Context] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StackTotal:
+class StackTotal(NamedTuple):
     """How often one callchain was seen on one vCPU in one boot, in one task, context and system call (all by their ids)."""
 
     callchain: int
