@@ -23,6 +23,9 @@ from unwind.sources import SymbolSource, TextSource
 
 _END = Row(RowKind.END)
 _MAX_FUNCTION = 1 << 16
+_MAX_UNKNOWN = 1 << 12
+_UNKNOWN_STEP = 256
+"""Bytes that are tried of a function of unknown size."""
 _INSTRUCTION = 4
 _KEPT = ("r6", "r8", "r9", "r10", "r11")
 """Those that ``__switch_to`` does not use before it takes over the next task's."""
@@ -80,6 +83,9 @@ class EhabiRows:
 
     def _states_of(self, start: int, size: int) -> Mapping[int, State]:
         if start not in self._states:
-            code = self._text.read(start, size) if size <= _MAX_FUNCTION else None
-            self._states[start] = {} if code is None else frame_states(start, code)
+            # The last function of a module's start has no end that is known.
+            sizes = (size,) if size else range(_MAX_UNKNOWN, 0, -_UNKNOWN_STEP)
+            found = (self._text.read(start, each) for each in sizes if each <= _MAX_FUNCTION)
+            code = next((code for code in found if code is not None), b"")
+            self._states[start] = frame_states(start, code)
         return self._states[start]

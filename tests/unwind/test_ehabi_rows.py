@@ -185,6 +185,15 @@ def test_idle_task() -> None:
     assert unwound.callchain.end is StackEnd.IDLE_ROOT
 
 
+def test_a_function_whose_end_is_not_known() -> None:
+    """The last one of a module's start; here of the kernel."""
+    kernel = Kernel()
+    stack = words(0, kernel.call("secondary_start_kernel", "do_idle"))
+    unwound = unwind(kernel, stack, has_table=False, pc=AT["do_idle"] + 0x20)
+    assert list(AT)[-1] == "do_idle"
+    assert unwound.callchain.end is StackEnd.IDLE_ROOT
+
+
 def test_notifiers_amid_a_switch() -> None:
     """``__switch_to`` calls them without having saved its return address: it has one caller, which has a frame pointer."""
     kernel = Kernel()
