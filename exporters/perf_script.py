@@ -16,7 +16,7 @@ from recording.model import FrameKind
 from recording.profile import Origin, Place, Profile, Walk
 
 _EVENT = "guest-clock"
-_CHUNK = 1 << 12
+_CHUNK = 1 << 8
 _BLANK = re.compile(r"\s")
 _LOOKS_LIKE_OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 _NOBODY = 0xFFFF_FFFF
