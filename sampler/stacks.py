@@ -39,6 +39,7 @@ class StackPlanner:
         self._stack_size = architecture.stack_size
         self._follows_frames = architecture.interrupt_stacks.link is StackLink.FRAME_POINTER
         self._has_named_stacks = bool(architecture.interrupt_stacks.variable or architecture.interrupt_stacks.arrays)
+        self._peeks_all = can_peek and bool(architecture.interrupt_stacks.arrays)
         self._has_bottom_words = architecture.interrupt_stacks.link is StackLink.BOTTOM_WORD
         self._links: dict[int, Read] = {}
         self._unfollowed: list[int] = []
@@ -98,6 +99,9 @@ class StackPlanner:
                 # The instructions that leave an interrupt stack have taken down all of it.
                 record = registers[arch.fp] + arch.kernel_code.frame_record
                 is_last = sp <= record < end or not arch.is_kernel_address(registers[arch.fp])
+            if self._peeks_all:
+                reads.extend(self._stacks_behind(vcpu, registers, end))
+                continue
             if is_last:
                 continue
             target = self._find_link(state, vcpu, registers, end)
@@ -120,6 +124,17 @@ class StackPlanner:
             space.forget()
             self._in_firmware.add(vcpu)
         return caller
+
+    def _stacks_behind(self, vcpu: int, registers: Mapping[str, int], end: int) -> Iterator[Read]:
+        """Reads of all stacks that the frames of one lead on to: of interrupts, and of exceptions, which no variable tells."""
+        arch = self._architecture
+        for _stack in range(_MAX_STACKS):
+            target = self._follow_frames(registers, end, self._peek)
+            if target is None:
+                return
+            end = self._stack_end(target)[0]
+            yield from self._stack(vcpu, target, end)
+            registers = {arch.sp: target, arch.fp: target - arch.kernel_code.frame_record}
 
     def _stacks_by_bottom(self, vcpu: int, sp: int) -> Iterator[Read]:
         """Reads of the stack at an address and, where its lowest word can be had at no cost, of those that it leads to."""

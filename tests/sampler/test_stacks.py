@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
@@ -18,6 +19,7 @@ from sampler.stacks import StackPlanner
 from tests.builders.file_memory import BytesMemory
 from unwind.arch.arm64 import ARM64
 from unwind.arch.i386 import I386
+from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.s390x import S390X
 
@@ -278,3 +280,20 @@ def test_firmware_leads_to_the_stack_of_the_kernel_that_called_it() -> None:
         expected = {m_stack & -0x1000: m_stack & -0x1000, stack + 0x2000: 0x8FFF_E000, stack + 0x3000: 0x8FFF_D000}
         assert pages == (expected if can_peek else {})
     own.probes()
+
+
+def test_chains_lead_through_all_stacks_that_no_variable_tells() -> None:
+    """ppc64el: an exception's stack, then that of soft interrupts, then the task's, whose chain ends in user mode."""
+    nmi, soft, task = 0xC000_0000_1FF0_0000, 0xC000_0000_1FF1_0000, 0xC000_0000_0300_0000
+    chain = (nmi + 0x7C00, nmi + 0x7D30, soft + 0x7F00, soft + 0x7F90, task + 0x7D00, task + 0x7E50, 0x3FFF_F000_0000)
+    for known, expected in ((6, [nmi, soft, task]), (3, [nmi, soft]), (0, [nmi])):
+        words = dict(list(pairwise(chain))[:known])
+        found = StackPlanner(PPC64EL, can_peek=True)
+        kernel = SimpleNamespace(
+            stack_size=0x8000, space=Space(words), irq_stacks=((soft, soft + 0x8000),), exception_stacks=(), cpu_offsets=()
+        )
+        found.set_kernel(cast("Kernel", kernel))
+        values = {"pc": 0xC000_0000_0003_3C48, "msr": 0x8000_0000_0000_1033, "r1": chain[0]}
+        reads, is_last = found.plan(HaltedState((0,), (cast("RegisterFile", values),), {}, 0, 0, 1))
+        assert is_last
+        assert [stack for stack in (nmi, soft, task) if covers(list(reads), stack + 0x7FF0)] == expected
