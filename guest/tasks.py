@@ -99,7 +99,7 @@ class TaskReader:
             self._current = self._stacks.address if self._stacks is not None else 0
         else:
             self._current = 0 if self._member is not None else _find_current(symbols, structs, architecture, scheduled)
-        self._scheduled = self._current if scheduled is None else scheduled
+        self._scheduled = scheduled
         offsets = symbols.find("__per_cpu_offset")
         self._cpu_offsets = None if offsets is None else offsets.address
         table = structs.field("mm_struct", "pgd")
@@ -119,7 +119,7 @@ class TaskReader:
 
     def scheduled_address(self, cpu_offset: int) -> int:
         """Where the scheduler's pointer to the task lies that it has chosen for a CPU: a little ahead of ``current_address``."""
-        return self._scheduled + cpu_offset & self.words.mask
+        return self.current_address(cpu_offset) if self._scheduled is None else self._scheduled + cpu_offset & self.words.mask
 
     def page_table_address(self, words: TaskWords) -> int | None:
         """Where the kernel address of a process' top-level page table lies, None where that is not known.
@@ -190,7 +190,7 @@ class TaskReader:
         pointer = self._read_pointer(read, where)
         if pointer is not None and self._stacks is not None:
             pointer = self._read_pointer(read, pointer & -self._stack_size)
-        return None if pointer is None else self._parse_from(read, pointer)
+        return self._parse_from(read, pointer) if pointer else None
 
     def _read_pointer(self, read: Callable[[int, int], bytes | None], where: int) -> int | None:
         data = read(where, self.words.size)
@@ -229,11 +229,15 @@ def _text(data: bytes) -> str:
 def _find_member(structs: Structs, architecture: Architecture) -> int | None:
     """Where in a CPU's area the pointer to the running task is, None where none has it."""
     areas = architecture.cpu_areas
-    for variable in architecture.running_task.variables if areas is not None else ():
+    if areas is None:
+        return None
+    for variable in architecture.running_task.variables:
         struct, _, member = variable.partition(".")
-        field = structs.field(struct, member) if areas is not None and struct == areas.struct else None
+        field = structs.field(struct, member) if struct == areas.struct else None
         if field is not None:
             return field.offset
+        if struct == areas.struct and member in areas.members:
+            return areas.members[member]
     return None
 
 

@@ -158,7 +158,8 @@ class TaskPlanner:
             return [*reads, *missing], self._stage > _MAX_STAGES
         reads += [Read(vcpu, *piece) for piece in self._whole_stack(registers, words)]
         if not is_user:
-            saved = self._user_registers(registers, words, lambda address, size: _find(state, vcpu, address, size))
+            known = self._with_saved_words(registers, lambda address: _find(state, vcpu, address, self._architecture.pointer_size))
+            saved = self._user_registers(known, words, lambda address, size: _find(state, vcpu, address, size))
             reads += [Read(vcpu, *piece) for piece in self._user_pieces(saved)] if saved else []
         return reads, True
 
@@ -171,7 +172,7 @@ class TaskPlanner:
         for vcpu, registers in zip(state.vcpus, state.registers, strict=True):
             pieces = self.copied[vcpu] = []
             words = self._peek_task(space, vcpu, registers, pieces)
-            user = self._user_registers(registers, words, space.read)
+            user = self._user_registers(self._with_area(space, vcpu, registers), words, space.read)
             own = self._user_space(space, registers, words)
             if user is None or own is None:
                 continue
@@ -255,6 +256,22 @@ class TaskPlanner:
             if not isinstance(saved, Missing) and arch.kernel_code.is_trap(saved) and arch.is_user(saved):
                 return saved
         return None
+
+    def _with_area(self, space: FreshSpace, vcpu: int, registers: Registers) -> Registers:
+        """Registers and the words that the processor has saved, out of the CPU's area: fixed addresses are its own alone."""
+        if self._kernel is None or self._architecture.cpu_areas is None or self._architecture.is_user(registers):
+            return registers
+        areas, word = self._kernel.cpu_areas, self._architecture.pointer_size
+        if vcpu >= len(areas) or not areas[vcpu]:
+            return registers
+        return self._with_saved_words(registers, lambda address: space.read(areas[vcpu] + address, word))
+
+    def _with_saved_words(self, registers: Registers, read: Callable[[int], bytes | None]) -> Registers:
+        code, byteorder = self._architecture.kernel_code, self._architecture.byteorder
+        if not code.saved_words:
+            return registers
+        words = {name: read(address) for name, address in code.saved_words.items()}
+        return {**registers, **{name: int.from_bytes(data, byteorder) for name, data in words.items() if data is not None}}
 
     def _taken(self, registers: Registers) -> Registers | None:
         """User registers that an exception has just interrupted: those on the kernel stack are of an earlier one."""

@@ -6,7 +6,7 @@ moves on it, and which words are loaded into which registers. Ways that do not g
 round in circles, or behind a call that never returns into the next function, which finds no return address there.
 
 Where no way out is found, as in functions that never return, a way in tells the same: from an instruction before the address that
-moves the stack pointer down to there, with the return address saved on it.
+moves the stack pointer down to there, with the return address saved on it, or that saves it and others at once before that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unwind.instructions import Effect, Instruction
 from unwind.rules import Row, RowKind, Saved
 
 _MAX_INSTRUCTIONS = 4000
-"""That are followed for one row: some 20 ms."""
+"""That are followed for one row, on ways out and as many on ways in: some 20 ms."""
 _MAX_STARTS = 16
 _MAX_BACK = 1 << 14
 _SMALLEST = 2
@@ -38,7 +38,8 @@ class _Way:
 
     sp: the stack pointer. lost: registers that hold something unknown. loaded: those that hold a word of the stack.
     near: those that hold a stack address. constants: those that hold a number.
-    stored: words of the stack that were written, and the register whose first value they hold ("" for anything else).
+    stored: words of the stack that were written, and the register whose first value they hold, or the word of the stack that was
+        loaded before ("" for anything else).
     """
 
     pc: int
@@ -47,7 +48,7 @@ class _Way:
     loaded: dict[str, _Place] = field(default_factory=dict)
     near: dict[str, _Place] = field(default_factory=dict)
     constants: dict[str, int] = field(default_factory=dict)
-    stored: dict[_Place, str] = field(default_factory=dict)
+    stored: dict[_Place, str | _Place] = field(default_factory=dict)
 
     def fork(self, pc: int) -> _Way:
         """The same way, going on elsewhere."""
@@ -72,19 +73,32 @@ class _Way:
 
     def store(self, register: str, offset: int) -> None:
         """A register is saved at the stack pointer plus ``offset``."""
-        self.stored[self.sp[0], self.sp[1] + offset] = register if self.is_first(register) else ""
+        self.stored[self.sp[0], self.sp[1] + offset] = self.loaded.get(register, register if self.is_first(register) else "")
 
-    def load(self, register: str, offset: int, sp: str) -> None:
-        """A register is restored from there. What lies below the first stack pointer was not there at the start."""
-        place = self.sp[0], self.sp[1] + offset
+    def load(self, register: str, offset: int, sp: str, base: _Place | None) -> None:
+        """A register is restored from there (base: the stack pointer), if it is known where that is.
+
+        What lies below the first stack pointer was not there at the start.
+        """
         self.forget(register)
-        if place in self.stored:
-            if self.stored[place] != register:
-                self.lost.add(register)
-        elif place[0] == sp and place[1] < 0:
+        if base is None:
             self.lost.add(register)
-        else:
+            return
+        place = base[0], base[1] + offset
+        known = self.stored.get(place)
+        if isinstance(known, tuple):
+            self.loaded[register] = known
+        elif known is None and (place[0] != sp or place[1] >= 0):
             self.loaded[register] = place
+        elif known != register:
+            self.lost.add(register)
+        if register == sp:
+            # It is the caller's now, and words are counted from where it was at the start.
+            self.sp = sp, 0
+
+    def place(self, register: str) -> _Place | None:
+        """The stack address that a register holds, None where that is not known."""
+        return self.near.get(register) or ((register, 0) if self.is_first(register) else None)
 
     def add(self, register: str, source: str, number: int | None, sp: str) -> bool:
         """``register`` becomes ``source`` plus a number, None if that is unknown; False where the stack pointer is unknown then."""
@@ -126,7 +140,9 @@ class CodeRows:
             if len(self._rows) >= _MAX_CACHED:
                 self._rows.clear()
             self._left = _MAX_INSTRUCTIONS
-            self._rows[key] = self._find_way_out(address, interrupted) or self._find_way_in(address)
+            row = self._find_way_out(address, interrupted)
+            self._left = _MAX_INSTRUCTIONS
+            self._rows[key] = row or self._find_way_in(address)
         return self._rows[key]
 
     def _instruction(self, address: int) -> Instruction | None:
@@ -169,19 +185,14 @@ class CodeRows:
         else:
             return None
         saved = tuple(_saved(name, place, way.sp) for name, place in way.loaded.items() if name in abi.callee_saved)
-        kept = tuple(name for name in abi.callee_saved if way.is_first(name))
+        kept = tuple(name for name in abi.callee_saved if way.is_first(name) and name != abi.sp)
         return Row(RowKind.CALL, *way.sp, saved=saved, kept=kept, return_address=return_address)
 
     def _find_way_in(self, address: int) -> Row | None:
         sp, starts = self._abi.sp, 0
         for start in range(address - _SMALLEST, address - _MAX_BACK, -_SMALLEST):
             instruction = self._instruction(start)
-            if (
-                instruction is None
-                or (instruction.effect, instruction.register) != (Effect.ADD, sp)
-                or instruction.source != sp
-                or instruction.number >= 0
-            ):
+            if instruction is None or not self._may_begin(instruction):
                 continue
             way = next((way for way in self._ways(_Way(start, (sp, 0))) if way.pc == address), None)
             row = None if way is None else self._row_of_way_in(way)
@@ -190,14 +201,21 @@ class CodeRows:
                 return row
         return None
 
+    def _may_begin(self, instruction: Instruction) -> bool:
+        """Whether an instruction moves the stack pointer down, or saves the return address among other registers before that."""
+        sp = self._abi.sp
+        if instruction.effect is Effect.STORE:
+            return bool(instruction.more) and self._link in (instruction.register, *instruction.more)
+        return (instruction.effect, instruction.register, instruction.source) == (Effect.ADD, sp, sp) and instruction.number < 0
+
     def _row_of_way_in(self, way: _Way) -> Row | None:
         """The row where a way from the function's first instructions has come to."""
         abi, link = self._abi, self._link
-        places = {register: offset for (_base, offset), register in way.stored.items() if register}
+        places = {register: offset for (_base, offset), register in way.stored.items() if isinstance(register, str) and register}
         if link not in places or way.sp[0] != abi.sp:
             return None
-        saved = tuple(Saved(name, None, places[name]) for name in abi.callee_saved if name in places)
-        kept = tuple(name for name in abi.callee_saved if name not in places and way.is_first(name))
+        saved = tuple(Saved(name, None, places[name]) for name in abi.callee_saved if name in places and name != abi.sp)
+        kept = tuple(name for name in abi.callee_saved if name not in places and way.is_first(name) and name != abi.sp)
         return_address = Saved(abi.pc, None, places[link])
         return Row(RowKind.CALL, abi.sp, -way.sp[1], saved=saved, kept=kept, return_address=return_address)
 
@@ -221,7 +239,7 @@ class CodeRows:
 
     def _follow(self, way: _Way, instruction: Instruction) -> bool:
         """Do one instruction; whether the way goes on."""
-        effect, size, register, number, source, other = instruction
+        effect, size, register, number, source, other, _more = instruction
         following: int | None = way.pc + size
         match effect:
             case Effect.RETURN | Effect.STUB | Effect.END:
@@ -234,10 +252,8 @@ class CodeRows:
             case Effect.CALL:
                 way.overwrite(self._link)
                 way.constants.clear()
-            case Effect.STORE:
-                way.store(register, number)
-            case Effect.LOAD:
-                way.load(register, number, self._abi.sp)
+            case Effect.STORE | Effect.LOAD:
+                self._move(way, instruction)
             case Effect.SET:
                 way.forget(register)
                 way.constants[register] = number
@@ -250,6 +266,16 @@ class CodeRows:
             return False
         way.pc = following
         return True
+
+    def _move(self, way: _Way, instruction: Instruction) -> None:
+        """Save registers on the stack, or restore them."""
+        stack = way.place(instruction.source) if instruction.source else way.sp
+        for index, register in enumerate((instruction.register, *instruction.more)):
+            offset = instruction.number + index * self._abi.pointer_size
+            if instruction.effect is Effect.STORE:
+                way.store(register, offset)
+            else:
+                way.load(register, offset, self._abi.sp, stack)
 
 
 def _signed(number: int) -> int:

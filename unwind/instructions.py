@@ -20,9 +20,9 @@ class Effect(Enum):
     ADD_REGISTER = auto()
     """``register`` becomes ``source`` plus ``other``."""
     STORE = auto()
-    """``register`` is saved at the stack pointer plus ``number``."""
+    """``register`` is saved at the stack pointer plus ``number``, and ``more`` behind it."""
     LOAD = auto()
-    """``register`` is restored from the stack pointer plus ``number``."""
+    """``register`` is restored from the stack pointer, or from ``source``, plus ``number``, and ``more`` from behind it."""
     CALL = auto()
     BRANCH = auto()
     """It goes on behind it, or at ``number``."""
@@ -38,7 +38,7 @@ class Effect(Enum):
 
 
 class Instruction(NamedTuple):
-    """One instruction. size: in bytes."""
+    """One instruction. size: in bytes. more: registers that are saved or restored with ``register``, a word from each other."""
 
     effect: Effect
     size: int
@@ -46,3 +46,4 @@ class Instruction(NamedTuple):
     number: int = 0
     source: str = ""
     other: str = ""
+    more: tuple[str, ...] = ()

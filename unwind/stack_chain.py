@@ -13,13 +13,16 @@ A call's return address minus one is amid an instruction, so that the address sa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from recording.symbols import Symbol
-from unwind.arch import Architecture, FrameStep, StackChain
+from unwind.arch import Architecture
+from unwind.instructions import Effect, Instruction
 from unwind.rules import Memory, Row, RowKind, Saved
 from unwind.sources import SymbolSource, TextSource
+
+Decode = Callable[[int, bytes], "Instruction | None"]
 
 _END = Row(RowKind.END)
 _MAX_FUNCTION = 1 << 16
@@ -50,47 +53,77 @@ class FunctionFrames:
     """By the address of an instruction, the state in front of it; of places in other functions that are branched to, too."""
 
     states: Mapping[int, FrameState]
-    instructions: Mapping[int, FrameStep]
+    instructions: Mapping[int, Instruction]
 
     def at(self, address: int) -> FrameState:
         """The state in front of an instruction; behind branches whose target a register holds, that of the function's body."""
         return self.states.get(address, _MADE)
 
 
-def trace_frames(start: int, code: bytes, chain: StackChain, first: FrameState = _START) -> FunctionFrames:
+def trace_frames(start: int, code: bytes, decode: Decode, frame: FrameLayout, first: FrameState = _START) -> FunctionFrames:
     """Follow a function's code from its start on; each instruction is looked at once, in the state that is met first."""
     states = {start: first}
-    instructions: dict[int, FrameStep] = {}
+    instructions: dict[int, Instruction] = {}
     waiting = deque([start])
     while waiting:
         address = waiting.popleft()
         offset = address - start
         if not 0 <= offset < len(code) or address in instructions:
             continue
-        instruction = chain.decode(address, code[offset : offset + _LONGEST_INSTRUCTION])
+        instruction = decode(address, code[offset : offset + _LONGEST_INSTRUCTION])
+        if instruction is None:
+            continue
         instructions[address] = instruction
-        state = _after(states[address], instruction, chain)
-        following = [address + instruction.size] if instruction.goes_on else []
-        if instruction.target is not None:
-            following.append(instruction.target)
-        for place in following:
+        state = frame.after(states[address], instruction)
+        for place in _following(address, instruction):
             if place not in states:
                 states[place] = state
                 waiting.append(place)
     return FunctionFrames(states, instructions)
 
 
-def _after(state: FrameState, instruction: FrameStep, chain: StackChain) -> FrameState:
-    size, has_link = state.size, state.has_link
-    if instruction.saves_link is not None and size is not None and instruction.saves_link - size == chain.return_address:
-        has_link = True
-    if instruction.restores_sp:
-        size = 0
-    elif instruction.moves_sp is None:
-        size = None
-    elif size is not None:
-        size -= instruction.moves_sp
-    return FrameState(size, has_link)
+def _following(address: int, instruction: Instruction) -> tuple[int, ...]:
+    match instruction.effect:
+        case Effect.JUMP:
+            return (instruction.number,)
+        case Effect.BRANCH:
+            return (address + instruction.size, instruction.number)
+        case Effect.JUMP_REGISTER | Effect.STUB | Effect.RETURN | Effect.END:
+            return ()
+    return (address + instruction.size,)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLayout:
+    """Registers by name; return_address, word: see ``StackChain``. word_size: of a saved register."""
+
+    sp: str
+    link: str
+    return_address: int
+    word: int
+    word_size: int
+
+    def after(self, state: FrameState, instruction: Instruction) -> FrameState:
+        """The state behind an instruction."""
+        size, has_link = state.size, state.has_link
+        registers = (instruction.register, *instruction.more)
+        match instruction.effect:
+            case Effect.STORE if self.link in registers and size is not None:
+                place = instruction.number + self.word_size * registers.index(self.link) - size
+                has_link = has_link or place == self.return_address
+            case Effect.LOAD if self.sp in registers:
+                size = 0
+            case Effect.ADD if instruction.register == self.sp == instruction.source:
+                size = None if size is None else size - instruction.number
+            case Effect.ADD | Effect.ADD_REGISTER | Effect.SET | Effect.WRITE if instruction.register == self.sp:
+                size = None
+        return FrameState(size, has_link)
+
+    def stored_chain(self, instruction: Instruction | None) -> str:
+        """The register that an instruction stores where the chain goes on, "" where it does not."""
+        if instruction is None or instruction.effect is not Effect.STORE or instruction.number != self.word:
+            return ""
+        return instruction.register
 
 
 class StackChainRows:
@@ -104,6 +137,7 @@ class StackChainRows:
         self._symbols = symbols
         self._text = text
         self._sp = architecture.sp
+        self._layout = FrameLayout(self._sp, code.chain.link, code.chain.return_address, code.chain.word, architecture.pointer_size)
         self._in_link = Saved(architecture.pc, code.chain.link, 0, is_value=True)
         self._saved = Saved(architecture.pc, None, code.chain.return_address)
         self._roots = code.task_roots | code.idle_roots
@@ -134,9 +168,9 @@ class StackChainRows:
         address = self._saved if state.has_link else self._in_link
         if state.size is not None:
             return Row(RowKind.CALL, self._sp, state.size, return_address=address)
-        instruction = frames.instructions.get(pc)
-        if instruction is not None and instruction.stores_chain:
-            return Row(RowKind.CALL, instruction.stores_chain, return_address=address)
+        stored = self._layout.stored_chain(frames.instructions.get(pc))
+        if stored:
+            return Row(RowKind.CALL, stored, return_address=address)
         return Row(RowKind.CALL, self._sp, self._chain.word, Memory.BEFORE, return_address=address)
 
     def _frames(self, symbol: Symbol) -> FunctionFrames | None:
@@ -146,8 +180,11 @@ class StackChainRows:
                 self._functions.clear()
             size = min(symbol.size, _MAX_FUNCTION)
             code = self._text.read(start, size)
-            self._functions[start] = None if code is None else trace_frames(start, code, self._chain, self._first(symbol))
+            self._functions[start] = None if code is None else self._trace(start, code, symbol)
         return self._functions[start]
+
+    def _trace(self, start: int, code: bytes, symbol: Symbol) -> FunctionFrames:
+        return trace_frames(start, code, self._chain.decode, self._layout, self._first(symbol))
 
     def _first(self, symbol: Symbol) -> FrameState:
         """The state at the start of a function, or in that part of it which lies elsewhere at the branch to there."""

@@ -186,17 +186,19 @@ def test_damaged_tasks_never_raise(changes: list[tuple[int, int]], stack: tuple[
         assert len(task.process) <= 64
 
 
-def test_the_task_in_an_area_of_the_cpus_own() -> None:
-    """s390x: the lowcore has it, which an array of pointers leads to."""
+@pytest.mark.parametrize("at", [0x348, None])
+def test_the_task_in_an_area_of_the_cpus_own(at: int | None) -> None:
+    """s390x: the lowcore has it, which an array of pointers leads to; where in it is known also without the kernel's types."""
     architecture = replace(
         X86_64,
-        cpu_areas=CpuAreas("lowcore_ptr", "lowcore"),
+        cpu_areas=CpuAreas("lowcore_ptr", "lowcore", members={"current_task": 0x340}),
         running_task=RunningTask(lambda _registers: None, ("lowcore.current_task", "current_task")),
     )
     cpu = Cpu()
     area = HEAP + 0x3_0400
-    cpu.heap = Heap({**LAYOUTS, "lowcore": (0x400, {"current_task": (0x340, 8)})}, [(QUEUE - 32, "D", "runqueues")])
-    cpu.heap.write(area + 0x340, struct.pack("<Q", cpu.task(b"bash", 40)))
+    layouts = LAYOUTS if at is None else {**LAYOUTS, "lowcore": (0x400, {"current_task": (at, 8)})}
+    cpu.heap = Heap(layouts, [(QUEUE - 32, "D", "runqueues")])
+    cpu.heap.write(area + (at or 0x340), struct.pack("<Q", cpu.task(b"bash", 40)))
     cpu.run(0, cpu.task(b"next", 50, stack=HEAP + 0xC000))
     reader = TaskReader(cpu.heap.space, cpu.heap.symbols, cpu.heap.structs, architecture, {CPU: area})
 

@@ -60,7 +60,7 @@ MIPS64EL = Machine("mips64el", "qemu-system-mips64el", "qemu-system-mips", "5KEc
 MIPSEL = Machine("mipsel", "qemu-system-mipsel", "qemu-system-mips", "24Kf", ("-M", "malta"), suites=("bookworm",), vcpus=1)
 
 ARMHF = Machine("armhf", "qemu-system-arm", "qemu-system-arm", "cortex-a15", ("-M", "virt"), "ttyAMA0")
-S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0", suites=("trixie",))
+S390X = Machine("s390x", "qemu-system-s390x", "qemu-system-misc", "qemu", ("-M", "s390-ccw-virtio"), "ttysclp0")
 
 PPC64EL = Machine("ppc64el", "qemu-system-ppc64", "qemu-system-ppc", "", ("-M", "pseries"), "hvc0")
 

@@ -34,6 +34,7 @@ class Expected:
     (in entry code nearly every instruction ends a block of TCG's); entry_single: the same with one instruction per block.
     call: the function that makes system calls, as a stack of one shows it.
     user: of the user stacks whose program's file was found, those that are whole; None where none is found.
+    without_files: suites whose kernels have no type information, so that none is.
     """
 
     call: str
@@ -41,13 +42,14 @@ class Expected:
     entry_single: float
     complete: float = 0.995
     user: float | None = 0.95
+    without_files: tuple[str, ...] = ()
 
 
 EXPECTED = {
     "arm64": Expected("el0_svc", entry=0.4, entry_single=0.2),
     "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=0.9),
-    # So it has here, and there are no frame pointers to follow.
-    "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=None),
+    # The loop of busybox httpd never ends and takes its stack by the piece: 78 to 90 %, as httpd runs more or less.
+    "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7, without_files=("bookworm",)),
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),
     # The programs' files cannot be told. Interrupts that wait are taken when QEMU halts, and what they interrupt is not shown.
     "mips64el": Expected("syscall_common", entry=0.5, entry_single=0.45, user=None),
@@ -98,7 +100,7 @@ def test_mixed_workload(start_guest: StartGuest, tmp_path: Path, boot: Boot) -> 
     assert report["quality"]["samples"] >= MIN_SAMPLES * boot.vcpus
     assert report["meta"]["kernel_release"] in guest.console_text()
     check_tasks(report, path, expected)
-    if expected.user is not None:
+    if expected.user is not None and boot.suite not in expected.without_files:
         check_user_stacks(path, expected.user)
     # From here on: a boot of single instructions would take half a minute.
     guest.execute("human-monitor-command", **{"command-line": "singlestep on"})

@@ -115,27 +115,6 @@ class LinkRegister:
 
 
 @dataclass(frozen=True, slots=True)
-class FrameStep:
-    """What an instruction does, as far as the frame of its function is concerned.
-
-    size: bytes. target: where it may branch to, None where it does not or where that is in a register.
-    goes_on: whether control may go on behind it.
-    moves_sp: what it adds to the stack pointer; None where it sets it to something that is not known.
-    restores_sp: it gives the stack pointer the value that it had at the start of the function.
-    saves_link: where it saves the return address, counted from the stack pointer; None where it does not.
-    stores_chain: the register that it stores where a frame's word for the chain is, "" where it does not.
-    """
-
-    size: int
-    target: int | None = None
-    goes_on: bool = True
-    moves_sp: int | None = 0
-    restores_sp: bool = False
-    saves_link: int | None = None
-    stores_chain: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class StackChain:
     """Frames of which each has a word that leads to the caller's.
 
@@ -144,7 +123,7 @@ class StackChain:
     return_address: where a function saves its return address, counted from its caller's stack pointer.
     trap: where behind the stack pointer a trap frame lies at the end of a chain.
     alignment: of an instruction's address; a call is longer.
-    decode: the instruction of some code bytes, (its address, the bytes).
+    decode: the instruction at (address, bytes from there on), None where it is none.
     switches: functions that go from one task's stack to another's; in between there is none.
     called: functions amid entry code that are called as others are.
     """
@@ -154,7 +133,7 @@ class StackChain:
     return_address: int
     trap: int
     alignment: int
-    decode: Callable[[int, bytes], FrameStep]
+    decode: Callable[[int, bytes], Instruction | None]
     switches: tuple[str, ...]
     called: tuple[str, ...]
 
@@ -164,11 +143,13 @@ class CpuAreas:
     """Memory that belongs to one CPU each and that no per-CPU variable is.
 
     pointers: the kernel's array of their addresses, by CPU number; or if ``is_pointer`` a pointer to that. struct: what lies there.
+    members: where members of it are, for kernels without type information.
     """
 
     pointers: str
     struct: str
     is_pointer: bool = False
+    members: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
-from unwind.arch.s390x_code import BACK_CHAIN, decode
+from unwind.arch.s390x_code import GENERAL, decode
 from unwind.rules import TrapFrame
 
 _PSW_DAT = 0x0400_0000_0000_0000
@@ -75,8 +75,9 @@ def _first_handler(_registers: Registers, read: ReadMemory) -> int | None:
     return None if word is None else int.from_bytes(word[8:], "big")
 
 
-_GENERAL = tuple(f"r{number}" for number in range(16))
 _STACK_SIZE = 0x4000
+_BACK_CHAIN = 152
+"""``back_chain`` of struct stack_frame (asm/stacktrace.h)."""
 _TRAP_SIZE, _FRAME_SIZE = 200, 160
 """Of struct pt_regs and struct stack_frame, which a stack begins with (STACK_INIT_OFFSET, asm/thread_info.h)."""
 _SYSTEM_CALL = 1
@@ -119,7 +120,7 @@ def _taken_exception(name: str, offset: int, registers: Registers) -> Mapping[st
     mask, address = (registers.get(f"{word}@{place or 0:x}") for word in ("pswm", "pswa"))
     if mask is None or address is None:
         return None
-    taken = {**{each: registers[each] for each in _GENERAL}, "pswm": mask, "pswa": address}
+    taken = {**{each: registers[each] for each in GENERAL}, "pswm": mask, "pswa": address}
     return taken if _is_trap(taken) else None
 
 
@@ -139,7 +140,7 @@ def _system_call_number(saved: Registers) -> int | None:
 
 
 _FLOATS = tuple(f"f{number}" for number in (0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15))
-_DWARF = (*_GENERAL, *_FLOATS, *(f"cr{i}" for i in range(16)), *(f"acr{i}" for i in range(16)), "pswm", "pswa")
+_DWARF = (*GENERAL, *_FLOATS, *(f"cr{i}" for i in range(16)), *(f"acr{i}" for i in range(16)), "pswm", "pswa")
 
 _USER_ABIS = (
     UserAbi(
@@ -154,7 +155,7 @@ _USER_ABIS = (
         caller_slot=None,
         has_frames_above=False,
         address_bits=31,
-        callee_saved=(*_GENERAL[6:14], "r15"),
+        callee_saved=(*GENERAL[6:14], "r15"),
         return_column=14,
         red_zone=0,
         system_call_size=2,  # svc
@@ -176,7 +177,7 @@ _USER_ABIS = (
         caller_slot=None,
         has_frames_above=False,
         address_bits=64,
-        callee_saved=(*_GENERAL[6:14], "r15"),
+        callee_saved=(*GENERAL[6:14], "r15"),
         return_column=14,
         red_zone=0,
         system_call_size=2,  # svc
@@ -184,11 +185,11 @@ _USER_ABIS = (
         signal_frame={
             "pswm": 160 + 8 + 128 + 40,
             "pswa": 160 + 8 + 128 + 48,
-            **{name: 160 + 8 + 128 + 56 + 8 * i for i, name in enumerate(_GENERAL)},
+            **{name: 160 + 8 + 128 + 56 + 8 * i for i, name in enumerate(GENERAL)},
         },
         go_clock_sp="",
         init_code=None,
-        decode=None,
+        decode=decode,
         is_process=lambda _registers: True,
     ),
 )
@@ -234,7 +235,9 @@ S390X = Architecture(
     stack_size=_STACK_SIZE,
     entry_stacks=(0, 0),
     cpu_base=(),
-    cpu_areas=CpuAreas("lowcore_ptr", "lowcore"),  # the processor's prefix leads there (asm/lowcore.h)
+    cpu_areas=CpuAreas(
+        "lowcore_ptr", "lowcore", members={"current_task": 0x340}
+    ),  # the processor's prefix leads there (asm/lowcore.h)
     interrupt_stacks=InterruptStacks(
         variable="",
         container="",
@@ -242,7 +245,7 @@ S390X = Architecture(
         is_lowest=False,
         link=StackLink.BOTTOM_WORD,  # the chain of its first frame (call_on_stack, asm/stacktrace.h); 0 in that of a task's stack
         exceptions="",
-        word_at=_STACK_SIZE - _TRAP_SIZE - _FRAME_SIZE + BACK_CHAIN,
+        word_at=_STACK_SIZE - _TRAP_SIZE - _FRAME_SIZE + _BACK_CHAIN,
     ),
     running_task=RunningTask(
         pointer=lambda _registers: None,
@@ -254,7 +257,7 @@ S390X = Architecture(
         link=None,
         frame_record=0,
         chain=StackChain(
-            word=BACK_CHAIN,
+            word=_BACK_CHAIN,
             link="r14",
             return_address=136,
             trap=_FRAME_SIZE,
@@ -267,7 +270,7 @@ S390X = Architecture(
         trap=TrapFrame(
             size=_TRAP_SIZE,
             full={
-                **{name: 8 + 8 * i for i, name in enumerate(("pswm", "pswa", *_GENERAL))},
+                **{name: 8 + 8 * i for i, name in enumerate(("pswm", "pswa", *GENERAL))},
                 "int_code": 160,
                 "flags": 176,
             },
@@ -322,7 +325,7 @@ S390X = Architecture(
         system_call_number=_system_call_number,
         is_32bit_process=lambda registers: not registers["pswm"] & (_PSW_64BIT ^ _PSW_31BIT),
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "sys_call_table_emu")},
-        first_system_calls={},
+        first_system_calls={"sys_call_table": ("__s390x_sys_ni_syscall", "__s390x_sys_exit", "__s390x_sys_fork")},
     ),
     user_abis=_USER_ABIS,
 )
