@@ -52,15 +52,17 @@ _RISCV = (
 )
 _PPC_MARKERS = ((32, 48), (96, 112))
 """Where the mark "regshere" and ``struct pt_regs`` lie in a frame: since 6.2, before (arch/powerpc/include/asm/ptrace.h)."""
-_PPC_MARKER = 0x5245_4753_6865_7265
+_PPC_MARKS = (0x5245_4753, 0x7265_6773_6865_7265)
+"""``STACK_FRAME_REGS_MARKER``, since 6.2 and before."""
 
 
 def _powerpc_saved(frame: Mapping[str, int], read_word: ReadWord) -> int | None:
-    return next((frame["r1"] + at for mark, at in _PPC_MARKERS if read_word(frame["r1"] + mark) == _PPC_MARKER), None)
+    return next((frame["r1"] + at for mark, at in _PPC_MARKERS if read_word(frame["r1"] + mark) in _PPC_MARKS), None)
 
 
 def _powerpc_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int | None]:
-    caller = read_word(frame["r1"]) or 0
+    """From the end of an interrupt stack, which an inline assembler has changed to (call_do_softirq, kernel/irq.c), by back chains."""
+    caller = read_word(read_word(frame["r1"]) or 0) or 0
     return {"r1": caller, "pc": read_word(caller + 16)}
 
 
@@ -123,7 +125,15 @@ KERNELS = {
         pc="pc",
         entry_text=("", ""),
         functions=(
-            *("system_call_", "interrupt_return", "hardware_interrupt_", "decrementer_", "data_access_", "instruction_access_"),
+            *(
+                "system_call_common",
+                "system_call_vectored_",
+                "interrupt_return",
+                "hardware_interrupt_",
+                "decrementer_",
+                "data_access_",
+                "instruction_access_",
+            ),
             *(
                 "program_check_",
                 "doorbell_",
@@ -145,8 +155,8 @@ KERNELS = {
             }
         ),
         saved=_powerpc_saved,
-        switch=("call_do_", _powerpc_switch),
-        undefined="",
+        switch=("\0", _powerpc_switch),
+        undefined="did not save the PC",
         places={
             **{f"r{number}": 8 * number for number in range(32)},
             "pc": 256,
