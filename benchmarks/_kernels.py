@@ -52,7 +52,7 @@ _RISCV = (
 )
 _PPC_MARKERS = ((32, 48), (96, 112))
 """Where the mark "regshere" and ``struct pt_regs`` lie in a frame: since 6.2, before (arch/powerpc/include/asm/ptrace.h)."""
-_PPC_MARKS = (0x5245_4753, 0x7265_6773_6865_7265)
+_PPC_MARKS = (0x5347_4552, 0x7265_6773_6865_7265)
 """``STACK_FRAME_REGS_MARKER``, since 6.2 and before."""
 
 
@@ -61,7 +61,7 @@ def _powerpc_saved(frame: Mapping[str, int], read_word: ReadWord) -> int | None:
 
 
 def _powerpc_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int | None]:
-    """From the end of an interrupt stack, which an inline assembler has changed to (call_do_softirq, kernel/irq.c), by back chains."""
+    """By back chains from the end of an interrupt stack, to which an inline assembler has changed (kernel/irq.c, call_do_softirq)."""
     caller = read_word(read_word(frame["r1"]) or 0) or 0
     return {"r1": caller, "pc": read_word(caller + 16)}
 
