@@ -63,7 +63,7 @@ def find_kernel(memory: PhysicalMemory, architecture: Architecture, registers: S
     if any(architecture.is_32bit_kernel(each) for each in registers):
         yield from _refuse_32bit_kernel(memory)
     looked_at = set()
-    for each in registers:
+    for each in filter(architecture.shows_image, registers):
         for space in spaces_of(memory, architecture, (each,)):
             mark = architecture.image_mark(each, lambda address, size, space=space: space.read_many([(address, size)])[0])  # type: ignore[misc]
             if (key := (space.root, space.tables, mark)) in looked_at:

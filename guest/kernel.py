@@ -18,7 +18,7 @@ from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.memory import Steps
 from guest.modules import Module
 from guest.orc_tables import OrcBytes, read_orc
-from guest.own_table import find_own_table
+from guest.own_table import find_own_table, find_pointer_table
 from guest.paging import AddressSpace
 from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
@@ -341,7 +341,7 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
     """The kernel's own page tables, or None while they do not map the image as the vCPU's do (early in boot)."""
     table = kernel.symbols.find(kernel.architecture.page_table_symbol)
     start = kernel.symbols.find("_stext")
-    if table is None and not kernel.architecture.paging.is_shared:
+    if table is None and not kernel.architecture.paging.is_shared and not kernel.architecture.page_table_alignment:
         return current
     if start is None:
         return None
@@ -362,6 +362,8 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
 def _search_own_table(kernel: Kernel, current: AddressSpace) -> Steps[int | None]:
     if kernel.is_settled:
         return kernel.space.root
+    if kernel.architecture.page_table_alignment:
+        return (yield from find_pointer_table(current, kernel.data_range, kernel.architecture.page_table_alignment))
     start, data = kernel.symbols.find("_stext"), kernel.symbols.find("init_task")
     if start is None or data is None:
         return None

@@ -13,6 +13,27 @@ from guest.memory import CHUNK_SIZE, Steps
 from guest.paging import PAGE_SIZE, AddressSpace
 
 _FORMATS = {4: "I", 8: "Q"}
+_PAGES_PER_STEP = 64
+
+
+def find_pointer_table(current: AddressSpace, image: tuple[int, int], alignment: int) -> Steps[int | None]:
+    """The first page of the image's data that is full of addresses of pages: the physical address of the kernel's own table.
+
+    So it is where tables are the kernel's own affair (``PageTables.has_pointers``); processes' tables lie behind the image.
+    alignment: of the table, 0 where this is not so.
+    """
+    low, high = image
+    size = current.tables.entry_size
+    form = f"{'<' if current.tables.byteorder == 'little' else '>'}{PAGE_SIZE // size}{_FORMATS[size]}"
+    for count, page in enumerate(range((low + alignment - 1) & -alignment, high, alignment) if alignment else ()):
+        if not count % _PAGES_PER_STEP:
+            yield
+        data = current.read_many([(page, PAGE_SIZE)])[0]
+        if data is not None and all(
+            each and not each % PAGE_SIZE and current.is_linear(each) for each in struct.unpack(form, data)
+        ):
+            return current.translate(page)
+    return None
 
 
 def find_own_table(current: AddressSpace, image: tuple[int, int], wanted: Sequence[int], kernel_half: int) -> Steps[int | None]:

@@ -117,6 +117,10 @@ class AddressSpace:
                 return table_address & -1 << shift | address & (1 << shift) - 1, left
         return None, 1 << tables.page_shift
 
+    def is_linear(self, address: int) -> bool:
+        """Whether the processor maps an address without tables."""
+        return _linear(self.tables, address) is not None
+
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
         return self._walk(address & _ADDRESS_MASK)[0]

@@ -421,6 +421,7 @@ class Architecture:
     kernel_image: range in which the kernel image is mapped, wherever KASLR puts it; where there is a mark, other things are too.
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
+    page_table_alignment: of that table, where its content tells it (``guest.own_table.find_pointer_table``), else 0.
     shows_image: whether registers in kernel or user mode may tell that mark.
     is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
     image_mark_symbols: one of these is at the mark; none where other things may be.
@@ -471,3 +472,4 @@ class Architecture:
     user_abis: tuple[UserAbi, ...]
     firmware: Firmware | None = None
     shows_image: Callable[[Registers], bool] = lambda _registers: True
+    page_table_alignment: int = 0

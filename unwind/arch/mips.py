@@ -87,6 +87,8 @@ def image_mark(base: int) -> Callable[[Registers, ReadMemory], int | None]:
 
 NO_TABLE = 1 << 56
 """Where no RAM is: the page tables are the kernel's own affair, and no register tells where they are."""
+PAGE_TABLE_ALIGNMENT = 0x1_0000
+"""``swapper_pg_dir`` is the first of ``.bss`` (kernel/vmlinux.lds.S, ``BSS_FIRST_SECTIONS``)."""
 SEGMENT = 0x2000_0000
 """Bytes of KSEG0 and KSEG1, both of which show the first physical memory (volume III, 4.4)."""
 

@@ -186,4 +186,5 @@ MIPS64EL = Architecture(
     ),
     user_abis=_USER_ABIS,
     shows_image=mips.shows_image(_CKSEG0),
+    page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
 )

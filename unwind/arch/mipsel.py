@@ -172,4 +172,5 @@ MIPSEL = Architecture(
     ),
     user_abis=_USER_ABIS,
     shows_image=mips.shows_image(_KSEG0),
+    page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
 )
