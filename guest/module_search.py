@@ -29,6 +29,8 @@ _NAME = re.compile(rb"[A-Za-z0-9_]{1,55}\0")
 _NAME_SIZE = 56
 _MODULE_SIZE = 0x800
 """Bytes of ``struct module`` in which its members are looked for; those that are wanted lie in the first 600 or so."""
+_LEAST_SIZE = 0x180
+"""More than up to the last of these in kernels with pointers of 4 bytes."""
 _STATES = {"MODULE_STATE_LIVE": 0, "MODULE_STATE_COMING": 1, "MODULE_STATE_GOING": 2, "MODULE_STATE_UNFORMED": 3}
 _MAX_MODULES = 4096
 _WORDS_PER_STEP = 1 << 13
@@ -133,13 +135,16 @@ def _read_modules(space: AddressSpace, head: int, words: Words) -> list[_Module]
     """The modules of a list; nothing where one of its elements is none."""
     found = []
     for address in walk_list(space, words, head, words.size, _MAX_MODULES):
-        data = space.read_many([(address, _MODULE_SIZE)])[0]
-        if data is None or words.number(data[:4]) not in _STATES.values() or not _NAME.match(data, 3 * words.size):
+        # Where it ends with its pages, nothing need be mapped behind them.
+        whole, in_page = space.read_many([(address, _MODULE_SIZE), (address, PAGE_SIZE - address % PAGE_SIZE)])
+        data = whole or (in_page or b"")[:_MODULE_SIZE]
+        if len(data) < _LEAST_SIZE or words.number(data[:4]) not in _STATES.values() or not _NAME.match(data, 3 * words.size):
             return []
         # While a module is loaded its members are not what they will be.
         if words.number(data[:4]) == _STATES["MODULE_STATE_LIVE"]:
-            found.append(_Module(address, data, words.pointers(data)))
-    return found
+            found.append((address, data))
+    size = min((len(data) for _address, data in found), default=0)
+    return [_Module(address, data[:size], words.pointers(data[:size])) for address, data in found]
 
 
 def _find_members(space: AddressSpace, modules: list[_Module], words: Words) -> Members | None:
