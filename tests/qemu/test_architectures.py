@@ -52,8 +52,8 @@ EXPECTED = {
     "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7, without_files=("bookworm",)),
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),
     # The programs' files cannot be told. Interrupts that wait are taken when QEMU halts, and what they interrupt is not shown.
-    "mips64el": Expected("syscall_common", entry=0.5, entry_single=0.45, user=None),
-    "mipsel": Expected("syscall_common", entry=0.5, entry_single=0.45, user=None),
+    "mips64el": Expected("syscall_common", entry=0.6, entry_single=0.55, user=None),
+    "mipsel": Expected("syscall_common", entry=0.6, entry_single=0.55, user=None),
     # Interrupts that are pending when QEMU is asked to halt have just switched to a mode with registers of its own.
     "armhf": Expected("ret_fast_syscall", entry=0.6, entry_single=0.6, complete=0.98, user=None),
     # Of the second vCPU and further ones QEMU 7.2 does not tell SRR0, which has the interrupted pc.
