@@ -61,7 +61,7 @@ def _powerpc_saved(frame: Mapping[str, int], read_word: ReadWord) -> int | None:
 
 
 def _powerpc_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int | None]:
-    """By back chains from the end of an interrupt stack, to which an inline assembler has changed (kernel/irq.c, call_do_softirq)."""
+    """By back chains from the end of an interrupt stack, to which inline assembler has changed (kernel/irq.c, call_do_softirq)."""
     caller = read_word(read_word(frame["r1"]) or 0) or 0
     return {"r1": caller, "pc": read_word(caller + 16)}
 
