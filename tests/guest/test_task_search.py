@@ -194,7 +194,9 @@ def test_the_running_task_is_in_the_struct_of_each_cpu(has_other: bool) -> None:
     own = replace(
         WIDE,
         cpu_areas=CpuAreas("areas", "area", is_pointer=True),
-        running_task=RunningTask(pointer=lambda _registers: None, variables=("area.current",)),
+        running_task=RunningTask(
+            pointer=lambda _registers: None, variables=("area.current",), head=lambda _registers: None, stacks=""
+        ),
     )
     tasks = Tasks(own)
     for place, area in zip((0x7_4000, 0x7_4008), areas, strict=True):

@@ -192,7 +192,7 @@ def test_the_task_in_an_area_of_the_cpus_own(at: int | None) -> None:
     architecture = replace(
         X86_64,
         cpu_areas=CpuAreas("lowcore_ptr", "lowcore", members={"current_task": 0x340}),
-        running_task=RunningTask(lambda _registers: None, ("lowcore.current_task", "current_task")),
+        running_task=RunningTask(lambda _registers: None, ("lowcore.current_task", "current_task"), lambda _registers: None, ""),
     )
     cpu = Cpu()
     area = HEAP + 0x3_0400

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from unwind import arch
 from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
 from unwind.arch.armhf import ARMHF
@@ -625,3 +630,30 @@ def test_ppc64el_registers_of_a_big_endian_moment() -> None:
     assert PPC64EL.is_other_byteorder({"msr": int.from_bytes(bytes.fromhex("8000000000001000"), "little")})
     assert not PPC64EL.is_other_byteorder({"msr": 0x8000_0000_0000_1033})
     assert not PPC64EL.is_other_byteorder({})
+
+
+FILES = sorted(path for path in Path(arch.__file__).parent.glob("*.py") if "Architecture(" in path.read_text("utf-8"))
+FACTS = (
+    arch.Architecture,
+    arch.KernelCode,
+    arch.UserAbi,
+    arch.PagingFormat,
+    arch.PageTables,
+    arch.InterruptStacks,
+    arch.RunningTask,
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_read_line_for_line_alike(path: Path) -> None:
+    """Facts are named in the order in which they are described, and none is left out (but the rarities of page tables)."""
+    orders = {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in FACTS}
+    found = 0
+    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in orders:
+            continue
+        named = [keyword.arg for keyword in call.keywords]
+        order = orders[call.func.id]
+        assert named == [name for name in order if name in named or call.func.id != "PageTables"], call.func.id
+        found += call.func.id == "Architecture"
+    assert found == 1

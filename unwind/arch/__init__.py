@@ -78,7 +78,7 @@ class PagingFormat:
     kernel_tables: Callable[[PageTables, Callable[[str], int | None]], PageTables]
     is_shared: bool
     enabled: Callable[[Registers], bool]
-    user_tables: Callable[[Registers], PageTables] | None = None
+    user_tables: Callable[[Registers], PageTables] | None
 
 
 class UnwindMethod(Enum):
@@ -224,7 +224,7 @@ class InterruptStacks:
     is_lowest: bool
     link: StackLink
     exceptions: str
-    word_at: int = 0
+    word_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +240,8 @@ class RunningTask:
 
     pointer: Callable[[Registers], int | None]
     variables: tuple[str, ...]
-    head: Callable[[Registers], int | None] = lambda _registers: None
-    stacks: str = ""
+    head: Callable[[Registers], int | None]
+    stacks: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,10 +332,10 @@ class KernelCode:
     is_32bit_process: Callable[[Registers], bool]
     system_call_tables: Mapping[bool, tuple[str, str]]
     first_system_calls: Mapping[str, tuple[str, ...]]
-    data_in_code: Mapping[str, tuple[str, Callable[[bytes], int | None]]] = field(default_factory=dict)
-    frame_code: FrameCode | None = None
-    entry_ranges: tuple[tuple[str, str], ...] = ()
-    in_entry: Callable[[Registers], bool] = lambda _registers: False
+    data_in_code: Mapping[str, tuple[str, Callable[[bytes], int | None]]]
+    frame_code: FrameCode | None
+    entry_ranges: tuple[tuple[str, str], ...]
+    in_entry: Callable[[Registers], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +470,6 @@ class Architecture:
     hides_kernel: bool
     kernel_code: KernelCode
     user_abis: tuple[UserAbi, ...]
-    firmware: Firmware | None = None
-    shows_image: Callable[[Registers], bool] = lambda _registers: True
-    page_table_alignment: int = 0
+    firmware: Firmware | None
+    shows_image: Callable[[Registers], bool]
+    page_table_alignment: int

@@ -264,6 +264,7 @@ ARM64 = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
         enabled=lambda registers: bool(registers.get("SCTLR", 0) & _SCTLR_M),
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_text", "_stext"),
@@ -285,10 +286,13 @@ ARM64 = Architecture(
         is_lowest=True,  # arch/arm64/kernel/irq.c
         link=StackLink.FRAME_POINTER,  # call_on_irq_stack, arch/arm64/kernel/entry.S
         exceptions="",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=_current,
         variables=("__entry_task",),  # arch/arm64/kernel/process.c
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,
     kernel_code=KernelCode(
@@ -367,6 +371,13 @@ ARM64 = Architecture(
         is_32bit_process=lambda registers: _mode(registers) == _USER32,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "compat_sys_call_table")},
         first_system_calls={"sys_call_table": ("__arm64_sys_io_setup", "__arm64_sys_io_destroy", "__arm64_sys_io_submit")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

@@ -177,6 +177,7 @@ ARMHF = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
         enabled=lambda registers: bool(registers.get("SCTLR", 0) & _SCTLR_M) and not registers.get("TTBCR", 0) & _TTBCR_EAE,
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_stext",),
@@ -198,10 +199,13 @@ ARMHF = Architecture(
         is_lowest=False,
         link=StackLink.TASK,  # call_with_stack, lib/call_with_stack.S
         exceptions="",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=_current,
         variables=("__entry_task",),  # kernel/process.c
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,
     kernel_code=KernelCode(
@@ -268,6 +272,12 @@ ARMHF = Architecture(
         system_call_tables={False: ("arm", "sys_call_table")},
         first_system_calls={"sys_call_table": ("sys_restart_syscall", "sys_exit", "sys_fork")},
         data_in_code={"__entry_task": ("vector_swi", _entry_task)},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

@@ -172,6 +172,7 @@ I386 = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=True,
         enabled=lambda registers: bool(registers["cr0"] & _CR0_PG),
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_text", "_stext"),
@@ -193,10 +194,13 @@ I386 = Architecture(
         is_lowest=True,
         link=StackLink.BOTTOM_WORD,  # execute_on_irq_stack, do_softirq_own_stack
         exceptions="",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=lambda _registers: None,
         variables=("current_task", "pcpu_hot.current_task"),  # arch/x86/include/asm/current.h
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,  # PTI: by the table of user mode
     kernel_code=KernelCode(
@@ -247,6 +251,13 @@ I386 = Architecture(
         is_32bit_process=lambda _registers: False,
         system_call_tables={False: ("i386", "sys_call_table")},
         first_system_calls={"sys_call_table": ("__ia32_sys_restart_syscall", "__ia32_sys_exit", "__ia32_sys_fork")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

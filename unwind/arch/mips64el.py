@@ -34,10 +34,10 @@ _TABLES = PageTables(
     present=1,
     large=(1 << 4, 1 << 4),
     address_mask=0x3FFF_FFFF_FFFF_C000,  # ``_PFN_SHIFT`` is 14 (asm/pgtable-bits.h)
-    address_shift=-2,
-    has_pointers=True,
     entry_size=8,
     byteorder="little",
+    address_shift=-2,
+    has_pointers=True,
     linear=(
         (_CKSEG0, _CKSEG1, 0),
         (_CKSEG1, _CKSEG2, 0),
@@ -101,6 +101,7 @@ MIPS64EL = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
         enabled=lambda _registers: True,
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_stext",),
@@ -134,8 +135,8 @@ MIPS64EL = Architecture(
     kernel_code=KernelCode(
         method=UnwindMethod.PROLOGUES,
         link=None,
-        chain=None,
         frame_record=0,
+        chain=None,
         signature=0,
         trap=TrapFrame(
             size=304,
@@ -185,6 +186,7 @@ MIPS64EL = Architecture(
         in_entry=mips.in_entry,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
     shows_image=mips.shows_image(_CKSEG0),
     page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
 )

@@ -89,6 +89,7 @@ MIPSEL = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
         enabled=lambda _registers: True,
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_stext",),
@@ -122,8 +123,8 @@ MIPSEL = Architecture(
     kernel_code=KernelCode(
         method=UnwindMethod.PROLOGUES,
         link=None,
-        chain=None,
         frame_record=0,
+        chain=None,
         signature=0,
         trap=TrapFrame(
             size=184,
@@ -171,6 +172,7 @@ MIPSEL = Architecture(
         in_entry=mips.in_entry,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
     shows_image=mips.shows_image(_KSEG0),
     page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
 )

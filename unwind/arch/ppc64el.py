@@ -254,6 +254,7 @@ PPC64EL = Architecture(
         kernel_tables=_kernel_tables,
         is_shared=False,
         enabled=lambda registers: _is_relocated(registers) and bool(registers["msr"] & _MSR_SF),
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_text", "_stext"),
@@ -275,10 +276,13 @@ PPC64EL = Architecture(
         is_lowest=True,
         link=StackLink.FRAME_POINTER,
         exceptions="",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=lambda _registers: None,
         variables=("paca_struct.__current",),  # asm/paca.h
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,
     kernel_code=KernelCode(
@@ -360,6 +364,13 @@ PPC64EL = Architecture(
         is_32bit_process=lambda registers: not registers["msr"] & _MSR_SF,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "compat_sys_call_table")},
         first_system_calls={"sys_call_table": ("sys_restart_syscall", "sys_exit", "sys_fork", "sys_read")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

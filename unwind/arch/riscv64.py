@@ -68,9 +68,9 @@ def _tables_of(levels: int) -> PageTables:
         present=1,
         large=(1 << 1, 1 << 1),
         address_mask=((1 << 54) - (1 << 10)),
-        address_shift=2,
         entry_size=8,
         byteorder="little",
+        address_shift=2,
     )
 
 
@@ -249,6 +249,7 @@ RISCV64 = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=True,
         enabled=lambda registers: _levels(registers) is not None,
+        user_tables=None,
     ),
     page_table_symbol="swapper_pg_dir",
     image_start=("_start",),
@@ -270,10 +271,13 @@ RISCV64 = Architecture(
         is_lowest=True,  # arch/riscv/kernel/irq.c
         link=StackLink.FRAME_POINTER,  # call_on_irq_stack, arch/riscv/kernel/entry.S
         exceptions="",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=_current,
         variables=(),
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,
     kernel_code=KernelCode(
@@ -335,6 +339,10 @@ RISCV64 = Architecture(
         is_32bit_process=lambda registers: registers.get("sstatus", 0) >> _UXL_SHIFT & 3 == 1,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "compat_sys_call_table")},
         first_system_calls={"sys_call_table": ("__riscv_sys_io_setup", "__riscv_sys_io_destroy", "__riscv_sys_io_submit")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
     firmware=Firmware(
@@ -347,4 +355,6 @@ RISCV64 = Architecture(
         caller=_firmwares_caller,
         entered_from=_firmware_entered_from,
     ),
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

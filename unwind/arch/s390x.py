@@ -250,6 +250,8 @@ S390X = Architecture(
     running_task=RunningTask(
         pointer=lambda _registers: None,
         variables=("lowcore.current_task",),  # asm/lowcore.h
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=True,
     kernel_code=KernelCode(
@@ -326,6 +328,13 @@ S390X = Architecture(
         is_32bit_process=lambda registers: not registers["pswm"] & (_PSW_64BIT ^ _PSW_31BIT),
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "sys_call_table_emu")},
         first_system_calls={"sys_call_table": ("__s390x_sys_ni_syscall", "__s390x_sys_exit", "__s390x_sys_fork")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )

@@ -242,6 +242,7 @@ X86_64 = Architecture(
         kernel_tables=lambda tables, _variable: tables,
         is_shared=True,
         enabled=lambda registers: bool(registers["cr0"] & _CR0_PG and registers["efer"] & _EFER_LMA),
+        user_tables=None,
     ),
     page_table_symbol="init_top_pgt",
     image_start=("_text", "_stext"),
@@ -263,10 +264,13 @@ X86_64 = Architecture(
         is_lowest=False,
         link=StackLink.TOP_WORD,  # arch/x86/include/asm/irq_stack.h
         exceptions="cea_exception_stacks",
+        word_at=0,
     ),
     running_task=RunningTask(
         pointer=lambda _registers: None,
         variables=("current_task", "pcpu_hot.current_task"),  # arch/x86/include/asm/current.h
+        head=lambda _registers: None,
+        stacks="",
     ),
     hides_kernel=False,
     kernel_code=KernelCode(
@@ -326,6 +330,13 @@ X86_64 = Architecture(
         is_32bit_process=lambda registers: registers["cs"] == _USER32_CS,
         system_call_tables={False: ("64", "sys_call_table"), True: ("32", "ia32_sys_call_table")},
         first_system_calls={"sys_call_table": ("__x64_sys_read", "__x64_sys_write", "__x64_sys_open")},
+        data_in_code={},
+        frame_code=None,
+        entry_ranges=(),
+        in_entry=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
+    firmware=None,
+    shows_image=lambda _registers: True,
+    page_table_alignment=0,
 )
