@@ -5,8 +5,9 @@ To add an architecture:
 1. Copy the file of the one that is most like it and keep the order of its lines.
 2. Fill in the registers by their gdb names, the paging format and the kernel's fixed addresses, each with its source.
 3. Name the unwinding method; if none fits, write one beside ``orc.py`` and lower it to the rules of ``rules.py``.
-4. Add it to ``ARCHITECTURES`` below and a row to the table of ``tests/unwind/test_arch.py``.
-5. Run ``make test``: the guests of ``tests/qemu`` are the judge.
+4. Add it to ``ARCHITECTURES`` of ``registry.py``, and rows to the tables of ``tests/unwind/test_arch.py``,
+   ``tests/qemu/guests.py`` and ``tests/qemu/test_architectures.py``.
+5. Run ``make test``: the guests of ``tests/qemu`` are the judge. Then the oracles: docs/adding-an-architecture.md.
 """
 
 from __future__ import annotations
