@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from recording.errors import GuestprofError, MissingDependencyError, TransportError
 from sampler.guard import Guard
@@ -50,28 +53,32 @@ class LaunchedQemu:
         self._keep = False
         # Should we be killed before a session has a guard of its own, QEMU would wait before its first instruction for ever.
         self._guard = Guard(f"unix:{self.gdb_path}", qmp=str(self.qmp_path))
-        with (self.directory / "stdout").open("wb") as out, self._error_path.open("wb") as err:
-            self._process = subprocess.Popen(
-                [
-                    binary,
-                    *arguments[1:],
-                    "-S",
-                    "-chardev",
-                    f"socket,id=guestprof-gdb,path={self.gdb_path},server=on,wait=off",
-                    "-gdb",
-                    "chardev:guestprof-gdb",
-                    "-qmp",
-                    f"unix:{self.qmp_path},server=on,wait=off",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+        self._process = self._start([binary, *arguments[1:]])
         try:
             self._await_sockets()
         except BaseException:
             self.close()
+            raise
+
+    def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """QEMU, which waits before the guest's first instruction, with sockets of ours."""
+        stub = ["-chardev", f"socket,id=guestprof-gdb,path={self.gdb_path},server=on,wait=off", "-gdb", "chardev:guestprof-gdb"]
+        qmp = ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+        others = {child.pid for child in psutil.Process().children()}
+        try:
+            with (self.directory / "stdout").open("wb") as out, self._error_path.open("wb") as err:
+                return subprocess.Popen(
+                    [*command, "-S", *stub, *qmp], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                )
+        except BaseException:
+            # A signal may come when there is a process already and nobody knows it yet.
+            started = [child for child in psutil.Process().children() if child.pid not in others]
+            for child in started:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+            psutil.wait_procs(started, _STOP_TIMEOUT_S)
+            self.dismiss_guard()
+            shutil.rmtree(self.directory, ignore_errors=True)
             raise
 
     @property

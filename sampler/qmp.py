@@ -76,6 +76,11 @@ class Qmp:
                 connected.close()
             loop.close()
             raise TransportError(_explain(error, address)) from error
+        except BaseException:
+            _abandon(loop)
+            if connected is not None:
+                connected.close()
+            raise
         return cls(client, loop, address, pid, timeout_s)
 
     def __enter__(self) -> Self:
@@ -200,6 +205,15 @@ class Qmp:
             stamp = cast("dict[str, int]", message.get("timestamp") or {})
             found.append(QmpEvent(name, stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6))
         return found
+
+
+def _abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop whose call a signal has ended. A coroutine that is left alone complains when it is collected."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()
 
 
 async def _within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
