@@ -179,7 +179,9 @@ def compare(live: LiveGuest, finder: TruthFinder, capture: Capture, counts: Coun
     if not chain.end.is_kernel:
         return
     truth = None
-    if chain.end is not StackEnd.ENTRY_WINDOW:
+    # Where an exception was just taken, the frame behind the first one is the code that it has interrupted.
+    has_taken = len(chain.frames) > 1 and chain.frames[1].lookup_pc == chain.frames[1].pc
+    if chain.end is not StackEnd.ENTRY_WINDOW and not has_taken:
         truth = finder.find(capture.registers, page_reader(live.session.target, capture.vcpu))
     verdict = count(counts, chain, truth)
     if truth is not None and verdict not in ("equal", "equal, helped"):

@@ -22,7 +22,7 @@ from typing import Any
 from guestprof.debian import fetch_kernel, fetch_package
 from guestprof.initramfs import INIT, WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
 from recording.errors import GuestprofError
-from recording.model import FrameKind
+from recording.model import FrameKind, StackEnd
 from recording.profile import Profile
 from recording.reader import Recording
 from tests.qemu.guests import MACHINES, PC, QEMU, Guest, GuestOptions, Machine
@@ -141,7 +141,8 @@ def figures_of(profile: Profile) -> dict[str, Any]:
     modules = {True: 0, False: 0}
     for count in profile.counts:
         for function in count.stack.functions:
-            if function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN):
+            # Exception vectors, where entry windows are, have no names either.
+            if function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN) and count.stack.end is not StackEnd.ENTRY_WINDOW:
                 modules[function.kind is FrameKind.MODULE and not function.name.startswith("0x")] += count.samples
         end = count.stack.user_end
         if end is not None and end.is_stack and count.origin.process.name == "bash":
