@@ -56,15 +56,14 @@ def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architect
     if not offsets:
         return CpuFacts()
     arrays = [_read_array(space, symbols, name, len(offsets), architecture) for name in architecture.interrupt_stacks.arrays]
+    size = stack_size_of(symbols, architecture)
+    areas = _read_areas(space, symbols, architecture, len(offsets))
     if arrays:
-        size = stack_size_of(symbols, architecture)
         ranges = [tuple(_lowest_to_range(space, lowest, size, architecture) for lowest in array) for array in arrays]
         others = zip(*ranges[1:], strict=True)
         stacks = ranges[0] if any(arrays[0]) else ()
-        areas = _read_areas(space, symbols, architecture, len(offsets))
         return CpuFacts(offsets, stacks, tuple(tuple(filter(any, each)) for each in others), areas)
-    tops = _read_irq_stack_tops(space, symbols, offsets, architecture)
-    size = stack_size_of(symbols, architecture)
+    tops = _read_irq_stack_tops(space, symbols, offsets, size, architecture)
     irq_stacks = tuple((top - size, top) if top else (0, 0) for top in tops)
     pointers = _read_variable(space, symbols, architecture.interrupt_stacks.exceptions, offsets, architecture)
     exception_stacks = tuple(_mapped_stacks(space, pointer, architecture) for pointer in pointers)
@@ -72,7 +71,7 @@ def read_cpus(space: AddressSpace, symbols: SymbolTable, architecture: Architect
         offsets,
         irq_stacks if any(tops) else (),
         exception_stacks if any(exception_stacks) else (),
-        _read_areas(space, symbols, architecture, len(offsets)),
+        areas,
     )
 
 
@@ -132,7 +131,7 @@ def _lowest_to_range(space: AddressSpace, lowest: int, size: int, architecture: 
 
 
 def _read_irq_stack_tops(
-    space: AddressSpace, symbols: SymbolTable, offsets: tuple[int, ...], architecture: Architecture
+    space: AddressSpace, symbols: SymbolTable, offsets: tuple[int, ...], size: int, architecture: Architecture
 ) -> list[int]:
     """The end of each CPU's interrupt stack, 0 where it is not up.
 
@@ -146,7 +145,6 @@ def _read_irq_stack_tops(
         # The pointer's place in the structure differs with the configuration, but it is the only one to the last slot of a page.
         answers = space.read_many([(hot.address + offset & Words.of(architecture).mask, _HOT_SIZE) for offset in offsets])
         values = [_slot_pointer(answer, architecture) if answer else 0 for answer in answers]
-    size = stack_size_of(symbols, architecture)
     tops = [value + size if stacks.is_lowest and value else value + 15 & -16 for value in values]
     return [top if _is_stack_end(space, top, size, architecture) else 0 for top in tops]
 

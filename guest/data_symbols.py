@@ -16,7 +16,7 @@ import struct
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from guest.btf import parse_btf
 from guest.kallsyms_scan import MAX_IMAGE_SIZE
@@ -137,24 +137,14 @@ def _find_entry(data: bytes, name: int, architecture: Architecture) -> Steps[int
 
 
 def _read_table(address: int, data: bytes, entry: int, architecture: Architecture) -> Steps[dict[str, int]]:
-    """All entries around one, until something is none."""
-    order = "<" if architecture.byteorder == "little" else ">"
-    layout = struct.Struct(f"{order}3i")
-    found: dict[str, int] = {}
-    for step in (-layout.size, layout.size):
-        at = entry
-        for count in range(_MAX_EXPORTS):
-            if not 0 <= at <= len(data) - layout.size:
-                break
-            value, name, _namespace = layout.unpack_from(data, at)
-            text = _name_at(data, at + 4 + name)
-            if text is None:
-                break
-            found[text] = address + at + value & _ADDRESS_MASK
-            at += step
-            if not count % _ENTRIES_PER_STEP:
-                yield
-    return found
+    """All entries of a table of relative numbers around one."""
+    layout = struct.Struct(f"{Words.of(architecture).order}3i")
+
+    def parse(at: int) -> tuple[str | None, int]:
+        value, name, _namespace = layout.unpack_from(data, at)
+        return _name_at(data, at + 4 + name), address + at + value & _ADDRESS_MASK
+
+    return (yield from _read_entries(data, entry, layout.size, parse))
 
 
 def _read_absolute(address: int, data: bytes, name: int, architecture: Architecture) -> Steps[dict[str, int]]:
@@ -177,14 +167,22 @@ def _read_absolute(address: int, data: bytes, name: int, architecture: Architect
 def _read_pointers(
     address: int, data: bytes, entry: int, layout: struct.Struct, architecture: Architecture
 ) -> Steps[dict[str, int]]:
+    def parse(at: int) -> tuple[str | None, int]:
+        value, name, *_namespace = layout.unpack_from(data, at)
+        return _name_at(data, name - address) if architecture.is_kernel_address(name) else None, value
+
+    return (yield from _read_entries(data, entry, layout.size, parse))
+
+
+def _read_entries(data: bytes, entry: int, size: int, parse: Callable[[int], tuple[str | None, int]]) -> Steps[dict[str, int]]:
+    """All entries around one, until something is none. parse: (name or None, value) of the entry at an offset."""
     found: dict[str, int] = {}
-    for step in (-layout.size, layout.size):
+    for step in (-size, size):
         at = entry
         for count in range(_MAX_EXPORTS):
-            if not 0 <= at <= len(data) - layout.size:
+            if not 0 <= at <= len(data) - size:
                 break
-            value, name, *_namespace = layout.unpack_from(data, at)
-            text = _name_at(data, name - address) if architecture.is_kernel_address(name) else None
+            text, value = parse(at)
             if text is None:
                 break
             found[text] = value

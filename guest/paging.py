@@ -48,7 +48,7 @@ def _levels(tables: PageTables) -> tuple[tuple[int, int, bool, int, int], ...]:
     return tuple(reversed(found))
 
 
-def _linear(tables: PageTables, address: int) -> int | None:
+def linear_address(tables: PageTables, address: int) -> int | None:
     """Physical address of one that the processor maps without tables, else None."""
     for low, high, physical in tables.linear:
         if low <= address < high:
@@ -105,7 +105,7 @@ class AddressSpace:
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
             if tables.has_pointers and not is_last and not is_large:
-                pointed = _linear(tables, entry)
+                pointed = linear_address(tables, entry)
                 if pointed is None:
                     return None, left
                 table_address = pointed
@@ -119,7 +119,7 @@ class AddressSpace:
 
     def is_linear(self, address: int) -> bool:
         """Whether the processor maps an address without tables."""
-        return _linear(self.tables, address) is not None
+        return linear_address(self.tables, address) is not None
 
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
@@ -227,9 +227,8 @@ class FreshSpace:
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
         tables = self.tables
-        for low, high, physical in tables.linear:
-            if low <= address < high:
-                return physical + address - low
+        if (physical := linear_address(tables, address)) is not None:
+            return physical
         present, (large_mask, large) = tables.present, tables.large
         entry_size = tables.entry_size
         table = self._root
@@ -244,7 +243,7 @@ class FreshSpace:
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
             if tables.has_pointers and not is_last and not is_large:
-                pointed = _linear(tables, entry)
+                pointed = linear_address(tables, entry)
                 if pointed is None:
                     return None
                 table = pointed

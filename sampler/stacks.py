@@ -17,6 +17,7 @@ from guest.paging import FreshSpace
 from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture, StackLink
 from unwind.firmware import find_caller
+from unwind.sources import find_range
 
 _PAGE = 4096
 _ADDRESS_END = 1 << 64
@@ -59,8 +60,7 @@ class StackPlanner:
         self._space = FreshSpace(kernel.space.memory, kernel.space.tables, kernel.space.root) if kernel and has_firmware else None
         self._entry_text = (0, 0)
         if kernel is not None and self._architecture.kernel_code.trap.is_pushed:
-            low, high = (kernel.symbols.find(name) for name in self._architecture.kernel_code.entry_text)
-            self._entry_text = (low.address, high.address) if low and high else (0, 0)
+            self._entry_text = find_range(kernel.symbols, self._architecture.kernel_code.entry_text)
 
     def probes(self) -> Sequence[Read]:
         """Per vCPU the word at the top of its interrupt stack, once it is known which stack that is."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
-from guest.paging import PAGE_SIZE, FreshSpace
+from guest.paging import PAGE_SIZE, FreshSpace, linear_address
 from guest.tasks import TaskReader, TaskWords
 from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture, Registers, StackLink
@@ -41,7 +41,6 @@ class TaskPlanner:
         self._space: FreshSpace | None = None
         self._offsets: dict[int, int] = {}
         self._linear: int | None = None
-        self._is_linear = False
         self._stage = 0
         self.copied: dict[int, list[Piece]] = {}
         """By vCPU: (virtual address, bytes), of the halt at hand."""
@@ -54,20 +53,18 @@ class TaskPlanner:
         self._stack_size = kernel.stack_size if kernel else self._architecture.stack_size
         self._space = FreshSpace(self._memory, kernel.space.tables, kernel.space.root) if kernel else None
         self._linear = None
-        self._is_linear = bool(kernel and kernel.space.tables.linear and self._architecture.hides_kernel)
-        if self._is_linear:
-            return
-        if kernel and tasks and kernel.cpu_offsets and self._architecture.hides_kernel and not self._can_peek:
+        has_tables_alone = kernel is not None and not kernel.space.tables.linear
+        if has_tables_alone and kernel and tasks and kernel.cpu_offsets and self._architecture.hides_kernel and not self._can_peek:
             # Variables of CPUs and tasks lie in the kernel's linear mapping of all RAM.
             variable = tasks.current_address(kernel.cpu_offsets[0])
             physical = kernel.space.translate(variable)
             self._linear = None if physical is None else variable - physical
 
     def _kernel_read(self, vcpu: int, address: int, size: int) -> Read:
-        physical = -1 if self._linear is None else address - self._linear
-        if self._is_linear and self._space is not None:
-            physical = next((start + address - low for low, high, start in self._space.tables.linear if low <= address < high), -1)
-        is_ram = any(low <= physical <= high - size for low, high in self._memory.ram()) if physical >= 0 else False
+        physical = None if self._linear is None else address - self._linear
+        if self._kernel is not None and self._kernel.space.tables.linear and self._architecture.hides_kernel:
+            physical = linear_address(self._kernel.space.tables, address)
+        is_ram = physical is not None and any(low <= physical <= high - size for low, high in self._memory.ram())
         return Read(vcpu, address, size, physical if is_ram else None)
 
     def offset_of(self, vcpu: int, registers: Registers) -> int | None:

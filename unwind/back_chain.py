@@ -18,9 +18,9 @@ from dataclasses import replace
 
 from unwind.arch import Architecture
 from unwind.code_flow import FollowedCode, follow_code
-from unwind.machine_code import FrameState, MachineCode
+from unwind.machine_code import FrameState
 from unwind.rules import Expression, Memory, Operation, Operator, Row, RowKind, Saved
-from unwind.sources import SymbolSource, TextSource
+from unwind.sources import SymbolSource, TextSource, find_range
 
 _END = Row(RowKind.END)
 _MAX_FUNCTION = 1 << 16
@@ -38,12 +38,13 @@ _NOTHING = FollowedCode({}, {})
 class BackChainRows:
     """Rows for kernels that keep back chains everywhere."""
 
-    def __init__(self, architecture: Architecture, machine: MachineCode, symbols: SymbolSource, text: TextSource) -> None:
-        code = architecture.kernel_code
+    def __init__(self, architecture: Architecture, symbols: SymbolSource, text: TextSource) -> None:
+        code, machine = architecture.kernel_code, architecture.kernel_code.machine_code
+        if machine is None:
+            raise ValueError(f"{architecture.name} names a method that needs to follow its code, but not how")
         self._symbols, self._text, self._machine = symbols, text, machine
         self._roots = code.task_roots | code.idle_roots
-        low, high = (symbols.find(name) for name in code.entry_text)
-        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._entry_text = find_range(symbols, code.entry_text)
         self._entry_functions = code.entry_functions
         self._entry = Row(RowKind.TRAP_RECORD, architecture.sp)
         self._followed: OrderedDict[int, FollowedCode] = OrderedDict()

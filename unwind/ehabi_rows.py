@@ -19,7 +19,7 @@ from unwind.arch import Architecture
 from unwind.arm_frame import State, frame_states
 from unwind.ehabi import EhabiTable
 from unwind.rules import Expression, Operation, Operator, Row, RowKind, Saved
-from unwind.sources import SymbolSource, TextSource
+from unwind.sources import SymbolSource, TextSource, find_range
 
 _END = Row(RowKind.END)
 _MAX_FUNCTION = 1 << 16
@@ -41,8 +41,7 @@ class EhabiRows:
         self._text = text
         self._table = table
         self._roots = code.task_roots | code.idle_roots
-        low, high = (symbols.find(name) for name in code.entry_text)
-        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._entry_text = find_range(symbols, code.entry_text)
         self._entry = Row(RowKind.TRAP_RECORD, architecture.sp)
         self._states: dict[int, Mapping[int, State]] = {}
         self._switch_name, scheduler = code.task_switch

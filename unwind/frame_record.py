@@ -21,7 +21,7 @@ from collections.abc import Callable
 from recording.symbols import Symbol
 from unwind.arch import Architecture
 from unwind.rules import Row, RowKind, Saved
-from unwind.sources import SymbolSource, TextSource
+from unwind.sources import SymbolSource, TextSource, find_range
 
 _END = Row(RowKind.END)
 _PROLOGUE = 64
@@ -35,8 +35,7 @@ class FrameRecordRows:
         code, word = architecture.kernel_code, architecture.pointer_size
         self._symbols = symbols
         self._roots = code.task_roots | code.idle_roots
-        low, high = (symbols.find(name) for name in code.entry_text)
-        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._entry_text = find_range(symbols, code.entry_text)
         leaf = in_link = None
         if code.link is not None:
             in_link = Saved(architecture.pc, code.link.name, 0, is_value=True)

@@ -94,9 +94,7 @@ class KernelUnwinder:
         self._unknown_modules = (image.address - self._code.module_reach, image.address) if image else (0, 0)
         if self._code.has_only_code and self._code.method is not UnwindMethod.ORC:
             self._unknown_modules = self._code.module_area
-        bounds = [symbols.find(name) for name in self._code.entry_text]
-        self._entry_text = (bounds[0].address, bounds[1].address) if bounds[0] and bounds[1] else (0, 0)
-        self._entry_ranges = (self._entry_text, *find_ranges(symbols, self._code.entry_ranges))
+        self._entry_ranges = find_ranges(symbols, (self._code.entry_text, *self._code.entry_ranges))
 
     def replace_modules(self, symbols: SymbolSource, text: TextSource, rows: RowSource) -> None:
         """Go on with other modules: what is known of places in the kernel's own code stays."""

@@ -26,14 +26,8 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
         case UnwindMethod.STACK_CHAIN:
             return StackChainRows(architecture, symbols, text)
         case UnwindMethod.PROLOGUES:
-            code = architecture.kernel_code.frame_code
-            if code is None:
-                raise NotImplementedError(f"{architecture.name} is unwound by its code but does not say how that is read")
-            return PrologueRows(architecture, code, symbols, text)
+            return PrologueRows(architecture, symbols, text)
         case UnwindMethod.EHABI:
             return EhabiRows(architecture, symbols, text, table)
         case UnwindMethod.BACK_CHAIN:
-            machine = architecture.kernel_code.machine_code
-            if machine is None:
-                raise NotImplementedError(f"{architecture.name} has back chains but does not say how its code is followed")
-            return BackChainRows(architecture, machine, symbols, text)
+            return BackChainRows(architecture, symbols, text)

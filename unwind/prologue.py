@@ -128,8 +128,10 @@ def _trimmed(state: FrameState) -> FrameState:
 class PrologueRows:
     """Rows made from the code of functions."""
 
-    def __init__(self, architecture: Architecture, code: FrameCode, symbols: SymbolSource, text: TextSource) -> None:
-        kernel = architecture.kernel_code
+    def __init__(self, architecture: Architecture, symbols: SymbolSource, text: TextSource) -> None:
+        kernel, code = architecture.kernel_code, architecture.kernel_code.frame_code
+        if code is None:
+            raise ValueError(f"{architecture.name} names a method that needs to read its code, but not how")
         self._architecture = architecture
         self._symbols, self._text, self._code = symbols, text, code
         self._roots = kernel.task_roots | kernel.idle_roots

@@ -21,7 +21,7 @@ import re
 
 from unwind.arch import Architecture
 from unwind.rules import Row, RowKind, Saved
-from unwind.sources import SymbolSource, TextSource
+from unwind.sources import SymbolSource, TextSource, find_range
 
 _FENTRY_SIZE = 5
 """A call, or a NOP of that size, with which a function begins that can be traced."""
@@ -51,8 +51,7 @@ class PushedFrameRows:
         self._symbols = symbols
         self._text = text
         self._roots = code.task_roots | code.idle_roots
-        low, high = (symbols.find(name) for name in code.entry_text)
-        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._entry_text = find_range(symbols, code.entry_text)
         saved = (Saved(fp, None, -2 * word),)
         self._at_call = Row(RowKind.CALL, sp, word, kept=(fp,))
         self._pushed = Row(RowKind.CALL, sp, 2 * word, saved=saved)

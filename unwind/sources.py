@@ -36,7 +36,12 @@ class RowSource(Protocol):
         """The row for an address, None where the table does not cover it."""
 
 
+def find_range(symbols: SymbolSource, names: tuple[str, str]) -> tuple[int, int]:
+    """Addresses [low, high) from one symbol to another; (0, 0) where they are not both there."""
+    low, high = (symbols.find(name) for name in names)
+    return (low.address, high.address) if low is not None and high is not None else (0, 0)
+
+
 def find_ranges(symbols: SymbolSource, names: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
-    """Addresses [low, high) from one symbol to another; pairs that are not both there are left out."""
-    found = ((symbols.find(low), symbols.find(high)) for low, high in names)
-    return tuple((low.address, high.address) for low, high in found if low is not None and high is not None)
+    """As ``find_range`` for many; what is not there is left out."""
+    return tuple(found for pair in names if any(found := find_range(symbols, pair)))

@@ -20,7 +20,7 @@ from recording.symbols import Symbol
 from unwind.arch import Architecture
 from unwind.instructions import Effect, Instruction
 from unwind.rules import Memory, Row, RowKind, Saved
-from unwind.sources import SymbolSource, TextSource
+from unwind.sources import SymbolSource, TextSource, find_range
 
 Decode = Callable[[int, bytes], "Instruction | None"]
 
@@ -141,8 +141,7 @@ class StackChainRows:
         self._in_link = Saved(architecture.pc, code.chain.link, 0, is_value=True)
         self._saved = Saved(architecture.pc, None, code.chain.return_address)
         self._roots = code.task_roots | code.idle_roots
-        low, high = (symbols.find(name) for name in code.entry_text)
-        self._entry_text = (low.address, high.address) if low is not None and high is not None else (0, 0)
+        self._entry_text = find_range(symbols, code.entry_text)
         self._body = Row(RowKind.CALL, self._sp, code.chain.word, Memory.BEFORE, return_address=self._saved)
         self._entry = Row(RowKind.TRAP, self._sp, code.chain.trap, is_window=True)
         self._functions: dict[int, FunctionFrames | None] = {}
