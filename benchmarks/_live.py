@@ -102,6 +102,13 @@ class LiveGuest:
         stub.stops.clear()
 
 
+def initramfs_with(machine: Machine, entries: Sequence[Entry]) -> bytes:
+    """The demo's initramfs for a machine with more files, or others of the same names. Raises MissingDependencyError."""
+    archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
+    # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
+    return archive + bytes(-len(archive) % 4) + pack_newc(entries)
+
+
 @contextmanager
 def live_guest(
     machine: Machine, suite: str, *, init: bytes | None = None, mark: str = WORKLOAD_MARK, vcpus: int = 1
@@ -111,10 +118,7 @@ def live_guest(
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
         initramfs = directory / "initramfs.gz"
-        archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
-        # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
-        more = bytes(-len(archive) % 4) + pack_newc([Entry("init", 0o100755, init)]) if init is not None else b""
-        initramfs.write_bytes(archive + more)
+        initramfs.write_bytes(initramfs_with(machine, [Entry("init", 0o100755, init)] if init is not None else []))
         guest = stack.enter_context(Guest(GuestOptions(image, initramfs, vcpus=vcpus, machine=machine)))
         guest.wait_for(mark, _BOOT_TIMEOUT_S)
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))

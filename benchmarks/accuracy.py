@@ -15,35 +15,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import IO, Any
 
 from benchmarks._gdb import PAGE, Gdb, ReadPage
+from benchmarks._live import live_guest
 from benchmarks._tally import FINISHED, Tally, result, table
 from benchmarks._truth import Truth, TruthFinder
 from benchmarks._verdict import Verdict, compare_chains
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
-from guest.cache import KernelCache
 from guest.kernel import Kernel
 from guestprof.debian import fetch_kernel, fetch_package
-from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from recording.errors import BadImageError, GuestprofError, MissingDependencyError
 from recording.model import Callchain, StackEnd
-from sampler.discovery import resolve_target
-from sampler.planner import HaltPlanner
 from sampler.rsp.registers import RegisterFile
-from sampler.session import Session
 from sampler.target import HaltedState, Read, Target
-from sampler.tracker import KernelTracker, TrackerEvents
-from tests.qemu.guests import QEMU, Guest, GuestOptions
+from sampler.tracker import KernelTracker
+from tests.qemu.guests import PC, QEMU
 from unwind.capture import Capture
 
 _RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 _VCPUS = 2
-_FIND_TIMEOUT_S = 120.0
 
 
 class _OnePage:
@@ -75,37 +69,22 @@ def page_reader(target: Target, vcpu: int) -> ReadPage:
 def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
     """Boot a suite's kernel and compare. Raises GuestprofError."""
     kernel_image = fetch_kernel(suite, tell=_tell)
-    vmlinux = read_vmlinux(find_vmlinux(suite, kernel_image.name.partition("-")[2]))
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
-        initramfs = directory / "initramfs.gz"
-        initramfs.write_bytes(build_initramfs(find_busybox(tell=_tell)))
-        guest = stack.enter_context(Guest(GuestOptions(kernel_image, initramfs, vcpus=_VCPUS)))
-        guest.wait_for(WORKLOAD_MARK)
-        session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
-        planner = HaltPlanner(session.architecture, session.memory)
-        events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
-        tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
-        kernel = find_kernel(session, planner, tracker)
-        offset = slide(kernel, vmlinux)
-        tally = Tally(kernel.release)
-        _tell(f"Linux {kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
-        gdb = stack.enter_context(Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}"))
-        finder = TruthFinder(gdb, vmlinux, offset)
-        for halt in range(halts):
-            session.target.resume()
-            time.sleep(rng.uniform(0.001, 0.020))
-            state = session.target.capture(planner, resume=False)
-            tally.halts += 1
-            tracker.see(state.vcpus, state.registers, time.monotonic_ns())
-            for capture in planner.captures(state):
-                tally.states += 1
-                if not session.architecture.is_user(capture.registers):
-                    compare(session.target, tracker, finder, capture, tally, details)
-            while tracker.has_work:
-                tracker.step()
-            if sys.stderr.isatty() and halt % 20 == 0:
-                print(f"\r{halt + 1}/{halts}", end="", file=sys.stderr, flush=True)
+    vmlinux = read_vmlinux(find_vmlinux(suite, PC.name, kernel_image.name.partition("-")[2]))
+    with live_guest(PC, suite, vcpus=_VCPUS) as live:
+        offset = slide(live.kernel, vmlinux)
+        tally = Tally(live.kernel.release)
+        _tell(f"Linux {tally.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
+        with Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}") as gdb:
+            finder = TruthFinder(gdb, vmlinux, offset)
+            for halt in range(halts):
+                live.run(rng.uniform(0.001, 0.020))
+                tally.halts += 1
+                for capture in live.captures():
+                    tally.states += 1
+                    if not live.session.architecture.is_user(capture.registers):
+                        compare(live.session.target, live.tracker, finder, capture, tally, details)
+                if sys.stderr.isatty() and halt % 20 == 0:
+                    print(f"\r{halt + 1}/{halts}", end="", file=sys.stderr, flush=True)
     return tally
 
 
@@ -150,27 +129,13 @@ def describe(
     }
 
 
-def find_vmlinux(suite: str, release: str) -> Path:
+def find_vmlinux(suite: str, architecture: str, release: str) -> Path:
     """The file with DWARF of the ``-dbg`` package of a kernel release."""
-    package = fetch_package(suite, "amd64", re.escape(f"linux-image-{release}-dbg"), tell=_tell)
+    package = fetch_package(suite, architecture, re.escape(f"linux-image-{release}-dbg"), tell=_tell)
     found = next(package.glob(f"usr/lib/debug/**/vmlinux-{release}"), None)
     if found is None:
         raise MissingDependencyError(f"package {package.name} holds no vmlinux; delete {package} and run this again")
     return found
-
-
-def find_kernel(session: Session, planner: HaltPlanner, tracker: KernelTracker) -> Kernel:
-    """Let guestprof find the guest's kernel and wait until it has settled."""
-    give_up = time.monotonic() + _FIND_TIMEOUT_S
-    while tracker.kernel is None or not tracker.kernel.is_settled:
-        if time.monotonic() > give_up:
-            raise BadImageError(f"the guest's kernel was not found within {_FIND_TIMEOUT_S:.0f} s: {tracker.problem}")
-        state = session.target.capture(planner)
-        tracker.see(state.vcpus, state.registers, time.monotonic_ns())
-        while tracker.has_work:
-            tracker.step()
-        time.sleep(0.05)
-    return tracker.kernel
 
 
 def slide(kernel: Kernel, vmlinux: Vmlinux) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -23,9 +22,9 @@ from benchmarks._gdb import PAGE, Gdb, ReadPage
 from benchmarks._kernels import KERNELS, KernelEntry, ReadWord
 from benchmarks._live import LiveGuest, live_guest
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
-from benchmarks.accuracy import page_reader, slide
-from guestprof.debian import fetch_kernel, fetch_package
-from recording.errors import GuestprofError, MissingDependencyError
+from benchmarks.accuracy import find_vmlinux, page_reader, slide
+from guestprof.debian import fetch_kernel
+from recording.errors import GuestprofError
 from recording.model import Callchain, StackEnd
 from tests.qemu.guests import MACHINES, Machine
 from unwind.arch import Registers
@@ -220,15 +219,6 @@ def describe(
         "gdb": [f"{pc:#x} {finder.name(pc - bool(index))}" for index, pc in enumerate(truth.pcs)],
         "registers": {name: f"{value:#x}" for name, value in registers.items()},
     }
-
-
-def find_vmlinux(suite: str, architecture: str, release: str) -> Path:
-    """The file with DWARF of the ``-dbg`` package of a kernel release."""
-    package = fetch_package(suite, architecture, re.escape(f"linux-image-{release}-dbg"), tell=_tell)
-    found = next(package.glob(f"usr/lib/debug/**/vmlinux-{release}"), None)
-    if found is None:
-        raise MissingDependencyError(f"package {package.name} holds no vmlinux; delete {package} and run this again")
-    return found
 
 
 def compared(counts: Counts) -> tuple[int, int]:

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks._live import initramfs_with
 from guestprof.debian import fetch_kernel, fetch_package
-from guestprof.initramfs import INIT, WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
+from guestprof.initramfs import INIT, WORKLOAD_MARK, Entry
 from recording.errors import GuestprofError
 from recording.model import FrameKind, StackEnd
 from recording.profile import Profile
@@ -100,11 +101,9 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> d
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
         initramfs = directory / "initramfs.gz"
-        archive = build_initramfs(find_busybox(machine.name, suite=machine.programs))
         more = [*module_entries(find_modules(kernel, suite, ("overlay",))), Entry("demo", _FILE, INIT.encode())]
         more.append(Entry("bash", _FILE, find_bash(machine, suite)))
-        # The kernel unpacks one archive behind the other, aligned to 4 bytes; later files replace earlier ones.
-        initramfs.write_bytes(archive + bytes(-len(archive) % 4) + pack_newc([*more, Entry("init", _FILE, _INIT)]))
+        initramfs.write_bytes(initramfs_with(machine, [*more, Entry("init", _FILE, _INIT)]))
         guest = stack.enter_context(Guest(GuestOptions(kernel, initramfs, vcpus=machine.vcpus, machine=machine)))
         guest.wait_for(WORKLOAD_MARK, _BOOT_TIMEOUT_S)
         usual = record(guest, directory / "usual.guestprof", seconds, frequency)
