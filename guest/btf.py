@@ -69,10 +69,10 @@ def read_structs(space: AddressSpace, symbols: SymbolTable, words: Words) -> Ste
         data = yield from space.read_chunks(start.address, size)
     except GuestMemoryError as error:
         raise BadImageError(f"the kernel's type information cannot be read: {error}") from error
-    return (yield from parse_btf(data, words))
+    return (yield from parse_btf(data, words, 1 << space.tables.page_shift))
 
 
-def parse_btf(data: bytes, kernel: Words) -> Steps[Structs]:
+def parse_btf(data: bytes, kernel: Words, page_size: int = 4096) -> Steps[Structs]:
     """Layouts of a BTF section's types, in a kernel's own byte order. Raises BadImageError for what is none."""
     words, strings = _sections(data, kernel)
     yield
@@ -85,7 +85,7 @@ def parse_btf(data: bytes, kernel: Words) -> Steps[Structs]:
             if name and (name not in names or _kind(words, places[names[name]]) == _TYPEDEF):
                 names[name] = number
         yield
-    return Structs(_Types(_Index(words, strings, places, names), kernel.size), kernel)
+    return Structs(_Types(_Index(words, strings, places, names), kernel.size), kernel, page_size)
 
 
 def _sections(data: bytes, kernel: Words) -> tuple[array[int], bytes]:

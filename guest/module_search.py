@@ -16,11 +16,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from guest.found_types import FoundTypes, Members
 from guest.kernel_lists import walk_list
 from guest.memory import CHUNK_SIZE, Steps
 from guest.paging import PAGE_SIZE, AddressSpace
 from guest.structs import Structs
-from guest.task_search import FoundTypes, Members
 from guest.words import Words
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture

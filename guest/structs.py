@@ -5,8 +5,9 @@ Where a member lies changes with the kernel's version and configuration; the ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from guest.words import Words
@@ -69,16 +70,44 @@ class TypeSource(Protocol):
         """Names of a section's variables and where they lie in it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Two sources, of which the first is asked first."""
+
+    first: TypeSource
+    second: TypeSource
+
+    def find(self, name: str) -> Type | None:
+        return self.first.find(name) or self.second.find(name)
+
+    def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
+        yield from self.first.enumerators(name)
+        yield from self.second.enumerators(name)
+
+    def variables(self, section: str) -> Iterator[tuple[str, int]]:
+        yield from self.first.variables(section)
+        yield from self.second.variables(section)
+
+
 class Structs:
     """Answers are remembered: asking costs a dictionary lookup from the second time on.
 
-    words: how the kernel writes the numbers that its structs consist of.
+    words: how the kernel writes the numbers that its structs consist of. page_size: bytes of the kernel's pages.
+    places: addresses that were found together with the types, by the names of what lies there.
     """
 
-    def __init__(self, types: TypeSource, words: Words) -> None:
+    def __init__(
+        self, types: TypeSource, words: Words, page_size: int = 4096, places: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._types = types
         self.words = words
+        self.page_size = page_size
+        self.places = places
         self._fields: dict[tuple[str, str], Field | None] = {}
+
+    def extended(self, types: TypeSource, page_size: int, places: Mapping[str, int]) -> Structs:
+        """With more types, which go before those that were known."""
+        return Structs(_Both(types, self._types), self.words, page_size, places)
 
     def field(self, struct: str, path: str) -> Field | None:
         """A member by its path ``a.b.c``, through nested and anonymous members; ``a[2].b`` is in an element of an array.

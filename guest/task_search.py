@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 from guest.cpus import read_cpus
+from guest.found_types import FoundTypes, Members, are_most, read_mapped
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
 from guest.paging import PAGE_SIZE, AddressSpace
-from guest.structs import Composite, Member, Scalar, Structs, Type
+from guest.structs import Structs
 from guest.words import Words
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
@@ -71,46 +71,6 @@ class _Task:
     data: bytes
     pointers: tuple[int, ...]
     numbers: tuple[int, ...]
-
-
-Members: TypeAlias = "Mapping[str, tuple[int, int | Members]]"
-"""By name (offset, size), or (offset, its own members)."""
-
-
-class FoundTypes:
-    """Structs of which some members were found; see ``guest.structs.TypeSource``."""
-
-    def __init__(self, structs: Mapping[str, Members], enums: Mapping[str, Mapping[str, int]] | None = None) -> None:
-        """enums: of each the constants."""
-        self._structs = {name: _composite(members) for name, members in structs.items()}
-        self._enums = enums or {}
-
-    def find(self, name: str) -> Type | None:
-        """A struct by its name."""
-        return self._structs.get(name)
-
-    def enumerators(self, name: str) -> Iterator[tuple[str, int]]:
-        """Names and values of an enum's constants."""
-        yield from self._enums.get(name, {}).items()
-
-    def variables(self, _section: str) -> Iterator[tuple[str, int]]:
-        """Nothing is known of variables."""
-        return iter(())
-
-
-def _composite(members: Members) -> Composite:
-    types = {name: (offset, _type(what)) for name, (offset, what) in members.items()}
-
-    def listed() -> Iterator[Member]:
-        for name, (offset, found) in types.items():
-            yield Member(name, 8 * offset, 0, lambda found=found: found)  # type: ignore[misc]
-
-    size = max(offset + found.size for offset, found in types.values())
-    return Composite(size, size, listed)
-
-
-def _type(what: int | Members) -> Type:
-    return Scalar(what, what) if isinstance(what, int) else _composite(what)
 
 
 def search_structs(space: AddressSpace, symbols: SymbolTable, architecture: Architecture) -> Steps[Structs]:
@@ -165,7 +125,7 @@ def _search(space: AddressSpace, symbols: SymbolTable, architecture: Architectur
 
 
 def _find_name(space: AddressSpace, first: int) -> int | None:
-    data = _read_mapped(space, first, _TASK_SIZE)
+    data = read_mapped(space, first, _TASK_SIZE)
     places = {at for name in _FIRST_NAMES for at in _all_places(data, name.ljust(_NAME_SIZE, b"\0"))}
     return places.pop() if len(places) == 1 else None
 
@@ -177,18 +137,10 @@ def _all_places(data: bytes, wanted: bytes) -> Iterator[int]:
         at = data.find(wanted, at + 1)
 
 
-def _read_mapped(space: AddressSpace, address: int, size: int) -> bytes:
-    """As much as is mapped of some bytes: a task may be the last thing in its page."""
-    extent = next(filter(None, space.mapped(address, address + size)), None)
-    if extent is None or extent.address != address:
-        return b""
-    return space.read_many([(address, extent.size)])[0] or b""
-
-
 def _find_ring(space: AddressSpace, words: Words, first: int, name: int) -> Steps[tuple[int, list[_Task]] | None]:
     """Where the links of the longest ring of processes lie in them, and those."""
     best: tuple[int, list[int]] = (0, [])
-    pointers = words.pointers(_read_mapped(space, first, _TASK_SIZE))
+    pointers = words.pointers(read_mapped(space, first, _TASK_SIZE))
     for index, pointer in enumerate(pointers[:-1]):
         link = index * words.size
         if pointer in (0, first + link) or not _is_ring(space, words, first + link, pointer):
@@ -226,13 +178,8 @@ def _is_name(data: bytes | None) -> bool:
     return bool(text[0]) and bool(text[1]) and text[0].isascii() and text[0].decode("ascii").isprintable()
 
 
-def _are_most(count: int, total: int) -> bool:
-    """Whether only as many are missing as may end while they are read."""
-    return 8 * count >= 7 * total
-
-
 def _read_task(space: AddressSpace, words: Words, address: int, size: int) -> _Task | None:
-    data = _read_mapped(space, address, size)
+    data = read_mapped(space, address, size)
     if len(data) < _NAME_SIZE:
         return None
     numbers = struct.unpack_from(f"{words.order}{len(data) // 4}I", data)
@@ -278,13 +225,13 @@ class _Search:
         def fits(index: int) -> bool:
             stacks = [task.pointers[index] for task in self._tasks]
             there = [stack for stack in stacks if stack]
-            if 2 * len(there) < len(stacks) or not _are_most(len(set(there)), len(there)):
+            if 2 * len(there) < len(stacks) or not are_most(len(set(there)), len(there)):
                 return False
             if any(stack % self._stack_size or not self._is_kernel(stack) for stack in there):
                 return False
             heads = self._space.read_many([(stack, _STACK_HEAD) for stack in there])
             marked = [head for head in heads if head is not None and _STACK_END_MAGIC in self._words.pointers(head)]
-            return _are_most(len(marked), len(heads))
+            return are_most(len(marked), len(heads))
 
         return self._pointer(fits)
 
@@ -329,7 +276,7 @@ class _Search:
 
     def current(self, areas: Sequence[int], name: int, stack: int) -> int | None:
         """Where the structs of the CPUs have the task that runs."""
-        found = [self._words.pointers(_read_mapped(self._space, area, _AREA_SIZE)) for area in areas]
+        found = [self._words.pointers(read_mapped(self._space, area, _AREA_SIZE)) for area in areas]
 
         def fits(index: int) -> bool:
             return bool(found) and all(self._is_task(pointers[index], name, stack) for pointers in found)
@@ -356,7 +303,7 @@ class _Search:
         if not (self._is_shared or has_pointers) or expected is None:
             return None
         memories = dict.fromkeys(memory for task in self._tasks if (memory := task.pointers[mm // self._words.size]))
-        read = [self._words.pointers(data) for data in (_read_mapped(self._space, memory, _MM_SIZE) for memory in memories) if data]
+        read = [self._words.pointers(data) for data in (read_mapped(self._space, memory, _MM_SIZE) for memory in memories) if data]
 
         def fits(index: int) -> bool:
             tables = [pointers[index] for pointers in read]

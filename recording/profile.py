@@ -21,6 +21,8 @@ from recording.reader import Recording, Selection
 
 UNREADABLE_FILE = "file-unreadable"
 """The kind of events which say that a file of user code could not be read, and why."""
+KERNEL_FOUND = "kernel-found"
+"""The kind of event with which a kernel begins."""
 UNKNOWN = "unknown"
 """The kind of events which say what cannot be known of a kernel."""
 _WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
@@ -169,8 +171,14 @@ class Profile:
         return list(dict.fromkeys(event.text for event in self._recording.events() if event.kind == UNREADABLE_FILE))
 
     def unknown(self) -> list[str]:
-        """A sentence for each kernel of which something cannot be known: what that is."""
-        return list(dict.fromkeys(event.text for event in self._recording.events() if event.kind == UNKNOWN))
+        """A sentence for each kernel of which something cannot be known: what that is, as it was known last."""
+        kernels: list[str | None] = [None]
+        for event in self._recording.events():
+            if event.kind == UNKNOWN:
+                kernels[-1] = event.text
+            elif event.kind == KERNEL_FOUND:
+                kernels.append(None)
+        return list(dict.fromkeys(text for text in kernels if text is not None))
 
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
         """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""

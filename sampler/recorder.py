@@ -199,8 +199,7 @@ class Recorder:
             while reason is None and self._tracker.has_work and self._clock() < give_up_ns:
                 self._tracker.step()
                 reason = watch(self.progress())
-            kernel = self._tracker.kernel
-            if is_seen and (kernel is None or kernel.structs is not None or self._clock() > told_by_ns):
+            if is_seen and (self._tracker.is_learnt or self._clock() > told_by_ns):
                 break
             self._sleep(_SHORT_STEP_NS / 1e9)
         self._start_ns = self._stepped_ns = self._clock()

@@ -20,12 +20,15 @@ from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
 from guest.module_search import search_modules
 from guest.modules import ModuleReader
+from guest.structs import Structs
 from guest.system_call_filters import SystemCallFilters
 from guest.task_search import UNKNOWN, search_structs
+from guest.user.struct_search import UNKNOWN as UNKNOWN_BUT_USER
+from guest.user.struct_search import search_user_structs
 from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from sampler.memory import ProcessMemory
-from unwind.arch import Architecture, Registers
+from unwind.arch import Architecture, PageTables, Registers
 from unwind.kernel import KernelUnwinder
 
 _FIRST_RETRY_NS = 100_000_000
@@ -39,11 +42,28 @@ _MODULES_NS = 100_000_000
 _FIRST_STRUCTS_RETRY_NS = 500_000_000
 _LAST_STRUCTS_RETRY_NS = 60_000_000_000
 _BEHIND_LAST_SYMBOL = 1 << 16
-_FIRST_MODULE_SEARCH_NS = 1_000_000_000
+_FIRST_SEARCH_NS = 250_000_000
+"""Between two searches for what a kernel without type information has not shown yet; twice as long each time."""
 
 
 def _ignore(*_arguments: object) -> None:
     pass
+
+
+@dataclass(slots=True)
+class _Search:
+    """When to look for something again that shows only while the guest does certain things."""
+
+    next_ns: int = 0
+    every_ns: int = _FIRST_SEARCH_NS
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether to look now. The next time is later."""
+        if now_ns < self.next_ns:
+            return False
+        self.next_ns = now_ns + self.every_ns
+        self.every_ns = min(2 * self.every_ns, _LAST_STRUCTS_RETRY_NS)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +118,8 @@ class KernelTracker:
         self._next_modules_ns = 0
         self._next_structs_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
-        self._next_module_search_ns = 0
-        self._module_search_ns = _FIRST_MODULE_SEARCH_NS
+        self._module_search, self._user_search = _Search(), _Search()
+        self._has_pages = False
         self._modules: ModuleReader | None = None
         self._generated: GeneratedCodeReader | None = None
         self._filters: SystemCallFilters | None = None
@@ -109,6 +129,15 @@ class KernelTracker:
     def has_work(self) -> bool:
         """Whether ``step`` would do anything."""
         return self._work is not None
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether it is known what running processes are and have mapped, or was looked for in vain; also where there is no kernel."""
+        if self.kernel is None:
+            return True
+        if self.kernel.structs is None:
+            return False
+        return self.kernel.unknown is None or self._has_pages or (self._user_search.next_ns > 0 and not self.has_work)
 
     @property
     def has_new_modules(self) -> bool:
@@ -154,11 +183,13 @@ class KernelTracker:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
             return self._describe(kernel)
-        is_due = self._modules is None and kernel.structs is not None and now_ns >= self._next_module_search_ns
-        if is_due and kernel.has_own_space and kernel.symbols.find("modules") is None:
-            self._next_module_search_ns = now_ns + self._module_search_ns
-            self._module_search_ns = min(2 * self._module_search_ns, _LAST_STRUCTS_RETRY_NS)
-            return self._search_modules(kernel)
+        if kernel.structs is not None and kernel.has_own_space:
+            lacks_modules = self._modules is None and kernel.symbols.find("modules") is None
+            if lacks_modules and self._module_search.is_due(now_ns):
+                return self._search_modules(kernel)
+            tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
+            if tables is not None and self._user_search.is_due(now_ns):
+                return self._search_user(kernel, kernel.structs, tables)
         knows_lists = self._modules is not None or self._generated is not None
         if knows_lists and now_ns >= self._next_modules_ns and kernel.has_own_space:
             self._next_modules_ns = now_ns + self._modules_every_ns
@@ -189,7 +220,8 @@ class KernelTracker:
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
-        self._next_module_search_ns, self._module_search_ns = 0, _FIRST_MODULE_SEARCH_NS
+        self._module_search, self._user_search = _Search(), _Search()
+        self._has_pages = False
         self._retry_ns = _FIRST_RETRY_NS
 
     def step(self) -> None:
@@ -295,6 +327,22 @@ class KernelTracker:
             self._modules = ModuleReader(found.symbols, found.structs, None)
             yield
             yield from self._read_loaded(kernel)
+
+    def _user_tables(self, kernel: Kernel) -> PageTables | None:
+        """The shape of processes' page tables, None where no vCPU shows it now."""
+        find = self._architecture.paging.user_tables
+        if find is None:
+            return kernel.space.tables
+        return next((find(registers) for registers in self._registers if self._architecture.is_user(registers)), None)
+
+    def _search_user(self, kernel: Kernel, structs: Structs, tables: PageTables) -> Steps[None]:
+        """Look for what processes have mapped where no types say it; until it also shows how the pages of files are kept."""
+        found = yield from search_user_structs(kernel.space, kernel.symbols, structs, self._architecture, tables)
+        self._has_pages = "vmemmap" in found.places
+        if self._has_pages or kernel.unknown != UNKNOWN_BUT_USER:
+            self.kernel = kernel = replace(kernel, structs=found, unknown=UNKNOWN_BUT_USER)
+            yield
+            self._events.refreshed(kernel)
 
     def _read_loaded(self, kernel: Kernel) -> Steps[None]:
         """Read what is new of modules and generated code. The unwinder keeps what it knows of the kernel's own code."""

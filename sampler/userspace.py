@@ -126,7 +126,7 @@ class UserSpaces:
         self._mappings = self._page_cache = None
         self._processes.clear()
         self._made.set_kernel(None, None)
-        if kernel is None or kernel.structs is None or kernel.unknown is not None:
+        if kernel is None or kernel.structs is None or kernel.structs.field("vm_area_struct", "vm_file") is None:
             return
         try:
             self._mappings = MappingReader(kernel.space, kernel.symbols, kernel.structs)
@@ -136,6 +136,8 @@ class UserSpaces:
             self._page_cache = PageCache(kernel.space, kernel.symbols, kernel.structs)
         except BadImageError as error:
             self._tell("no-page-cache", f"the guest's page cache cannot be read: {error}")
+        if kernel.unknown is not None:
+            return
         try:
             self._made.set_kernel(PerfMapFinder(kernel.space, kernel.structs), self._page_cache)
         except BadImageError as error:

@@ -14,7 +14,7 @@ from typing import Protocol
 from guest.user.mappings import FileIdentity, Mapping
 
 PAGE_SIZE = 4096
-"""Of the page cache (and the kernel's smallest page everywhere that files are read through it)."""
+"""The smallest that a kernel has: what files are looked at in pieces of."""
 MAX_READ = 1 << 26
 """More than any table of a file that is read at once; a longer read means that a length in the file is wrong."""
 _MISSING_LIMIT = 1 << 16
@@ -36,6 +36,11 @@ class FileContents(Protocol):
 
 class PageReader(Protocol):
     """The guest's page cache (``guest/user/page_cache.py``)."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        ...
 
     def read_pages(self, inode: int, indexes: Sequence[int]) -> list[bytes | None]:
         """Pages of a file by the address of its inode, None for those that are not resident."""
@@ -171,11 +176,12 @@ class PageCacheContents:
             return None
         if not size:
             return b""
-        first = offset // PAGE_SIZE
-        pages = self._pool.read_pages(self._page_cache, self._identity, first, (offset + size - 1) // PAGE_SIZE + 1)
+        page_size = self._page_cache.page_size
+        first = offset // page_size
+        pages = self._pool.read_pages(self._page_cache, self._identity, first, (offset + size - 1) // page_size + 1)
         if pages is None:
             return None
-        start = offset - first * PAGE_SIZE
+        start = offset - first * page_size
         return b"".join(pages)[start : start + size]
 
     def forget_missing(self) -> None:

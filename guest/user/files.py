@@ -52,7 +52,7 @@ class FileReader:
 
     def __init__(self, space: AddressSpace, structs: Structs) -> None:
         """Raises BadImageError naming what is missing."""
-        self._file = Record(structs, "file", ("f_inode", "f_path.mnt", "f_path.dentry", "f_mode"))
+        self._file = Record(structs, "file", ("f_inode", "f_path.mnt", "f_path.dentry", "f_mode?"))
         # Where there is user_path, f_path is that of the file behind; before (6.5 to 6.7) f_path was the user's.
         has_user_path = structs.field("backing_file", "user_path") is not None
         self._user = Record(structs, "backing_file", ("user_path.mnt", "user_path.dentry")) if has_user_path else None
@@ -63,8 +63,8 @@ class FileReader:
                 "i_ino",
                 "i_size",
                 "i_sb",
-                "i_mtime_sec|i_mtime.tv_sec|__i_mtime.tv_sec",
-                "i_mtime_nsec|i_mtime.tv_nsec|__i_mtime.tv_nsec",
+                "i_mtime_sec|i_mtime.tv_sec|__i_mtime.tv_sec?",
+                "i_mtime_nsec|i_mtime.tv_nsec|__i_mtime.tv_nsec?",
                 "i_generation?",
             ),
         )

@@ -118,35 +118,17 @@ def _last_slot(layout: _Layout, pivots: tuple[int, ...], last: int, data: bytes)
     return layout.pivots - 1 if pivots[-1] == last else layout.pivots
 
 
-class MapleAreas:
-    """The mappings of processes by ``mm->mm_mt``."""
-
-    root = "mm_mt.ma_root"
+class MapleTree:
+    """Trees of a kernel, by their roots."""
 
     def __init__(self, space: AddressSpace, structs: Structs) -> None:
-        """Raises BadImageError where the kernel has no such tree."""
-        structs.require("mm_struct", self.root)
+        """Raises BadImageError where the kernel has no maple trees."""
         self._space = space
         self._nodes = MapleNodes(structs)
         self._last = structs.words.mask
-        self._area = Record(structs, "vm_area_struct", AREA_MEMBERS)
 
-    def read(self, root: int) -> Steps[list[Values]]:
-        """The areas' members, AREA_MEMBERS, ascending by address. Raises TreeChangedError."""
-        spans = yield from self._leaves(root)
-        areas: list[Values] = []
-        for first in range(0, len(spans), _PER_STEP):
-            part = spans[first : first + _PER_STEP]
-            for span, values in zip(part, read_records(self._space, [(self._area, span.entry) for span in part]), strict=True):
-                if values is None or values[0] != span.first or values[1] != span.last + 1:
-                    raise TreeChangedError(f"the mapping at {span.first:#x} is not as its tree says")
-                areas.append(values)
-            if len(spans) > _PER_STEP:
-                yield
-        return areas
-
-    def _leaves(self, root: int) -> Steps[list[Span]]:
-        """The values of the tree and what they stand for."""
+    def read(self, root: int) -> Steps[list[Span]]:
+        """The values of a tree and what they stand for, ascending. Raises TreeChangedError."""
         top = Span(0, self._last, root)
         if not _is_node(root):
             return [top] if _is_pointer(root) else []
@@ -176,6 +158,33 @@ class MapleAreas:
                 return values
             level = below
         raise TreeChangedError("a tree of mappings has no end")
+
+
+class MapleAreas:
+    """The mappings of processes by ``mm->mm_mt``."""
+
+    root = "mm_mt.ma_root"
+
+    def __init__(self, space: AddressSpace, structs: Structs) -> None:
+        """Raises BadImageError where the kernel has no such tree."""
+        structs.require("mm_struct", self.root)
+        self._space = space
+        self._tree = MapleTree(space, structs)
+        self._area = Record(structs, "vm_area_struct", AREA_MEMBERS)
+
+    def read(self, root: int) -> Steps[list[Values]]:
+        """The areas' members, AREA_MEMBERS, ascending by address. Raises TreeChangedError."""
+        spans = yield from self._tree.read(root)
+        areas: list[Values] = []
+        for first in range(0, len(spans), _PER_STEP):
+            part = spans[first : first + _PER_STEP]
+            for span, values in zip(part, read_records(self._space, [(self._area, span.entry) for span in part]), strict=True):
+                if values is None or values[0] != span.first or values[1] != span.last + 1:
+                    raise TreeChangedError(f"the mapping at {span.first:#x} is not as its tree says")
+                areas.append(values)
+            if len(spans) > _PER_STEP:
+                yield
+        return areas
 
 
 def _is_node(entry: int) -> bool:

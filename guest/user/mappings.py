@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from guest.memory import Steps, run_steps
-from guest.paging import PAGE_SIZE, AddressSpace
+from guest.paging import AddressSpace
 from guest.records import Record, Values, read_records
 from guest.remembered import Reads, Remembered
 from guest.structs import Structs
@@ -90,11 +90,11 @@ class MappingReader:
         self._areas: MapleAreas | RedBlackAreas = MapleAreas(space, structs) if has_maple else RedBlackAreas(space, structs)
         # The sequence numbers change with every mapping or unmapping (mm_lock_seq: 6.4 and later, vmacache_seqnum: before 6.1).
         stamp = (
-            "total_vm",
-            "exec_vm",
+            "total_vm?",
+            "exec_vm?",
             "start_code",
             "arg_start",
-            "exe_file",
+            "exe_file?",
             "vmacache_seqnum?",
             "mm_lock_seq.sequence|mm_lock_seq?",
         )
@@ -102,7 +102,8 @@ class MappingReader:
         self._mm = Record(structs, "mm_struct", (*words, *stamp))
         self._files = FileReader(space, structs)
         special = symbols.find("special_mapping_vmops")
-        self._special_ops = special.address if special else None
+        self._special_ops = special.address if special else structs.places.get("special_mapping_vmops")
+        self._page_size = structs.page_size
         self._special = Record(structs, "vm_special_mapping", ("name",))
         self._special_names: Remembered[int, str] = Remembered(space, self._special_name)
         image = symbols.find("_text"), symbols.find("_end")
@@ -176,9 +177,11 @@ class MappingReader:
                 name = (special.get(private) if operations == self._special_ops else None) or _anonymous_name(start, end, process)
             is_executable = bool(flags & _VM_EXEC)
             if known is None:
-                mappings.append(Mapping(start, end, page * PAGE_SIZE if file else 0, is_executable, None, name))
+                mappings.append(Mapping(start, end, page * self._page_size if file else 0, is_executable, None, name))
             else:
-                mappings.append(Mapping(start, end, page * PAGE_SIZE, is_executable, known.identity, known.path, known.is_deleted))
+                mappings.append(
+                    Mapping(start, end, page * self._page_size, is_executable, known.identity, known.path, known.is_deleted)
+                )
         return mappings
 
     def _read_special(self, wanted: set[int]) -> dict[int, str | None]:

@@ -11,14 +11,13 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from guest.paging import PAGE_SIZE, AddressSpace
+from guest.paging import AddressSpace
 from guest.records import Record, Values, read_records, read_slices
 from guest.structs import Structs
 from guest.user.page_structs import PageStructs
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 
-_PAGE_SHIFT = 12
 _MAX_PAGES = 1 << 12
 """Pages of one call: 16 MiB."""
 _MAX_LEVELS = 12
@@ -36,14 +35,12 @@ class _Node:
     slots: tuple[int, ...]
 
 
-class PageCache:
-    """Reads pages of files by a kernel's own structs."""
+class PageTree:
+    """The xarrays of a kernel, by their heads."""
 
-    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
-        """Raises BadImageError where the kernel's types or symbols lack what is needed."""
+    def __init__(self, space: AddressSpace, structs: Structs) -> None:
+        """Raises BadImageError where the kernel's types lack what is needed."""
         self._space = space
-        self._inode = Record(structs, "inode", ("i_mapping",))
-        self._mapping = Record(structs, "address_space", ("i_pages.xa_head",))
         shift, slots = structs.require("xa_node", "shift"), structs.require("xa_node", "slots")
         self._slot_count = slots.size // structs.words.size
         if not 0 < self._slot_count <= _MAX_SLOTS or self._slot_count & self._slot_count - 1:
@@ -51,57 +48,8 @@ class PageCache:
         self._shift_at, self._slots_at = shift.offset, slots.offset
         self._node_size = max(shift.offset + 1, slots.offset + slots.size)
         self._slots = struct.Struct(f"{structs.words.order}{self._slot_count}{structs.words.format}")
-        self._step = self._slot_count.bit_length() - 1
-        name = "folio" if structs.field("folio", "mapping") else "page"
-        self._folio = Record(structs, name, ("mapping", "index", "flags"))
-        self._page_size = structs.size_of("page") or 0
-        self._page_structs = PageStructs(space, symbols, structs)
-        uptodate = structs.enumerator("pageflags", "PG_uptodate")
-        if not self._page_size or uptodate is None:
-            missing = "PG_uptodate" if self._page_size else "struct page"
-            raise BadImageError(f"the kernel's page cache cannot be read without {missing}; report this kernel")
-        self._uptodate = 1 << uptodate
-        self._pages_at = 0
 
-    def read_page(self, inode: int, index: int) -> bytes | None:
-        """The bytes of a file from ``index * 4096`` to the page's end (0 behind the file's). None where the page is not there."""
-        return self.read_pages(inode, (index,))[0]
-
-    def read_pages(self, inode: int, indexes: Sequence[int]) -> list[bytes | None]:
-        """As ``read_page`` for many: a batch of reads for each level of the file's tree, and three more. At most 4096 pages."""
-        mapping = self._find_mapping(inode)
-        wanted = [index for index in dict.fromkeys(indexes) if index >= 0][:_MAX_PAGES]
-        if mapping is None or not wanted:
-            return [None] * len(indexes)
-        address, root = mapping
-        folios = self._find_folios(root, wanted)
-        before = self._read_folios(folios.values())
-        places = {
-            index: place
-            for index, folio in folios.items()
-            if (place := self._place(index, folio, before.get(folio), address)) is not None
-        }
-        contents = self._space.memory.read_many([(place, PAGE_SIZE) for place in places.values()])
-        after = self._read_folios(folios[index] for index in places)
-        pages = {
-            index: data
-            for index, data in zip(places, contents, strict=True)
-            if data is not None and len(data) == PAGE_SIZE and after[folios[index]] == before[folios[index]]
-        }
-        return [pages.get(index) for index in indexes]
-
-    def _find_mapping(self, inode: int) -> tuple[int, int] | None:
-        """Address of a file's ``struct address_space``, and the head of its tree."""
-        if not self._pages_at:
-            # The kernel sets it early in boot: not before there are processes.
-            self._pages_at = self._page_structs.find()
-        (owner,) = read_records(self._space, [(self._inode, inode)])
-        if owner is None or not owner[0]:
-            return None
-        (tree,) = read_records(self._space, [(self._mapping, owner[0])])
-        return None if tree is None else (owner[0], tree[0])
-
-    def _find_folios(self, root: int, indexes: Sequence[int]) -> dict[int, int]:
+    def find(self, root: int, indexes: Sequence[int]) -> dict[int, int]:
         """Address of the struct by which each page is kept (of a large folio the first page's)."""
         found: dict[int, int] = {}
         waiting: dict[int, int] = {}
@@ -140,6 +88,67 @@ class PageCache:
                 nodes[entry] = _Node(data[self._shift_at], self._slots.unpack_from(data, self._slots_at))
         return nodes
 
+
+class PageCache:
+    """Reads pages of files by a kernel's own structs."""
+
+    def __init__(self, space: AddressSpace, symbols: SymbolTable, structs: Structs) -> None:
+        """Raises BadImageError where the kernel's types or symbols lack what is needed."""
+        self._space = space
+        self._inode = Record(structs, "inode", ("i_mapping",))
+        self._mapping = Record(structs, "address_space", ("i_pages.xa_head",))
+        self._tree = PageTree(space, structs)
+        name = "folio" if structs.field("folio", "mapping") else "page"
+        self._folio = Record(structs, name, ("mapping", "index", "flags"))
+        self._page_size = structs.size_of("page") or 0
+        self._page_structs = PageStructs(space, symbols, structs)
+        self.page_size = structs.page_size
+        """Bytes of the pages that indexes count."""
+        uptodate = structs.enumerator("pageflags", "PG_uptodate")
+        if not self._page_size or uptodate is None:
+            missing = "PG_uptodate" if self._page_size else "struct page"
+            raise BadImageError(f"the kernel's page cache cannot be read without {missing}; report this kernel")
+        self._uptodate = 1 << uptodate
+        self._pages_at = 0
+
+    def read_page(self, inode: int, index: int) -> bytes | None:
+        """The bytes of a file from ``index * 4096`` to the page's end (0 behind the file's). None where the page is not there."""
+        return self.read_pages(inode, (index,))[0]
+
+    def read_pages(self, inode: int, indexes: Sequence[int]) -> list[bytes | None]:
+        """As ``read_page`` for many: a batch of reads for each level of the file's tree, and three more. At most 4096 pages."""
+        mapping = self._find_mapping(inode)
+        wanted = [index for index in dict.fromkeys(indexes) if index >= 0][:_MAX_PAGES]
+        if mapping is None or not wanted:
+            return [None] * len(indexes)
+        address, root = mapping
+        folios = self._tree.find(root, wanted)
+        before = self._read_folios(folios.values())
+        places = {
+            index: place
+            for index, folio in folios.items()
+            if (place := self._place(index, folio, before.get(folio), address)) is not None
+        }
+        contents = self._space.memory.read_many([(place, self.page_size) for place in places.values()])
+        after = self._read_folios(folios[index] for index in places)
+        pages = {
+            index: data
+            for index, data in zip(places, contents, strict=True)
+            if data is not None and len(data) == self.page_size and after[folios[index]] == before[folios[index]]
+        }
+        return [pages.get(index) for index in indexes]
+
+    def _find_mapping(self, inode: int) -> tuple[int, int] | None:
+        """Address of a file's ``struct address_space``, and the head of its tree."""
+        if not self._pages_at:
+            # The kernel sets it early in boot: not before there are processes.
+            self._pages_at = self._page_structs.find()
+        (owner,) = read_records(self._space, [(self._inode, inode)])
+        if owner is None or not owner[0]:
+            return None
+        (tree,) = read_records(self._space, [(self._mapping, owner[0])])
+        return None if tree is None else (owner[0], tree[0])
+
     def _read_folios(self, addresses: Iterable[int]) -> dict[int, Values | None]:
         """mapping, index and flags of folios."""
         wanted = list(dict.fromkeys(addresses))
@@ -156,7 +165,7 @@ class PageCache:
         # Large folios are aligned to their own size: a page beyond the folio's end would need a larger number than its index has.
         if page and page & number:
             return None
-        return number + page << _PAGE_SHIFT
+        return (number + page) * self.page_size
 
 
 def _is_node(entry: int) -> bool:

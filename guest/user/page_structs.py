@@ -30,7 +30,8 @@ class PageStructs:
         self._words = structs.words
         self._size = structs.size_of("page") or 0
         self._first = symbols.find("init_task")
-        if self._variable is None:
+        self._found = structs.places.get(_VARIABLES[1], 0)
+        if self._variable is None and not self._found:
             if self._first is None:
                 raise BadImageError(f"the kernel's page cache cannot be read without {_NAMED} or init_task; report this kernel")
             try:
@@ -43,6 +44,8 @@ class PageStructs:
 
     def find(self) -> int:
         """The array's address, 0 while it is not known: before there are processes."""
+        if self._found:
+            return self._found
         if self._variable is not None:
             data = self._space.read_many([(self._variable.address, self._words.size)])[0]
             return self._words.number(data) if data else 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from guest.memory import Steps
-from guest.paging import PAGE_SIZE, AddressSpace
+from guest.paging import AddressSpace
 from guest.records import ADDRESS_MASK, Record, Values, read_records
 from guest.remembered import Reads, Remembered
 from guest.structs import Structs
@@ -241,21 +241,22 @@ def read_lines(page_cache: PageReader, file: OpenFile, limit: int) -> Steps[tupl
     Ranges are [start, end) in the text; there it has newlines.
     """
     identity = file.identity
-    first = max(0, identity.size - limit) // PAGE_SIZE
-    end = -(-identity.size // PAGE_SIZE)
+    page_size = page_cache.page_size
+    first = max(0, identity.size - limit) // page_size
+    end = -(-identity.size // page_size)
     text = bytearray()
     missing: list[tuple[int, int]] = []
     for start in range(first, end, _READS_PER_STEP):
         wanted = range(start, min(end, start + _READS_PER_STEP))
         for page in page_cache.read_pages(identity.inode, wanted):
             at = len(text)
-            text += b"\n" * PAGE_SIZE if page is None else page
+            text += b"\n" * page_size if page is None else page
             if page is None and missing and missing[-1][1] == at:
-                missing[-1] = missing[-1][0], at + PAGE_SIZE
+                missing[-1] = missing[-1][0], at + page_size
             elif page is None:
-                missing.append((at, at + PAGE_SIZE))
+                missing.append((at, at + page_size))
         yield
-    del text[max(0, identity.size - first * PAGE_SIZE) :]
+    del text[max(0, identity.size - first * page_size) :]
     return bytes(text), [(low, min(high, len(text))) for low, high in missing]
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from guest.data_symbols import add_data_symbols
 from guest.finder import find_kernel
+from guest.found_types import FoundTypes
 from guest.memory import run_steps
 from guest.own_table import find_pointer_table
 from guest.paging import AddressSpace, FreshSpace
 from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
-from guest.task_search import FoundTypes
 from guest.tasks import TaskReader
 from guest.words import Words
 from recording.symbols import SymbolTable

@@ -30,6 +30,7 @@ class Machine:
     symbols: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     reads: int = 0
     is_gone: bool = False
+    page_size: int = 4096
 
     def write(self, text: bytes) -> None:
         self.text = text

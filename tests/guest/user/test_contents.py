@@ -35,6 +35,8 @@ class _Identity(tuple[int, int, int]):
 class Cache:
     """A page cache with some pages of any inode."""
 
+    page_size = 4096
+
     def __init__(self, pages: set[int]) -> None:
         self.pages = pages
         self.asked: list[tuple[int, int]] = []

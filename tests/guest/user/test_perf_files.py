@@ -166,6 +166,8 @@ def test_a_large_directory_takes_many_steps(is_ring: bool) -> None:
 class Pages:
     """A page cache in which some pages are missing."""
 
+    page_size = 4096
+
     def __init__(self, text: bytes, missing: Sequence[int] = ()) -> None:
         self.text, self.missing = text, missing
 
