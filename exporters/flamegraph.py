@@ -11,6 +11,7 @@ from importlib.resources import files
 from xml.sax.saxutils import escape, quoteattr
 from zlib import crc32
 
+from exporters.colours import COLOURS, TINTS, WHOLE
 from exporters.text import (
     counted,
     duration,
@@ -37,18 +38,7 @@ _BOTTOM = 28
 _LETTER = 6.7
 """Width of a letter of the monospaced 11-pixel font (0.602 em in DejaVu Sans Mono and Menlo)."""
 _LEAST_WIDTH = 0.1
-_TINTS = 6
 _LONGEST_NAME = 500
-_KINDS = {
-    "process": "process",
-    "kernel": "kernel",
-    "module": "kernel module",
-    "user": "user code",
-    "bpf": "BPF",
-    "firmware": "firmware, before the kernel",
-    "unknown": "unknown",
-    "idle": "idle",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +61,7 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
     box, data = f'viewBox="0 0 {_WIDTH} {height}"', f'data-pad="{_PAD}" data-plot="{_PLOT}" data-height="{height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="guestprof" width="{_WIDTH}" height="{height}" {box} {data}>',
-        f"<style><![CDATA[\n{_asset('flamegraph.css')}]]></style>",
+        f"<style><![CDATA[\n{_asset('flamegraph.css')}{_fills()}]]></style>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         _text(26, "title", machine(profile.meta) if title is None else printable(title)),
         _text(46, "sub", f"{counted(quality.samples, 'sample')}, {rate_line(quality)}; guest halted {halted_line(quality)}"),
@@ -92,6 +82,15 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
 
 def _asset(name: str) -> str:
     return files("exporters").joinpath(name).read_text("utf-8")
+
+
+def _fills() -> str:
+    """The style of each kind's tints, three a line."""
+    lines = [f".all {{ fill: {WHOLE}; }}"]
+    for kind, colour in COLOURS.items():
+        fills = [f".{kind}{index} {{ fill: {tint}; }}" for index, tint in enumerate(colour.tints)]
+        lines += [" ".join(fills[at : at + 3]) for at in range(0, TINTS, 3)]
+    return "\n".join(lines) + "\n"
 
 
 def _value(node: TreeNode, root: TreeNode) -> int:
@@ -154,7 +153,7 @@ def _frame(box: _Box, root: TreeNode, y: int) -> str:
     module = f" {shortened(printable(function.module), _LONGEST_NAME)}" if function.module else ""
     part, own = share(_value(node, root), _value(root, root)), share(node.self_ns, root.total_ns)
     took = f"{percent(part)}, {duration(node.total_ns)}, {counted(node.samples, 'sample')}, {percent(own)} in itself"
-    css = "all" if box.level == 0 else f"{_kind(box)}{crc32(name.encode()) % _TINTS}"
+    css = "all" if box.level == 0 else f"{_kind(box)}{crc32(name.encode()) % TINTS}"
     x = _PAD + box.start
     letters = int((box.width - 6) / _LETTER)
     label = escape(shortened(name, letters)) if letters >= 3 else ""
@@ -173,11 +172,11 @@ def _legend(boxes: list[_Box]) -> str:
     """Colours that occur in the picture, with what they mean."""
     seen = {_kind(box) for box in boxes if box.level}
     parts, x = ['<g id="legend">'], float(_PAD)
-    for kind, words in _KINDS.items():
+    for kind, colour in COLOURS.items():
         if kind in seen:
             parts.append(f'<rect class="{kind}0" x="{x:.1f}" y="74" width="11" height="11" rx="2"/>')
-            parts.append(f'<text x="{x + 16:.1f}" y="83">{words}</text>')
-            x += 16 + (len(words) + 3) * _LETTER
+            parts.append(f'<text x="{x + 16:.1f}" y="83">{colour.words}</text>')
+            x += 16 + (len(colour.words) + 3) * _LETTER
     return "".join([*parts, "</g>"])
 
 

@@ -156,7 +156,7 @@ def _labels(vcpu: int, origin: Origin) -> list[tuple[str, str]]:
     if task is not None:
         labels += [("comm", task.comm), ("pid", str(task.tgid)), ("tid", str(task.pid))]
     if call is not None:
-        labels.append(("system_call", f"{call.table}:{call.number}" if call.name is None else call.name))
+        labels.append(("system_call", call.label))
     return labels
 
 

@@ -10,6 +10,7 @@ from exporters.chrome_trace import export_chrome_trace
 from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
+from exporters.html import export_html
 from exporters.per import Per
 from exporters.perf_script import export_perf_script
 from exporters.pprof import export_pprof
@@ -81,6 +82,7 @@ EXPORT_FORMATS = {
         ExportFormat("callgrind", ".callgrind", lambda profile, options: export_callgrind(profile, version=options.version)),
         ExportFormat("perf-script", ".linux-perf.txt", lambda profile, _options: export_perf_script(profile)),
         ExportFormat("chrome-trace", ".trace.json", lambda profile, options: export_chrome_trace(profile, version=options.version)),
+        ExportFormat("html", ".html", lambda profile, options: export_html(profile, version=options.version, title=options.title)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
     )
 }

@@ -15,7 +15,7 @@ _NAME_WIDTH = 60
 _MODULE_WIDTH = 30
 _MAX_FILES = 5
 _FILE_WIDTH = 140
-_HELP = {
+USER_END_HELP = {
     UserEnd.NO_REGISTERS: "the kernel was being entered or left, or its stack could not be walked; a few are normal",
     UserEnd.NO_MAPPINGS: "the process was gone before its memory map was read, or the map is damaged, or not to be found",
     UserEnd.NOT_READ: "reading more through the stub would halt the guest too much; run guestprof where it may read QEMU's memory",
@@ -73,9 +73,10 @@ def _user_lines(quality: Quality, unreadable_files: Sequence[str]) -> list[str]:
     if quality.user_complete_share is None:
         return ["user     no user stacks were asked for (--no-user)"] if UserEnd.NOT_WANTED in quality.user_ends else []
     lines = [f"user     {user_line(quality)}"]
-    lost = [(end, count) for end, count in quality.user_ends.items() if end in _HELP]
+    lost = [(end, count) for end, count in quality.user_ends.items() if end in USER_END_HELP]
     lines += [
-        f"         {counted(count, 'stack')} cut, {end.value}: {_HELP[end]}" for end, count in sorted(lost, key=lambda row: -row[1])
+        f"         {counted(count, 'stack')} cut, {end.value}: {USER_END_HELP[end]}"
+        for end, count in sorted(lost, key=lambda row: -row[1])
     ]
     if UserEnd.NO_FILE_CONTENTS in quality.user_ends:
         lines += [f"         - {shortened(printable(text), _FILE_WIDTH)}" for text in unreadable_files[:_MAX_FILES]]

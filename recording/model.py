@@ -207,6 +207,11 @@ class SystemCall:
     number: int
     name: str | None
 
+    @property
+    def label(self) -> str:
+        """Its name, or its table and number where that is not known."""
+        return f"{self.table}:{self.number}" if self.name is None else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Halt:

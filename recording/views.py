@@ -98,9 +98,7 @@ _CONTEXT_KINDS = {Context.USER: FrameKind.USER, Context.FIRMWARE: FrameKind.FIRM
 
 def _system_call(origin: Origin) -> Owner | None:
     call = origin.system_call
-    if call is None:
-        return None
-    return Owner(f"{call.table}:{call.number}" if call.name is None else call.name, None, FrameKind.KERNEL)
+    return None if call is None else Owner(call.label, None, FrameKind.KERNEL)
 
 
 def _owner_totals(profile: Profile, owner_of: Callable[[Origin], Owner | None]) -> list[Total]:

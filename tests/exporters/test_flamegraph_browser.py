@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,6 @@ from tests.builders.profiles import HOSTILE_NAMES, hostile_recording, opened, sm
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'guestprof[test]'")
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1200,800",
-)
 SHOWN = """
     return Array.from(document.querySelectorAll('.f')).filter(g => getComputedStyle(g).display !== 'none').map(g => {
         const box = g.querySelector('rect').getBoundingClientRect();
@@ -36,29 +22,12 @@ SHOWN = """
 MAGENTA = "rgb(194, 24, 201)"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs Chromium: install the packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    running = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    try:
-        yield running
-    finally:
-        running.quit()
-
-
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Any:
     """The small recording's flame graph, opened."""
     with opened(small_recording(tmp_path / "a")) as profile:
         (tmp_path / "a.svg").write_bytes(export_flamegraph(profile))
+    browser.set_window_size(1200, 800)
     browser.get((tmp_path / "a.svg").as_uri())
     return browser
 

@@ -236,6 +236,7 @@ def test_suffixes() -> None:
         "callgrind": ".callgrind",
         "perf-script": ".linux-perf.txt",
         "chrome-trace": ".trace.json",
+        "html": ".html",
         "flamegraph": ".svg",
     }
 

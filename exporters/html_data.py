@@ -1,0 +1,268 @@
+"""Profiles become the data of the HTML report: one compressed block of names, stacks and samples, which the page's script unpacks.
+
+The block is ``zlib(length of the JSON, 4 bytes little endian; JSON; columns)``. The JSON has everything but the long rows of
+numbers; it names these as ``{"at": offset after the JSON, "count": n, "bytes": b}``: a column of n integers is stored as its lowest
+bytes, then its second lowest and so on, b times, so that what hardly changes compresses to nothing.
+
+Functions stand in the order of their names, so a function's number is its rank. ``nodes`` is the tree of all stacks from the root,
+each node before its callees and these by rank: a function and a depth say it all. ``stacks`` are its nodes that were sampled, with
+whose time that was. Each run has for each vCPU its samples in time order: which stack, weight, and the gap before it. Several runs
+share one set of names and stacks, so that the page can compare them with any filter.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from array import array
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+
+from exporters.colours import COLOURS, WHOLE
+from exporters.text import printable
+from recording.idle import is_idle_function
+from recording.model import Context
+from recording.names import Function
+from recording.processes import thread_of
+from recording.profile import Origin, Profile, Stack
+
+MOST_SAMPLES = 1 << 20
+"""Of more than these a page keeps no single ones: what a vCPU had several times within a short time becomes one."""
+_PROCESS = "process"
+_ROOT = ("all", "", _PROCESS)
+_Label = tuple[str, str, str]
+"""Name, module and kind of a function or process, printable."""
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The samples of a vCPU in time order: the stack's number, weight, moment (guest running time), how many it stands for."""
+
+    vcpu: int
+    stacks: array[int] = field(default_factory=lambda: array("I"))
+    weights_ns: array[int] = field(default_factory=lambda: array("Q"))
+    times_ns: array[int] = field(default_factory=lambda: array("q"))
+    counts: array[int] = field(default_factory=lambda: array("I"))
+
+    def add(self, stack: int, weight_ns: int, time_ns: int, count: int) -> None:
+        """Append a sample."""
+        self.stacks.append(stack)
+        self.weights_ns.append(weight_ns)
+        self.times_ns.append(time_ns)
+        self.counts.append(count)
+
+
+def pack(profiles: Sequence[Profile], runs: Sequence[dict[str, Any]], more: dict[str, Any]) -> bytes:
+    """The compressed block. runs: what the page tells about each profile. more: what else stands in the JSON."""
+    tables, columns = _Tables(profiles), _Columns()
+    packed = [
+        {**run, "vcpus": [_packed_track(track, columns) for track in fitting(tables.tracks(profile))]}
+        for profile, run in zip(profiles, runs, strict=True)
+    ]
+    document = orjson.dumps({**more, **tables.document(columns), "runs": packed})
+    deflate = zlib.compressobj(6)
+    pieces = [deflate.compress(piece) for piece in (len(document).to_bytes(4, "little"), document, *columns.parts)]
+    return b"".join([*pieces, deflate.flush()])
+
+
+class _Columns:
+    """Rows of numbers, one behind the other."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, values: array[int]) -> dict[str, int]:
+        """Store integers of 0 or more; gives how the JSON names them."""
+        if sys.byteorder == "big":
+            values = array(values.typecode, values)
+            values.byteswap()
+        raw, width = values.tobytes(), values.itemsize
+        planes = [raw[place::width] for place in range(width)]
+        while planes and not any(planes[-1]):
+            planes.pop()
+        named = {"at": self._size, "count": len(values), "bytes": len(planes)}
+        self.parts += planes
+        self._size += len(planes) * len(values)
+        return named
+
+
+class _Tables:
+    """What all runs share: functions by rank, the tree of stacks, whose time a stack was."""
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        self._begins_with_process = any(profile.has_tasks for profile in profiles)
+        origins = [{count.origin: None for count in profile.counts} for profile in profiles]
+        roots = {id(origin): self._root(origin) for of_profile in origins for origin in of_profile}
+        self._waiting: set[_Label] = set()
+        labels = {_ROOT, *filter(None, roots.values())}
+        for profile in profiles:
+            for function in profile.functions:
+                label = _label(function)
+                labels.add(label)
+                if is_idle_function(function):
+                    self._waiting.add(label)
+        self._functions = sorted(labels)
+        self._rank = {label: rank for rank, label in enumerate(self._functions)}
+        self._numbers: dict[str, dict[Any, int]] = {name: {} for name in ("processes", "threads", "calls")}
+        self._origins: dict[tuple[int, int, int, int], int] = {}
+        self._stacks: dict[tuple[int, int, bool], int] = {}
+        self._number: dict[tuple[int, int], int] = {}
+        self._depths, self._node_functions = array("I"), array("I")
+        self._lay_out(profiles, roots)
+
+    def _root(self, origin: Origin) -> _Label | None:
+        return (printable(origin.process.root_name), "", _PROCESS) if self._begins_with_process else None
+
+    def _lay_out(self, profiles: Sequence[Profile], roots: dict[int, _Label | None]) -> None:
+        """The tree, out of all paths in order: each begins as far down as it shares the one before it."""
+        paths: dict[tuple[int, int], tuple[int, ...]] = {}
+        pairs: dict[tuple[int, int], tuple[Stack, Origin]] = {}
+        first = self._rank[_ROOT]
+        for profile in profiles:
+            ranks = [self._rank[_label(function)] for function in profile.functions]
+            for count in profile.counts:
+                key = (id(count.stack), id(count.origin))
+                if key not in pairs:
+                    pairs[key] = (count.stack, count.origin)
+                    root = roots[id(count.origin)]
+                    head = (first,) if root is None else (first, self._rank[root])
+                    paths[key] = (*head, *[ranks[index] for index in count.stack.indexes])
+        leaf: dict[tuple[int, ...], int] = {}
+        before: tuple[int, ...] = ()
+        depths, functions = self._depths, self._node_functions
+        for path in sorted({(first,), *paths.values()}):
+            shared = 0
+            for one, other in zip(before, path, strict=False):
+                if one != other:
+                    break
+                shared += 1
+            depths.extend(range(shared, len(path)))
+            functions.extend(path[shared:])
+            leaf[path] = len(depths) - 1
+            before = path
+        for key, (stack, origin) in pairs.items():
+            what = (leaf[paths[key]], self._origin(origin), stack.idle)
+            self._number[key] = self._stacks.setdefault(what, len(self._stacks))
+
+    def _origin(self, origin: Origin) -> int:
+        """The number of whose time a sample was, and what the vCPU did."""
+        process, thread = origin.process, thread_of(origin.task, is_firmware=origin.is_firmware)
+        call = origin.system_call
+        key = (
+            _numbered(self._numbers["processes"], (printable(process.name), process.pid)),
+            _numbered(self._numbers["threads"], (printable(thread.name), thread.pid)),
+            list(Context).index(origin.context),
+            -1 if call is None else _numbered(self._numbers["calls"], (printable(call.label), None)),
+        )
+        return _numbered(self._origins, key)
+
+    def tracks(self, profile: Profile) -> list[Track]:
+        """The samples of each vCPU of one of the profiles."""
+        tracks = {vcpu: Track(vcpu) for vcpu in profile.vcpus}
+        adds = {
+            vcpu: (track.stacks.append, track.weights_ns.append, track.times_ns.append, track.counts.append)
+            for vcpu, track in tracks.items()
+        }
+        numbers = self._number
+        for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
+            stack, weight, time, count = adds[vcpu]
+            stack(numbers[id(walk.stack), id(origin)])
+            weight(weight_ns)
+            time(time_ns)
+            count(1)
+        return list(tracks.values())
+
+    def document(self, columns: _Columns) -> dict[str, Any]:
+        """The tables, long ones as columns."""
+        modules: dict[str, int] = {}
+        module_of = [_numbered(modules, module) for _, module, _ in self._functions]
+        kinds = list(COLOURS)
+        return {
+            "whole": WHOLE,
+            "kinds": [{"name": name, "words": colour.words, "tints": colour.tints} for name, colour in COLOURS.items()],
+            "functions": {
+                "name": [name for name, _, _ in self._functions],
+                "module": module_of,
+                "kind": [kinds.index("idle" if label in self._waiting else label[2]) for label in self._functions],
+            },
+            "modules": list(modules),
+            **{name: [{"name": row[0], "pid": row[1]} for row in rows] for name, rows in self._numbers.items()},
+            "contexts": [context.value for context in Context],
+            "origins": list(self._origins),
+            "nodes": {"depth": columns.add(self._depths), "function": columns.add(self._node_functions)},
+            "stacks": {
+                name: columns.add(array("I", [row[place] for row in self._stacks]))
+                for place, name in enumerate(("node", "origin", "idle"))
+            },
+        }
+
+
+def _label(function: Function) -> _Label:
+    return printable(function.name), printable(function.module), function.kind.value
+
+
+def _numbered(numbers: dict[_Key, int], key: _Key) -> int:
+    """The number of a thing, in the order in which they were first asked for."""
+    return numbers.setdefault(key, len(numbers))
+
+
+def fitting(tracks: list[Track], most: int = MOST_SAMPLES) -> list[Track]:
+    """The tracks, with samples merged within stretches of time that are as short as leaves at most so many."""
+    total = sum(len(track.stacks) for track in tracks)
+    if total <= most:
+        return tracks
+    span_ns = max(track.times_ns[-1] for track in tracks) - min(track.times_ns[0] for track in tracks)
+    stretch_ns = max(1, span_ns * len(tracks) // most)
+    while True:
+        merged = [_merged(track, stretch_ns) for track in tracks]
+        if sum(len(track.stacks) for track in merged) <= most or stretch_ns > span_ns:
+            return merged
+        stretch_ns *= 2
+
+
+def _merged(track: Track, stretch_ns: int) -> Track:
+    merged = Track(track.vcpu)
+    now, begin_ns = None, 0
+    found: dict[int, list[int]] = {}
+    for stack, weight_ns, time_ns, count in _rows(track):
+        if time_ns // stretch_ns != now:
+            _flush(merged, found, begin_ns)
+            now, begin_ns = time_ns // stretch_ns, time_ns - weight_ns
+        row = found.setdefault(stack, [0, 0])
+        row[0] += weight_ns
+        row[1] += count
+    _flush(merged, found, begin_ns)
+    return merged
+
+
+def _rows(track: Track) -> Iterable[tuple[int, int, int, int]]:
+    return zip(track.stacks, track.weights_ns, track.times_ns, track.counts, strict=True)
+
+
+def _flush(track: Track, found: dict[int, list[int]], begin_ns: int) -> None:
+    """Lay what was found within a stretch one after the other."""
+    for stack, (weight_ns, count) in found.items():
+        begin_ns += weight_ns
+        track.add(stack, weight_ns, begin_ns, count)
+    found.clear()
+
+
+def _packed_track(track: Track, columns: _Columns) -> dict[str, Any]:
+    """Gaps are to the end of the sample before, signed: 0, -1, 1, -2 ... are stored as 0, 1, 2, 3."""
+    gaps, last_ns = array("Q"), 0
+    for weight_ns, time_ns in zip(track.weights_ns, track.times_ns, strict=True):
+        gap_ns = time_ns - weight_ns - last_ns
+        gaps.append(gap_ns << 1 if gap_ns >= 0 else -2 * gap_ns - 1)
+        last_ns = time_ns
+    return {
+        "vcpu": track.vcpu,
+        "stack": columns.add(track.stacks),
+        "weight": columns.add(track.weights_ns),
+        "gap": columns.add(gaps),
+        "count": columns.add(track.counts),
+    }

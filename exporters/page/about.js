@@ -1,0 +1,47 @@
+// How far a run can be trusted, what happened in it, and everything else that is known of it.
+
+/** A table with a caption; rows are lists of texts or elements. */
+function plainTable(caption, heads, rows) {
+  const head = make("thead", {}, make("tr", {}, ...heads.map((words) => make("th", { scope: "col" }, words))));
+  const body = rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", {}, cell))));
+  return make("table", { class: "plain" }, make("caption", {}, caption), head, make("tbody", {}, ...body));
+}
+
+function isolated(text) {
+  return make("bdi", {}, text);
+}
+
+/** The parts of the page's last tab. choose: called with a range of time, or null. */
+function aboutRun(run, version, choose) {
+  const parts = [];
+  if (run.selection.length) parts.push(make("p", { class: "notice" }, "The file was made of a part of the recording: " + run.selection.join("; ") + "."));
+  parts.push(plainTable("How far to trust it", ["What", "How"], run.quality));
+  const count = (row) => grouped.format(row.samples);
+  if (run.ends.length) {
+    const rows = run.ends.map((row) => [row.name, count(row), percent(row.share), row.meaning]);
+    parts.push(plainTable("Why kernel stacks end", ["End", "Samples", "Share", "Meaning"], rows));
+  }
+  if (run.userEnds.length) {
+    parts.push(plainTable("Why user stacks end", ["End", "Samples", "Meaning"], run.userEnds.map((row) => [row.name, count(row), row.meaning])));
+  }
+  if (run.notes.length) {
+    parts.push(make("h2", {}, "What stays unknown"), make("ul", {}, ...run.notes.map((note) => make("li", {}, isolated(note)))));
+  }
+  if (run.milestones.length) {
+    const rows = run.milestones.map((mark, index) => {
+      const next = run.milestones[index + 1];
+      const from = make("button", { type: "button" }, "Select");
+      from.setAttribute("aria-label", "Select the time from " + mark.name + " to " + (next ? next.name : "the end"));
+      from.addEventListener("click", () => choose([mark.time, next ? next.time : wholeSpan(run)[1] + 1]));
+      return [isolated(mark.name), moment(mark.time), isolated(mark.text), from];
+    });
+    parts.push(plainTable("Milestones", ["Milestone", "At", "What", "Until the next one"], rows));
+  }
+  if (run.events.length) {
+    const rows = run.events.map((event) => [isolated(event.name), moment(event.time), isolated(event.text)]);
+    parts.push(plainTable("What happened while recording", ["Event", "At", "What"], rows));
+  }
+  const facts = [...run.facts, ["Page written by", "guestprof " + version]];
+  parts.push(plainTable("The run", ["What", "Value"], facts.map(([words, value]) => [words, isolated(value)])));
+  return parts;
+}
