@@ -132,7 +132,7 @@ class KernelTracker:
 
     @property
     def is_learnt(self) -> bool:
-        """Whether it is known what running processes are and have mapped, or was looked for in vain; also where there is no kernel."""
+        """Whether it is known what processes are and have mapped, or was looked for in vain; also where there is no kernel."""
         if self.kernel is None:
             return True
         if self.kernel.structs is None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from operator import itemgetter
 
 from guest.found_types import FoundTypes, Members, are_most, read_mapped
@@ -170,7 +170,10 @@ def read_processes(space: AddressSpace, symbols: SymbolTable, structs: Structs) 
     tasks = [] if first is None else list(walk_list(space, words, first.address + link, link, _MAX_TASKS))
     answers = space.read_many([(task + mm & words.mask, words.size) for task in tasks])
     addresses = dict.fromkeys(number for data in answers if data is not None and (number := words.number(data)))
-    blocks = {address: words.pointers(read_mapped(space, address, _MM_SIZE)) for address in list(addresses)[:_USED]}
+    # Two of them lie no nearer to each other than one is long.
+    ordered = sorted(addresses)
+    size = min((high - low for low, high in pairwise(ordered)), default=_MM_SIZE)
+    blocks = {address: words.pointers(read_mapped(space, address, min(size, _MM_SIZE))) for address in list(addresses)[:_USED]}
     page_sizes = range(space.tables.page_shift, _PAGE_SHIFT_MAX + 1)
     found = {address: _find_told(block, {1 << shift for shift in page_sizes}) for address, block in blocks.items()}
     places = [place for place in found.values() if place is not None]

@@ -7,7 +7,7 @@ tables, and by the tree of the file's pages. So:
     page                            flags, two words of a list, the file's ``address_space``, the page's index in the file: in all
                                     versions; believed where the last two are what they must be
     the array of all pages          their structs are as far from each other as the pages are, times one number: the size
-    PG_uptodate                     a bit that all mapped pages of files have, and another two further (PG_lru)
+    PG_uptodate                     a bit that all pages of these files have, and another two further (PG_lru)
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ _SLOTS = 64
 _MAX_PAIRS = 2048
 _MIN_PAIRS = 16
 _PER_AREA = 64
+_MAX_PAGES = 1024
+"""Of a file whose flags are looked at."""
 _SIZES = range(32, 257, 4)
 """Bytes that a ``struct page`` may have."""
 _UPTODATE = ((3, 5), (2, 4))
-"""Numbers of PG_uptodate and PG_lru, which all mapped pages of files have, since 6.7 and before.
+"""Numbers of PG_uptodate and PG_lru, which all pages of files have, since 6.7 and before.
 
 Where both pairs are there in all of them, bit 3 may also be PG_dirty, of the older kind: pages that have it are up to date, too.
 """
@@ -75,11 +77,7 @@ def search_pages(space: AddressSpace, words: Words, pieces: Sequence[MappedFile]
     if len(heads) != 1:
         return None
     head, pairs, page_size, start = found[0]
-    flags = [words.number(data) for data in space.read_many([(address, size) for address in pairs]) if data is not None]
-    common = ~0
-    for each in flags:
-        common &= each
-    uptodate = next((bit for bit, listed in _UPTODATE if common >> bit & 1 and common >> listed & 1), None)
+    uptodate = _find_uptodate(space, words, tree, pieces, head)
     if uptodate is None:
         return None
     structs: dict[str, Members] = {
@@ -88,6 +86,17 @@ def search_pages(space: AddressSpace, words: Words, pieces: Sequence[MappedFile]
         "page": page,
     }
     return PageLayout(structs, page_size, start, uptodate)
+
+
+def _find_uptodate(space: AddressSpace, words: Words, tree: PageTree, pieces: Sequence[MappedFile], head_at: int) -> int | None:
+    """The bit, by all pages of the files: those that programs use are marked as such, others are not."""
+    mappings = dict.fromkeys(piece.mapping for piece in pieces)
+    heads = [words.number(data) for data in space.read_many([(mapping + head_at, words.size) for mapping in mappings]) if data]
+    pages = {page for head in heads for page in tree.find(head, range(_MAX_PAGES)).values()}
+    common = ~0
+    for data in space.read_many([(page, words.size) for page in pages]):
+        common &= ~0 if data is None else words.number(data)
+    return next((bit for bit, listed in _UPTODATE if common >> bit & 1 and common >> listed & 1), None)
 
 
 def _find_pairs(

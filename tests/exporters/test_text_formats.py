@@ -107,11 +107,14 @@ def test_user_stacks_that_nobody_asked_for(tmp_path: Path) -> None:
 
 def test_what_cannot_be_known_of_a_kernel(tmp_path: Path) -> None:
     said = "the kernel has no type information (BTF): its \x1bmodules cannot be told"
-    events = (Event(0, "unknown", said), Event(5, "unknown", said))
+    # What is said last of a kernel counts; each kernel has its own.
+    later = (Event(5, "unknown", "less"), Event(6, "kernel-found", "again"), Event(7, "unknown", "much"), Event(8, "unknown", said))
+    events = (Event(0, "unknown", "more"), Event(3, "unknown", said), Event(4, "kernel-found", "another"), *later)
     with opened(write_recording(tmp_path / "a", [[Stack("U:16", 0, StackEnd.USER_MODE)]], Names(), events)) as profile:
         lines = export_report_text(profile).decode().splitlines()
     assert [line for line in lines if line.startswith("unknown")] == [
-        "unknown  the kernel has no type information (BTF): its \\x1bmodules cannot be told"
+        "unknown  the kernel has no type information (BTF): its \\x1bmodules cannot be told",
+        "unknown  less",
     ]
 
 
