@@ -39,5 +39,9 @@ class BadRecordingError(GuestprofError):
     """A recording cannot be opened, or is not one of ours."""
 
 
+class UnknownMarkError(GuestprofError):
+    """A moment that the user named is not in a recording."""
+
+
 class MissingDependencyError(GuestprofError):
     """A program or package that this job needs is not installed."""

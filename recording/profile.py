@@ -107,6 +107,22 @@ class Sighting(NamedTuple):
     weight_ns: int
 
 
+class Appearance(NamedTuple):
+    """When a stack of one origin was seen on a vCPU. Times are guest running time since the recording's start.
+
+    before_ns: of the last halt before the first one, None where the first halt is the first of all that are selected.
+    """
+
+    walk: Walk
+    origin: Origin
+    vcpu: int
+    samples: int
+    weight_ns: int
+    first_ns: int
+    last_ns: int
+    before_ns: int | None
+
+
 class Moment(NamedTuple):
     """One sample on a vCPU's time line (a tuple as ``Count`` is).
 
@@ -130,7 +146,8 @@ class Profile:
         self._recording = recording
         self._callchains = recording.callchains()
         self._tasks, self._contexts, self._system_calls = recording.tasks(), recording.contexts(), recording.system_calls()
-        self._namer = Namer(recording.images())
+        self.images = recording.images()
+        self._namer = Namer(self.images)
         self._namer.prepare(recording.frames().values())
         self._frame_indexes: dict[tuple[int, int], int] = {}
         self._function_indexes: dict[Function, int] = {}
@@ -197,6 +214,18 @@ class Profile:
             found = known[what]
             if found is not None:
                 yield Sighting(found[0], found[1], row[0], row[1], row[2])
+
+    def appearances(self) -> Iterator[Appearance]:
+        """When each selected stack was seen first and last, in the order of the first time."""
+        for vcpu, samples, weight_ns, first_ns, last_ns, *what, before_ns in self._recording.appearances(self.selection):
+            stack, origin = self._resolve(*what)
+            if stack is not None and origin is not None:
+                walk = self._walk(what[0], what[1], stack)
+                yield Appearance(walk, origin, vcpu, samples, weight_ns, first_ns, last_ns, before_ns)
+
+    def unselected(self) -> Profile:
+        """All of the recording: this very profile where nothing is left out."""
+        return self if self.selection == Selection() else Profile(self._recording)
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""

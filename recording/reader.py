@@ -81,6 +81,21 @@ _TIMELINE_START = """
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))"""
 _SIGHTINGS = _TIMELINE.replace("ORDER BY vcpu, halt", "ORDER BY halt, vcpu")
+_APPEARANCES = """
+    WITH seen AS (
+        SELECT vcpu, boot, callchain, task, context, system_call,
+            count(*) AS samples, sum(weight_ns) AS weight_ns, min(halt) AS first, max(halt) AS last
+        FROM samples s
+        WHERE ((?1 IS NULL AND ?2 IS NULL) OR EXISTS (
+                SELECT 1 FROM halts h WHERE h.id = s.halt
+                AND (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)))
+            AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
+        GROUP BY vcpu, boot, callchain, task, context, system_call)
+    SELECT vcpu, samples, weight_ns, f.running_time_ns, l.running_time_ns, callchain, boot, task, context, system_call,
+        b.running_time_ns
+    FROM seen JOIN halts f ON f.id = first JOIN halts l ON l.id = last
+        LEFT JOIN halts b ON b.id = first - 1 AND (?1 IS NULL OR b.running_time_ns >= ?1)
+    ORDER BY first, vcpu"""
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
     WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
@@ -300,6 +315,15 @@ class Recording:
     def sightings(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
         """The same rows as ``timeline`` in time order, and by vCPU within a halt."""
         yield from self._integers(_SIGHTINGS, _parameters(selection), optional=3)
+
+    def appearances(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
+        """When each callchain was seen first and last on one vCPU in one boot, task, context and system call.
+
+        (vcpu, samples, weight_ns, first_ns, last_ns, callchain, boot, task, context, system_call, before_ns), in order of the first
+        sighting. Times are guest running time; before_ns: of the halt before the first one. The last four may be None. Of the
+        selection only vCPUs and times are looked at here.
+        """
+        yield from self._integers(_APPEARANCES, _parameters(selection), optional=4)
 
     def events(self) -> list[Event]:
         """All events in the order in which they were added."""

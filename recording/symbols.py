@@ -89,9 +89,13 @@ class SymbolTable:
             index -= 1
         return self._symbol(index) if self._names[index] else None
 
-    def text_only(self) -> SymbolTable:
-        """The same table with code symbols alone."""
-        keep = [i for i, kind in enumerate(self._kinds) if kind in b"tTwW"]
+    def text_only(self, *, and_prefix: str | None = None) -> SymbolTable:
+        """The same table with code symbols alone, and with all symbols whose names begin so."""
+        keep = [
+            i
+            for i, kind in enumerate(self._kinds)
+            if kind in b"tTwW" or (and_prefix is not None and self._names[i].startswith(and_prefix))
+        ]
         return SymbolTable(
             array("Q", [self._addresses[i] for i in keep]), bytes(self._kinds[i] for i in keep), [self._names[i] for i in keep]
         )

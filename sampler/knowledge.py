@@ -13,6 +13,7 @@ from guest.elf.cache import ElfCache
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
+from recording.initcalls import SYMBOL_PREFIX
 from recording.model import FrameKind, Image
 from sampler.planner import HaltPlanner
 from sampler.samples import Pending, SampleMaker
@@ -152,7 +153,8 @@ class Knowledge:
 
 
 def kernel_image(kernel: Kernel, boot: int) -> Image:
-    """A kernel as an image with names; its boot code belongs to it also when that was freed."""
+    """A kernel as an image with names, those of its table of initcalls too; its boot code stays its own when that was freed."""
     is_there = kernel.text.contains(kernel.init_text[0])
     ranges = kernel.text.ranges if is_there else (*kernel.text.ranges, kernel.init_text)
-    return Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, kernel.symbols.text_only())
+    symbols = kernel.symbols.text_only(and_prefix=SYMBOL_PREFIX)
+    return Image("vmlinux", FrameKind.KERNEL, boot, kernel.build_id, ranges, symbols)
