@@ -42,8 +42,8 @@ def export(
     format_name: str,
     output: Path | None,
     idle: bool,
-    since: float | None,
-    until: float | None,
+    since: str | None,
+    until: str | None,
     vcpus: tuple[int, ...] | None,
     processes: tuple[str, ...],
     contexts: tuple[str, ...],
@@ -56,6 +56,6 @@ def export(
     chosen = EXPORT_FORMATS[format_name]
     options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
     with no_collection(), Recording.open(file) as recording:
-        profile = Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts))
+        profile = Profile(recording, selection_of(recording, idle, since, until, vcpus, processes, contexts))
         path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
         write_output(path, chosen.pieces(profile, options), force=force)

@@ -31,8 +31,8 @@ def report(
     sort: str,
     by: str,
     idle: bool,
-    since: float | None,
-    until: float | None,
+    since: str | None,
+    until: str | None,
     vcpus: tuple[int, ...] | None,
     processes: tuple[str, ...],
     contexts: tuple[str, ...],
@@ -45,6 +45,6 @@ def report(
     """
     limit = (_DEFAULT_ROWS if format_name == "text" else None) if rows is None else rows or None
     with Recording.open(file) as recording:
-        profile = Profile(recording, selection_of(idle, since, until, vcpus, processes, contexts))
+        profile = Profile(recording, selection_of(recording, idle, since, until, vcpus, processes, contexts))
         data = REPORT_FORMATS[format_name].export(profile, GroupBy(by), SortBy(sort), limit)
     sys.stdout.buffer.write(data)

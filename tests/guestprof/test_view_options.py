@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from guestprof.commands.export import export
 from guestprof.commands.report import report
+from recording.errors import UnknownMarkError
+from tests.builders.boots import boot_recording
 from tests.builders.profiles import busy_recording
 
 
@@ -47,3 +49,28 @@ def test_export_of_one_process(tmp_path: Path, per: str, names: list[str]) -> No
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "a.speedscope.json").read_bytes())
     assert [profile["name"] for profile in document["profiles"]] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        (["--since", "0.02", "--until", "40ms"], 4),
+        (["--since", "kernel_init", "--until", "init"], 24),
+        (["--since", "console:login"], 2),
+        (["--until", "function:setup_arch"], 6),
+    ],
+)
+def test_moments_by_name(tmp_path: Path, options: list[str], samples: int) -> None:
+    done = CliRunner().invoke(report, [str(boot_recording(tmp_path / "a")), "-f", "json", *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["quality"]["samples"] == samples
+
+
+def test_moments_that_cannot_be(tmp_path: Path) -> None:
+    path = str(boot_recording(tmp_path / "a"))
+    for moment in ("-1", ""):
+        done = CliRunner().invoke(report, [path, "--since", moment])
+        assert done.exit_code == 2
+        assert "is no moment: give seconds of guest running time or a milestone" in done.output
+    done = CliRunner().invoke(report, [path, "--since", "tomorrow"])
+    assert isinstance(done.exception, UnknownMarkError)
