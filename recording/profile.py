@@ -26,6 +26,7 @@ KERNEL_FOUND = "kernel-found"
 UNKNOWN = "unknown"
 """The kind of events which say what cannot be known of a kernel."""
 _WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
+_BEFORE_KERNEL = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL})
 _T = TypeVar("_T")
 
 
@@ -226,6 +227,16 @@ class Profile:
     def unselected(self) -> Profile:
         """All of the recording: this very profile where nothing is left out."""
         return self if self.selection == Selection() else Profile(self._recording)
+
+    def halt_times(self) -> list[int]:
+        """The guest running time of each halt within the selected time, in nanoseconds since the recording's start."""
+        return [halt.running_time_ns for halt in self._recording.halts(self.selection)]
+
+    @property
+    def begins_with_machine(self) -> bool:
+        """Whether the recording's first sample is of code from before the kernel: it is of a boot from its start."""
+        first = next(self._recording.sightings(Selection()), None)
+        return first is not None and self._looked_up(self._callchains, first[3], "callchain").end in _BEFORE_KERNEL
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""

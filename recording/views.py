@@ -81,22 +81,24 @@ def thread_totals(profile: Profile) -> list[Total]:
 def context_totals(profile: Profile) -> list[Total]:
     """What the vCPUs did, in the order of ``Context``."""
     order = list(Context)
-
-    def owner(index: int) -> Owner:
-        return Owner(order[index].value, None, _CONTEXT_KINDS.get(order[index], FrameKind.KERNEL))
-
-    return _whole_totals(profile, lambda count: order.index(count.origin.context), owner)
+    return _whole_totals(profile, lambda count: order.index(count.origin.context), lambda index: context_owner(order[index]))
 
 
 def system_call_totals(profile: Profile) -> list[Total]:
     """What was spent within each system call, interrupts that hit it included; all else is not in these rows."""
-    return _owner_totals(profile, _system_call)
+    return _owner_totals(profile, system_call_owner)
 
 
 _CONTEXT_KINDS = {Context.USER: FrameKind.USER, Context.FIRMWARE: FrameKind.FIRMWARE, Context.UNKNOWN: FrameKind.UNKNOWN}
 
 
-def _system_call(origin: Origin) -> Owner | None:
+def context_owner(context: Context) -> Owner:
+    """What stands for a context in rows by these."""
+    return Owner(context.value, None, _CONTEXT_KINDS.get(context, FrameKind.KERNEL))
+
+
+def system_call_owner(origin: Origin) -> Owner | None:
+    """What stands for a system call in rows by these; None outside of all."""
     call = origin.system_call
     return None if call is None else Owner(call.label, None, FrameKind.KERNEL)
 

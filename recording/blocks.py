@@ -1,0 +1,97 @@
+"""The recordings of one side of a comparison become blocks of time, from which sampling errors are estimated.
+
+Samples near each other in time are alike (one burst of work gives many), so that counting them as independent ones would call
+noise a difference. Blocks are long enough to be nearly independent of each other; all vCPUs of one halt are in one block, as they
+are not independent either. Where a side has several recordings, these are its blocks: what varies from run to run is then seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from recording.profile import Origin, Profile, Stack
+
+_STEADY = (500_000_000, 20, 64)
+_COURSE = (125_000_000, 20, 400)
+"""Wanted length of a block in nanoseconds, fewest and most blocks of a recording."""
+_HALTS_IN_BLOCK = 4
+"""The fewest, on average."""
+
+
+@dataclass(slots=True, eq=False)
+class Cell:
+    """The selected samples of a stack with one origin on one vCPU. weights: guest running time by block, in nanoseconds."""
+
+    stack: Stack
+    origin: Origin
+    vcpu: int
+    weights: dict[int, int] = field(default_factory=dict)
+    samples: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Side:
+    """One side of a comparison, cut into blocks.
+
+    by_run: whether its blocks are its recordings.
+    is_course: whether they are boots from the machine's start, which have a course, and not pieces of steady work.
+    runs: number of recordings. duration_ns: guest running time that they span in all.
+    weights: of the selected samples of each block. firsts: the blocks with which recordings begin.
+    squares: sum of the squared weights of all selected samples.
+    has_tasks: whether any of these has a task.
+    """
+
+    by_run: bool
+    is_course: bool
+    runs: int = 0
+    duration_ns: int = 0
+    samples: int = 0
+    squares: int = 0
+    weights: list[int] = field(default_factory=list)
+    firsts: set[int] = field(default_factory=set)
+    cells: list[Cell] = field(default_factory=list)
+    has_tasks: bool = False
+
+    @property
+    def weight_ns(self) -> int:
+        """Of all selected samples."""
+        return sum(self.weights)
+
+    def add(self, profile: Profile) -> None:
+        """One more recording."""
+        halts = profile.halt_times()
+        start_ns = halts[0] if halts else 0
+        span_ns = halts[-1] - start_ns + 1 if halts else 1
+        first, count = len(self.weights), 1 if self.by_run else _block_count(len(halts), span_ns, is_course=self.is_course)
+        self.runs += 1
+        self.has_tasks |= profile.has_tasks
+        self.duration_ns += span_ns - 1
+        self.firsts.add(first)
+        self.weights += [0] * count
+        cells: dict[tuple[int, int, int], Cell] = {}
+        for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
+            key = (id(walk.stack), id(origin), vcpu)
+            cell = cells.get(key)
+            if cell is None:
+                cell = cells[key] = Cell(walk.stack, origin, vcpu)
+            block = first + (time_ns - start_ns) * count // span_ns
+            cell.samples += 1
+            cell.weights[block] = cell.weights.get(block, 0) + weight_ns
+            self.weights[block] += weight_ns
+            self.squares += weight_ns * weight_ns
+        self.cells += cells.values()
+        self.samples += sum(cell.samples for cell in cells.values())
+
+
+def side_of(profiles: Sequence[Profile], *, by_run: bool = False) -> Side:
+    """One side, of one recording or more."""
+    side = Side(by_run, not by_run and bool(profiles) and all(profile.begins_with_machine for profile in profiles))
+    for profile in profiles:
+        side.add(profile)
+    return side
+
+
+def _block_count(halts: int, span_ns: int, *, is_course: bool) -> int:
+    length_ns, fewest, most = _COURSE if is_course else _STEADY
+    return max(1, min(max(fewest, span_ns // length_ns), most, halts // _HALTS_IN_BLOCK))
