@@ -18,7 +18,20 @@ from exporters.html_run import run_values
 from recording.collection import no_collection
 from recording.profile import Profile
 
-_SCRIPTS = ("data.js", "model.js", "tree.js", "dom.js", "paint.js", "graph.js", "time.js", "table.js", "about.js", "main.js")
+_SCRIPTS = (
+    "data.js",
+    "model.js",
+    "tree.js",
+    "dom.js",
+    "paint.js",
+    "graph.js",
+    "time.js",
+    "table.js",
+    "about.js",
+    "boot.js",
+    "diff.js",
+    "main.js",
+)
 """In the order in which they build upon each other."""
 _LINE = 120
 """Characters of data a line: some editors choke on one line of megabytes."""
@@ -29,6 +42,17 @@ def export_html(profile: Profile, *, version: str, title: str | None = None) -> 
     with no_collection():
         runs = [run_values(profile, title=title)]
         return _document(runs[0]["title"], pack([profile], runs, {"version": version}))
+
+
+def export_html_difference(
+    before: Profile, after: Profile, *, version: str, titles: tuple[str | None, str | None] = (None, None)
+) -> bytes:
+    """One HTML document with both reports and what differs between them. titles: of the two, None for their machines."""
+    with no_collection():
+        runs = [run_values(profile, title=title) for profile, title in zip((before, after), titles, strict=True)]
+        comparison = {"words": "", "lines": [], "functions": {}}
+        data = pack([before, after], runs, {"version": version, "comparison": comparison})
+        return _document(f"{runs[0]['title']} → {runs[1]['title']}", data)
 
 
 def _document(title: str, data: bytes) -> bytes:

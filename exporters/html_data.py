@@ -15,7 +15,8 @@ from __future__ import annotations
 import sys
 import zlib
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,10 +25,13 @@ import orjson
 from exporters.colours import COLOURS, WHOLE
 from exporters.text import printable
 from recording.idle import is_idle_function
+from recording.milestones import find_milestones
 from recording.model import Context
 from recording.names import Function
 from recording.processes import thread_of
-from recording.profile import Origin, Profile, Stack
+from recording.profile import Appearance, Origin, Profile, Walk
+from recording.reader import Selection
+from recording.waits import Waker, waker_of
 
 MOST_SAMPLES = 1 << 20
 """Of more than these a page keeps no single ones: what a vCPU had several times within a short time becomes one."""
@@ -59,14 +63,30 @@ class Track:
 def pack(profiles: Sequence[Profile], runs: Sequence[dict[str, Any]], more: dict[str, Any]) -> bytes:
     """The compressed block. runs: what the page tells about each profile. more: what else stands in the JSON."""
     tables, columns = _Tables(profiles), _Columns()
-    packed = [
-        {**run, "vcpus": [_packed_track(track, columns) for track in fitting(tables.tracks(profile))]}
-        for profile, run in zip(profiles, runs, strict=True)
-    ]
+    packed = [_packed_run(profile, run, tables, columns) for profile, run in zip(profiles, runs, strict=True)]
     document = orjson.dumps({**more, **tables.document(columns), "runs": packed})
     deflate = zlib.compressobj(6)
     pieces = [deflate.compress(piece) for piece in (len(document).to_bytes(4, "little"), document, *columns.parts)]
     return b"".join([*pieces, deflate.flush()])
+
+
+def _packed_run(profile: Profile, run: dict[str, Any], tables: _Tables, columns: _Columns) -> dict[str, Any]:
+    """The run with its samples and milestones."""
+    tracks, appearances = tables.tracks(profile)
+    fit = fitting(tracks)
+    whole = profile.selection == Selection()
+    milestones = [
+        {
+            "time": milestone.time_ns,
+            "after": milestone.after_ns,
+            "name": printable(milestone.name),
+            "text": printable(milestone.title),
+            "phase": milestone.begins_phase,
+        }
+        for milestone in find_milestones(profile, appearances=appearances if whole else None)
+    ]
+    vcpus = [_packed_track(track, columns) for track in fit]
+    return {**run, "milestones": milestones, "merged": fit is not tracks, "vcpus": vcpus}
 
 
 class _Columns:
@@ -109,9 +129,11 @@ class _Tables:
         self._functions = sorted(labels)
         self._rank = {label: rank for rank, label in enumerate(self._functions)}
         self._numbers: dict[str, dict[Any, int]] = {name: {} for name in ("processes", "threads", "calls")}
-        self._origins: dict[tuple[int, int, int, int], int] = {}
-        self._stacks: dict[tuple[int, int, bool], int] = {}
-        self._number: dict[tuple[int, int], int] = {}
+        self._origins: dict[tuple[int, int, int, int, bool], int] = {}
+        self._wakers: dict[Waker, int] = {}
+        self._stacks: dict[tuple[int, int, bool, int, int], int] = {}
+        self._examples: list[tuple[Walk, Origin]] = []
+        self._number: dict[tuple[int, int, int], int] = {}
         self._depths, self._node_functions = array("I"), array("I")
         self._lay_out(profiles, roots)
 
@@ -120,15 +142,15 @@ class _Tables:
 
     def _lay_out(self, profiles: Sequence[Profile], roots: dict[int, _Label | None]) -> None:
         """The tree, out of all paths in order: each begins as far down as it shares the one before it."""
-        paths: dict[tuple[int, int], tuple[int, ...]] = {}
-        pairs: dict[tuple[int, int], tuple[Stack, Origin]] = {}
+        paths: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        pairs: dict[tuple[int, int, int], tuple[Walk, Origin]] = {}
         first = self._rank[_ROOT]
         for profile in profiles:
             ranks = [self._rank[_label(function)] for function in profile.functions]
             for count in profile.counts:
-                key = (id(count.stack), id(count.origin))
+                key = (id(count.stack), id(count.origin), count.walk.boot)
                 if key not in pairs:
-                    pairs[key] = (count.stack, count.origin)
+                    pairs[key] = (count.walk, count.origin)
                     root = roots[id(count.origin)]
                     head = (first,) if root is None else (first, self._rank[root])
                     paths[key] = (*head, *[ranks[index] for index in count.stack.indexes])
@@ -145,8 +167,12 @@ class _Tables:
             functions.extend(path[shared:])
             leaf[path] = len(depths) - 1
             before = path
-        for key, (stack, origin) in pairs.items():
-            what = (leaf[paths[key]], self._origin(origin), stack.idle)
+        for key, (walk, origin) in pairs.items():
+            stack = walk.stack
+            waker = 0 if stack.idle else 1 + _numbered(self._wakers, waker_of(stack, origin))
+            what = (leaf[paths[key]], self._origin(origin), stack.idle, walk.boot, waker)
+            if what not in self._stacks:
+                self._examples.append((walk, origin))
             self._number[key] = self._stacks.setdefault(what, len(self._stacks))
 
     def _origin(self, origin: Origin) -> int:
@@ -158,24 +184,41 @@ class _Tables:
             _numbered(self._numbers["threads"], (printable(thread.name), thread.pid)),
             list(Context).index(origin.context),
             -1 if call is None else _numbered(self._numbers["calls"], (printable(call.label), None)),
+            origin.is_firmware,
         )
         return _numbered(self._origins, key)
 
-    def tracks(self, profile: Profile) -> list[Track]:
-        """The samples of each vCPU of one of the profiles."""
+    def tracks(self, profile: Profile) -> tuple[list[Track], list[Appearance]]:
+        """The samples of each vCPU of one of the profiles, and when each stack of one origin was first seen, in that order."""
         tracks = {vcpu: Track(vcpu) for vcpu in profile.vcpus}
-        adds = {
-            vcpu: (track.stacks.append, track.weights_ns.append, track.times_ns.append, track.counts.append)
-            for vcpu, track in tracks.items()
-        }
-        numbers = self._number
-        for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
-            stack, weight, time, count = adds[vcpu]
-            stack(numbers[id(walk.stack), id(origin)])
-            weight(weight_ns)
-            time(time_ns)
-            count(1)
-        return list(tracks.values())
+        for vcpu, numbers, times_ns, weights_ns in profile.stretches(self._number_of):
+            track = tracks[vcpu]
+            track.stacks.extend(numbers)
+            track.times_ns.extend(times_ns)
+            track.weights_ns.extend(weights_ns)
+        for track in tracks.values():
+            track.counts.extend([1] * len(track.stacks))
+        return list(tracks.values()), self._appearances(tracks.values())
+
+    def _number_of(self, walk: Walk, origin: Origin) -> int:
+        return self._number[id(walk.stack), id(origin), walk.boot]
+
+    def _appearances(self, tracks: Collection[Track]) -> list[Appearance]:
+        """First sightings in time order; how much was seen of each is not looked at."""
+        halts_ns = sorted(set().union(*[track.times_ns for track in tracks]))
+        first: dict[int, tuple[int, int]] = {}
+        for track in tracks:
+            # Backwards, so that the earliest of equal ones stays.
+            for stack, time_ns in dict(zip(reversed(track.stacks), reversed(track.times_ns), strict=True)).items():
+                if stack not in first or time_ns < first[stack][0]:
+                    first[stack] = (time_ns, track.vcpu)
+        appearances = []
+        for stack in sorted(first, key=first.__getitem__):
+            time_ns, vcpu = first[stack]
+            place = bisect_left(halts_ns, time_ns)
+            before_ns = halts_ns[place - 1] if place else None
+            appearances.append(Appearance(*self._examples[stack], vcpu, 1, 0, time_ns, time_ns, before_ns))
+        return appearances
 
     def document(self, columns: _Columns) -> dict[str, Any]:
         """The tables, long ones as columns."""
@@ -194,12 +237,18 @@ class _Tables:
             **{name: [{"name": row[0], "pid": row[1]} for row in rows] for name, rows in self._numbers.items()},
             "contexts": [context.value for context in Context],
             "origins": list(self._origins),
+            "wakers": [_waker(waker) for waker in self._wakers],
             "nodes": {"depth": columns.add(self._depths), "function": columns.add(self._node_functions)},
             "stacks": {
                 name: columns.add(array("I", [row[place] for row in self._stacks]))
-                for place, name in enumerate(("node", "origin", "idle"))
+                for place, name in enumerate(("node", "origin", "idle", "boot", "waker"))
             },
         }
+
+
+def _waker(waker: Waker) -> dict[str, str]:
+    words = [waker.context.value, waker.system_call, waker.running]
+    return {"name": printable(waker.name), "doing": printable(", ".join([word for word in words if word]))}
 
 
 def _label(function: Function) -> _Label:

@@ -75,7 +75,6 @@ def run_values(profile: Profile, *, title: str | None) -> dict[str, Any]:
         ],
         "notes": [printable(text) for text in (*profile.unknown(), *profile.unreadable_files())],
         "facts": _facts(profile.meta),
-        "milestones": [],
         "events": [
             {"time": event.running_time_ns, "name": printable(event.kind), "text": shortened(printable(event.text), _LONGEST)}
             for event in profile.events()

@@ -95,15 +95,18 @@ _ORDER = {
 """In which order milestones stand that are first seen in one halt."""
 
 
-def find_milestones(profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None = None) -> list[Milestone]:
+def find_milestones(
+    profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None = None, appearances: Iterable[Appearance] | None = None
+) -> list[Milestone]:
     """The milestones of a whole recording, whatever the profile selects, in time order.
 
     wanted: more of them by their names, each the first line of the console that a pattern is found in.
+    appearances: of the whole recording in the order of their first times, from who has them already.
     """
     whole = profile.unselected()
     boots: dict[int, _Boot] = {}
     levels = initcall_levels(whole.images)
-    for seen in whole.appearances():
+    for seen in whole.appearances() if appearances is None else appearances:
         boot = seen.walk.boot
         found = boots.get(boot)
         if found is None:

@@ -5,9 +5,10 @@ Samples are counted by callchain inside SQLite first and named afterwards, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,6 +125,18 @@ class Appearance(NamedTuple):
     before_ns: int | None
 
 
+class Stretch(NamedTuple):
+    """Some selected samples of one vCPU that follow each other, by columns: for those who look at a million of them.
+
+    numbers: of walk and origin together, as who asks has them. times_ns, weights_ns: see ``Sighting``.
+    """
+
+    vcpu: int
+    numbers: Sequence[int]
+    times_ns: Sequence[int]
+    weights_ns: Sequence[int]
+
+
 class Moment(NamedTuple):
     """One sample on a vCPU's time line (a tuple as ``Count`` is).
 
@@ -237,6 +250,29 @@ class Profile:
         """Whether the recording's first sample is of code from before the kernel: it is of a boot from its start."""
         first = next(self._recording.sightings(Selection()), None)
         return first is not None and self._looked_up(self._callchains, first[3], "callchain").end in _BEFORE_KERNEL
+
+    def stretches(self, number_of: Callable[[Walk, Origin], int]) -> Iterator[Stretch]:
+        """Every selected sample, by vCPU and then in time order; ``number_of`` says by which numbers their walks and origins go."""
+        known: dict[tuple[Any, ...], int | None] = {}
+        all_selected = True
+        for columns in self._recording.timeline_columns(self.selection):
+            keys = list(zip(*columns[3:], strict=True))
+            for key in set(keys).difference(known):
+                stack, origin = self._resolve(*key)
+                if stack is None or origin is None:
+                    known[key], all_selected = None, False
+                else:
+                    known[key] = number_of(self._walk(key[0], key[1], stack), origin)
+            rows = [list(map(known.__getitem__, keys)), *columns[:3]]
+            if not all_selected:
+                chosen = [number is not None for number in rows[0]]
+                rows = [list(compress(column, chosen)) for column in rows]
+            numbers, vcpus, times_ns, weights_ns = rows
+            begin = 0
+            while begin < len(vcpus):
+                end = bisect_right(vcpus, vcpus[begin], begin)
+                yield Stretch(vcpus[begin], numbers[begin:end], times_ns[begin:end], weights_ns[begin:end])
+                begin = end
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from recording.idle import IDLE_FUNCTIONS
 from recording.model import Context, FrameKind, StackEnd
 from recording.names import Function
-from recording.profile import Sighting, Stack
+from recording.profile import Origin, Sighting, Stack
 
 _CALLERS = frozenset(
     {
@@ -104,7 +104,7 @@ class WaitFinder:
 
     def _end(self, by: Sighting | None) -> None:
         if self._start_ns is not None:
-            what = (None, None, None) if by is None else (_waker(by), by.vcpu, by.walk.stack)
+            what = (None, None, None) if by is None else (waker_of(by.walk.stack, by.origin), by.vcpu, by.walk.stack)
             self._waits.append(Wait(self._start_ns, self._end_ns, *what))
         self._start_ns = None
 
@@ -114,12 +114,12 @@ class WaitFinder:
         return self._waits
 
 
-def _waker(sample: Sighting) -> Waker:
-    origin = sample.origin
+def waker_of(stack: Stack, origin: Origin) -> Waker:
+    """What runs in a sample."""
     name = origin.process.root_name if origin.task is None or origin.task.pid == 0 else origin.task.comm
     call = origin.system_call
-    called = None if call is None else call.name or f"{call.table}:{call.number}"
-    return Waker(_WORKER.sub("kworker", name), origin.context, called, _running(sample.walk.stack.functions))
+    called = None if call is None else call.label
+    return Waker(_WORKER.sub("kworker", name), origin.context, called, _running(stack.functions))
 
 
 def _running(functions: Sequence[Function]) -> str | None:

@@ -2,8 +2,8 @@
 
 /** A table with a caption; rows are lists of texts or elements. */
 function plainTable(caption, heads, rows) {
-  const head = make("thead", {}, make("tr", {}, ...heads.map((words) => make("th", { scope: "col" }, words))));
-  const body = rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", {}, cell))));
+  const head = make("thead", {}, make("tr", {}, ...heads.map((words) => make(words ? "th" : "td", words ? { scope: "col" } : {}, words))));
+  const body = rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", { class: cell.length < 24 ? "short" : "" }, cell))));
   return make("table", { class: "plain" }, make("caption", {}, caption), head, make("tbody", {}, ...body));
 }
 
@@ -11,8 +11,8 @@ function isolated(text) {
   return make("bdi", {}, text);
 }
 
-/** The parts of the page's last tab. choose: called with a range of time, or null. */
-function aboutRun(run, version, choose) {
+/** The parts of the page's last tab. */
+function aboutRun(run, version) {
   const parts = [];
   if (run.selection.length) parts.push(make("p", { class: "notice" }, "The file was made of a part of the recording: " + run.selection.join("; ") + "."));
   parts.push(plainTable("How far to trust it", ["What", "How"], run.quality));
@@ -26,16 +26,6 @@ function aboutRun(run, version, choose) {
   }
   if (run.notes.length) {
     parts.push(make("h2", {}, "What stays unknown"), make("ul", {}, ...run.notes.map((note) => make("li", {}, isolated(note)))));
-  }
-  if (run.milestones.length) {
-    const rows = run.milestones.map((mark, index) => {
-      const next = run.milestones[index + 1];
-      const from = make("button", { type: "button" }, "Select");
-      from.setAttribute("aria-label", "Select the time from " + mark.name + " to " + (next ? next.name : "the end"));
-      from.addEventListener("click", () => choose([mark.time, next ? next.time : wholeSpan(run)[1] + 1]));
-      return [isolated(mark.name), moment(mark.time), isolated(mark.text), from];
-    });
-    parts.push(plainTable("Milestones", ["Milestone", "At", "What", "Until the next one"], rows));
   }
   if (run.events.length) {
     const rows = run.events.map((event) => [isolated(event.name), moment(event.time), isolated(event.text)]);

@@ -53,11 +53,7 @@ async function unpack(text) {
   const read = (named, Kind) => column(bytes, 4 + length, named, Kind);
   data.nodes = { depth: read(data.nodes.depth, Uint32Array), function: read(data.nodes.function, Uint32Array) };
   linkNodes(data.nodes);
-  data.stacks = {
-    node: read(data.stacks.node, Uint32Array),
-    origin: read(data.stacks.origin, Uint32Array),
-    idle: read(data.stacks.idle, Uint8Array),
-  };
+  for (const [name, named] of Object.entries(data.stacks)) data.stacks[name] = read(named, Uint32Array);
   for (const run of data.runs) run.vcpus = run.vcpus.map((packed) => unpackTrack(packed, read));
   return data;
 }

@@ -13,9 +13,9 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A name of the guest: set apart from the direction of the text around it, and cut short for a tooltip only. */
-function nameOf(text, css = "name") {
-  return make("bdi", { class: css, title: shortened(text, 300) }, text);
+/** A name of the guest, set apart from the direction of the text around it; a tooltip has it with its module, cut short. */
+function nameOf(text, css = "name", module = "") {
+  return make("bdi", { class: css, title: shortened(text, 300) + (module && "\n" + shortened(module, 300)) }, text);
 }
 
 function shortened(text, most) {

@@ -30,6 +30,7 @@ class Graph {
     const { boxes, depth } = this.tree.layout(this.zoom, LEAST_WIDTH / width);
     this.zoom.length = depth;
     this.boxes = boxes.filter((box) => box.level < MOST_LEVELS);
+    byId("deep").hidden = this.boxes.length === boxes.length;
     this.levels = this.boxes.reduce((most, box) => Math.max(most, box.level), 0) + 1;
     this.rows = Array.from({ length: this.levels }, () => []);
     for (const box of this.boxes) this.rows[box.level].push(box);
@@ -154,7 +155,9 @@ class Graph {
         this.actions.mark(box);
       }
     });
-    canvas.addEventListener("focus", () => this.focusOn(this.focus || this.boxes[0]));
+    canvas.addEventListener("focus", () => {
+      if (canvas.matches(":focus-visible")) this.focusOn(this.focus || this.boxes[0]);
+    });
     canvas.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const next = this.step(event.key);

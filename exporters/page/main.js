@@ -1,34 +1,95 @@
 // What is chosen on the page, and what follows from it.
 
+const LETTERS = ["A", "B"];
+
 class Page {
   constructor(data) {
     this.data = data;
     this.model = new Model(data);
     this.paint = new Paint(data);
-    this.run = 0;
     this.ranges = data.runs.map(() => null);
     this.marked = null;
     this.tab = "graph";
     const mark = (box) => this.mark(box.code);
-    const choose = (range) => this.choose(range);
+    const pick = (by, row) => this.pick(by, row);
     this.graph = new Graph(this.model, this.paint, {
       tell: (box, aloud) => this.tell(box, aloud),
       words: (box) => this.words(box),
       mark,
     });
-    this.table = new Table(this.model, { pick: (by, key) => this.pick(by, key) });
-    this.overview = new Overview(this.model, this.paint, { choose });
-    this.chart = new Chart(this.model, this.paint, { choose, mark });
+    this.table = new Table(this.model, { pick });
+    this.differences = new Differences(this.model, { pick });
+    this.overviews = data.runs.map((run, index) => {
+      const words = data.runs.length > 1 ? LETTERS[index] + ": " : "";
+      return new Overview(this.model, this.paint, words, { choose: (range) => this.choose(range, index) });
+    });
+    byId("overviews").replaceChildren(...this.overviews.map((overview) => overview.canvas));
+    for (const [index, overview] of this.overviews.entries()) overview.canvas.id = "overview-" + index;
+    this.chart = new Chart(this.model, this.paint, { choose: (range) => this.choose(range), mark });
+    this.boot = new Boot(this.model, { choose: (range) => this.choose(range), mark });
     this.update = onceAFrame(() => this.render());
     this.fillFilters();
+    this.offerRuns();
     this.listen();
-    this.legend();
-    this.showRun();
-    this.render();
+    this.show(data.runs.length > 1 ? null : 0);
+  }
+
+  /** The runs that are shown: one, or both where they are compared. */
+  get shown() {
+    return this.run === null ? this.data.runs : [this.data.runs[this.run]];
   }
 
   get range() {
-    return this.ranges[this.run];
+    return this.ranges[this.run ?? 0];
+  }
+
+  /** Which of several runs is shown, or their difference. */
+  offerRuns() {
+    const { runs } = this.data;
+    if (runs.length < 2) return;
+    const choices = [[null, "Difference", "Difference between A and B"]];
+    for (const [index, run] of runs.entries()) choices.push([index, LETTERS[index], LETTERS[index] + ": " + run.title]);
+    const buttons = choices.map(([run, words, all]) => {
+      const button = make("button", { type: "button", role: "radio", "aria-label": all, title: all }, words);
+      button.addEventListener("click", () => this.show(run));
+      button.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+        if (!step) return;
+        event.preventDefault();
+        const next = buttons[(buttons.indexOf(button) + step + buttons.length) % buttons.length];
+        next.focus();
+        next.click();
+      });
+      return button;
+    });
+    byId("runs").replaceChildren(...buttons);
+    byId("runs").hidden = false;
+  }
+
+  /** Shows a run, or the difference (null). */
+  show(run) {
+    this.run = run;
+    const { runs } = this.data;
+    document.documentElement.dataset.view = run === null ? "difference" : "single";
+    for (const [index, button] of [...byId("runs").children].entries()) {
+      const chosen = index === (run === null ? 0 : run + 1);
+      button.setAttribute("aria-checked", String(chosen));
+      button.tabIndex = chosen ? 0 : -1;
+    }
+    for (const [index, overview] of this.overviews.entries()) overview.canvas.hidden = run !== null && run !== index;
+    byId("title").replaceChildren(...(run === null ? this.titleOfBoth() : [isolated(runs[run].title)]));
+    const quality = (words) => words.quality.map(([what, text]) => what.toLowerCase() + " " + text).slice(0, 3).join(" · ");
+    byId("subtitle").textContent = run === null ? this.data.comparison.words : quality(runs[run]);
+    const parts = run === null ? aboutComparison(this.data) : aboutRun(runs[run], this.data.version);
+    byId("about").replaceChildren(...parts);
+    this.legend();
+    if (run === null && (this.tab === "chart" || this.tab === "boot")) this.tab = "graph";
+    this.openTab(this.tab);
+  }
+
+  titleOfBoth() {
+    const [first, second] = this.data.runs.map((run) => isolated(run.title));
+    return ["A: ", first, " → B: ", second];
   }
 
   /** The filters as chosen; null for what is not filtered by. */
@@ -61,66 +122,84 @@ class Page {
   }
 
   legend() {
+    const square = (css, words) => make("li", {}, make("span", { class: "dot " + css, "aria-hidden": "true" }), words);
     const used = new Set(this.data.functions.kind);
-    const items = this.data.kinds
-      .filter((kind, index) => used.has(index))
-      .map((kind) => make("li", {}, make("span", { class: "dot kind-" + kind.name, "aria-hidden": "true" }), kind.words));
-    byId("legend").replaceChildren(...items);
-  }
-
-  showRun() {
-    const run = this.data.runs[this.run];
-    byId("title").replaceChildren(make("bdi", {}, run.title));
-    byId("subtitle").textContent = run.quality.map(([words, text]) => words.toLowerCase() + " " + text).slice(0, 3).join(" · ");
-    byId("about").replaceChildren(...aboutRun(run, this.data.version, (range) => this.choose(range)));
+    const kinds = this.data.kinds.filter((_, index) => used.has(index)).map((kind) => square("kind-" + kind.name, kind.words));
+    const changes = [square("less", "less in B"), square("equal", "equal, or within the sampling error"), square("more", "more in B")];
+    byId("legend").replaceChildren(...(this.run === null ? changes : kinds));
   }
 
   render() {
-    const run = this.data.runs[this.run];
     const filter = this.filter();
     const words = byId("search").value;
     const found = (this.found = this.model.found(words));
-    const summary = (this.summary = this.model.summary(run, this.range, filter, found, words));
-    byId("matched").textContent = found ? percent(this.model.foundShare(summary, found)) + " of the time matches" : "";
-    this.tellSelection(run, summary);
-    this.overview.show(run, summary.passes, this.range);
-    if (this.tab === "graph") {
-      this.showGraph();
-      this.table.show(summary, found, this.marked);
-    } else if (this.tab === "chart") this.chart.show(run, summary.passes, this.range, found);
+    const summaries = this.shown.map((run) => this.model.summary(run, this.ranges[this.data.runs.indexOf(run)], filter, found, words));
+    this.summaries = summaries;
+    const matches = summaries.map((summary) => found && percent(this.model.foundShare(summary, found)));
+    byId("matched").textContent = found ? matches.join(" and ") + " of the time matches" : "";
+    this.tellSelection();
+    for (const [index, run] of this.data.runs.entries()) {
+      if (this.shown.includes(run)) this.overviews[index].show(run, summaries[0].passes, this.ranges[index]);
+    }
+    if (this.tab === "graph") this.showGraph();
+    else if (this.tab === "chart") this.chart.show(this.shown[0], summaries[0].passes, this.range, found);
+    else if (this.tab === "boot") this.boot.show(this.shown[0], this.range);
   }
 
   showGraph() {
+    const { summaries, found, marked } = this;
     const inverted = byId("direction").value === "up";
     if (this.inverted !== inverted) this.graph.zoom = [];
     this.inverted = inverted;
-    const tree = new Tree(this.model, this.summary, null, inverted);
-    this.graph.show(tree, { found: this.found, marked: this.marked, rooted: byId("layout").value, difference: null });
-    byId("empty").hidden = Boolean(this.summary.whole);
+    const side = this.run === null ? Number(byId("widths").value) : 0;
+    this.widths = summaries[side];
+    const tree = new Tree(this.model, this.widths, summaries[1 - side] || null, inverted);
+    this.compared = this.run === null ? new Compared(this.data, summaries, this.isWhole(), byId("measure").value) : null;
+    const difference = this.compared && ((box) => this.compared.change(box, side));
+    this.graph.show(tree, { found, marked, rooted: byId("layout").value, difference });
+    byId("empty").hidden = Boolean(this.widths.whole);
+    if (this.run === null) this.differences.show(this.compared, found, marked);
+    else this.table.show(summaries[0], found, marked);
   }
 
-  tellSelection(run, summary) {
-    const part = run.weight ? summary.weight / run.weight : 1;
-    const words = [counted(summary.samples, "sample"), duration(summary.weight) + " of vCPU time"];
-    if (part < 1) words.push(percent(part) + " of all");
-    byId("selected").textContent = words.join(", ");
-    byId("selected").dataset.weight = summary.weight;
-    byId("selected").dataset.samples = summary.samples;
+  /** Whether nothing is filtered out, so that what was found of the whole recordings is true of what is shown. */
+  isWhole() {
+    const filter = this.filter();
+    const filtered = ["vcpu", "process", "context", "module"].some((name) => filter[name] !== null) || filter.onlyFound || !filter.idle;
+    return !filtered && this.ranges.every((range) => range === null);
+  }
+
+  tellSelection() {
+    const told = this.summaries.map((summary, index) => {
+      const whole = summary.run.weight;
+      const words = [counted(summary.samples, "sample"), duration(summary.weight) + " of vCPU time"];
+      if (whole && summary.weight < whole) words.push(percent(summary.weight / whole) + " of all");
+      return (this.run === null ? LETTERS[index] + ": " : "") + words.join(", ");
+    });
+    byId("selected").textContent = told.join(" · ");
+    byId("selected").dataset.weight = this.summaries.map((summary) => summary.weight).join(" ");
+    byId("selected").dataset.samples = this.summaries.map((summary) => summary.samples).join(" ");
     const [from, until] = this.range || ["", ""];
     const put = (id, value) => {
       if (document.activeElement !== byId(id)) byId(id).value = value === "" ? "" : Number((value / 1e9).toFixed(6));
     };
     put("from", from);
     put("until", until);
-    byId("wholetime").disabled = !this.range;
+    byId("wholetime").disabled = this.shown.every((run) => !this.ranges[this.data.runs.indexOf(run)]);
     const option = (name, value) => " --" + name + " " + Number((value / 1e9).toFixed(9));
-    byId("same").textContent = this.range ? "guestprof report FILE" + option("since", from) + option("until", until) : "";
+    byId("same").textContent = this.range && this.run !== null ? "guestprof report FILE" + option("since", from) + option("until", until) : "";
   }
 
   /** Selects a range of time, which all views follow; null for all. */
-  choose(range) {
-    this.ranges[this.run] = range && range[1] > range[0] ? range.map(Math.round) : null;
-    this.overview.mark(this.range);
+  choose(range, run = this.run) {
+    this.ranges[run] = range && range[1] > range[0] ? range.map(Math.round) : null;
+    this.overviews[run].mark(this.ranges[run]);
+    this.update();
+  }
+
+  /** No range any more in what is shown. */
+  chooseAll() {
+    for (const run of this.shown) this.ranges[this.data.runs.indexOf(run)] = null;
     this.update();
   }
 
@@ -130,12 +209,12 @@ class Page {
   }
 
   /** A row of the table: a function is marked in the graph, others become filters. */
-  pick(by, key) {
+  pick(by, row) {
     const filters = { process: "process", module: "module", context: "context", vCPU: "vcpu" };
-    if (by === "function") this.mark(this.marked === key ? null : key);
+    if (by === "function") this.mark(this.marked === row.key ? null : row.key);
     else if (filters[by]) {
       const box = byId(filters[by]);
-      const value = String(by === "process" ? this.model.groupOf[key] : key);
+      const value = String(by === "process" ? this.model.groups.indexOf(row.group) : row.key);
       box.value = box.value === value ? "" : value;
       this.update();
     }
@@ -145,8 +224,9 @@ class Page {
   words(box) {
     const { functions, modules, kinds } = this.data;
     const module = modules[functions.module[box.code]];
-    const { summary } = this;
-    const figures = [percent(summary.whole ? box.value / summary.whole : 0) + " of what is selected"];
+    if (this.compared) return [functions.name[box.code], module, ...this.compared.words(box, this.widths)].filter(Boolean);
+    const whole = this.widths.whole;
+    const figures = [percent(whole ? box.value / whole : 0) + " of what is selected"];
     if (box.parent?.value) figures.push(percent(box.value / box.parent.value) + " of the box before");
     figures.push(duration(box.weight), counted(box.samples, "sample"));
     if (!this.inverted) figures.push(duration(box.own) + " in itself");
@@ -178,25 +258,30 @@ class Page {
     byId("only").checked = false;
     this.graph.zoom = [];
     this.marked = null;
-    this.choose(null);
+    this.chooseAll();
   }
 
   listen() {
     byId("search").addEventListener("input", this.update);
-    for (const id of ["vcpu", "process", "context", "module", "idle", "only", "direction", "layout"]) {
+    for (const id of ["vcpu", "process", "context", "module", "idle", "only", "direction", "layout", "widths", "measure", "part", "by"]) {
       byId(id).addEventListener("change", this.update);
     }
     for (const id of ["from", "until"]) byId(id).addEventListener("input", () => this.typedRange());
-    byId("wholetime").addEventListener("click", () => this.choose(null));
+    byId("wholetime").addEventListener("click", () => this.chooseAll());
     byId("clear").addEventListener("click", () => this.clear());
+    byId("more").addEventListener("click", () => {
+      (this.run === null ? this.differences : this.table).most *= 5;
+      this.update();
+    });
     byId("unzoom").addEventListener("click", () => this.graph.reset());
-    const tabs = [...document.querySelectorAll('[role="tab"]')];
-    for (const [index, tab] of tabs.entries()) {
+    const every = [...document.querySelectorAll('[role="tab"]')];
+    for (const tab of every) {
       tab.addEventListener("click", () => this.openTab(tab.dataset.tab));
       tab.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
         if (!step) return;
-        const next = tabs[(index + step + tabs.length) % tabs.length];
+        const tabs = every.filter((other) => other.offsetParent);
+        const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
         next.focus();
         this.openTab(next.dataset.tab);
       });
@@ -212,12 +297,12 @@ class Page {
 
   repaint() {
     this.paint.refresh();
-    this.overview.picture = null;
+    for (const overview of this.overviews) overview.picture = null;
     this.render();
   }
 
   typedRange() {
-    const [first, last] = wholeSpan(this.data.runs[this.run]);
+    const [first, last] = wholeSpan(this.shown[0]);
     const read = (id, otherwise) => (byId(id).value === "" ? otherwise : Number(byId(id).value) * 1e9);
     const range = [read("from", first), read("until", last + 1)];
     this.choose(byId("from").value === "" && byId("until").value === "" ? null : range);

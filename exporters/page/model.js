@@ -207,7 +207,7 @@ class Model {
       if (!samples[key]) continue;
       const name = ofModule ? modules[key] : functions.name[key];
       const module = ofModule ? "" : modules[functions.module[key]];
-      rows.push({ key, name, module, kind: kind[key], own: own[key], total: total[key], samples: samples[key] });
+      rows.push({ key, name, group: name, module, kind: kind[key], own: own[key], total: total[key], samples: samples[key] });
     }
     return rows;
   }
@@ -234,9 +234,9 @@ class Model {
   }
 
   ownerName(by, key) {
-    if (by === "context") return { name: this.data.contexts[key] };
+    if (by === "context") return { name: this.data.contexts[key], group: this.data.contexts[key] };
     const owner = this.data[{ process: "processes", thread: "threads", "system call": "calls" }[by]][key];
-    return { name: owner.pid === null ? owner.name : owner.name + " (" + owner.pid + ")" };
+    return { name: owner.pid === null ? owner.name : owner.name + " (" + owner.pid + ")", group: owner.name };
   }
 
   /** Of each vCPU, what passes; needs the samples again, as sums by stack do not know. */
@@ -252,7 +252,7 @@ class Model {
         own += track.weight[index];
         samples += track.samples[index];
       }
-      if (samples) rows.push({ key: track.vcpu, name: "vCPU " + track.vcpu, module: "", kind: -1, own, total: own, samples });
+      if (samples) rows.push({ key: track.vcpu, name: "vCPU " + track.vcpu, group: "vCPU " + track.vcpu, module: "", kind: -1, own, total: own, samples });
     }
     return rows;
   }

@@ -15,7 +15,7 @@ class Paint {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue("--" + name).trim();
     this.dark = read("dark") === "1";
-    for (const name of ["ground", "ink", "dim", "line", "accent", "match", "box-ink", "faint"]) this[name] = read(name);
+    for (const name of ["ground", "ink", "dim", "line", "accent", "match", "box-ink", "faint", "equal"]) this[name] = read(name);
     const shade = (tint) => (this.dark ? mixed(tint, "#12151a", 0.28) : tint);
     this.tints = this.data.kinds.map((kind) => kind.tints.map(shade));
     this.whole = this.dark ? "#5b616b" : this.data.whole;
@@ -33,8 +33,8 @@ class Paint {
    * is gone, and bounded at 1 where it is new or doubled.
    */
   difference(change) {
-    const neutral = this.dark ? "#8d939c" : "#f1efec";
-    const strength = Math.sqrt(Math.min(1, Math.abs(change)));
+    const neutral = this.equal;
+    const strength = Math.min(1, Math.abs(change)) ** 0.75;
     return mixed(neutral, change > 0 ? "#e0473d" : "#3f83d6", strength);
   }
 

@@ -3,11 +3,60 @@
 const FIRST_ROWS = 100;
 
 const COLUMNS = [
-  { key: "name", words: "Name", text: true },
-  { key: "own", words: "Self", share: true },
-  { key: "total", words: "Total", share: true },
+  { key: "name", words: "Name" },
+  { key: "own", words: "Self" },
+  { key: "total", words: "Total" },
   { key: "samples", words: "Samples" },
 ];
+
+/** Heads that sort: the first column ascending at first, figures descending. */
+function sortableHeads(columns, sort, changed) {
+  const table = byId("table");
+  const row = make("tr");
+  for (const [index, column] of columns.entries()) {
+    const sorted = column.key === sort.key;
+    const arrow = make("span", { "aria-hidden": "true" }, sorted ? (sort.down ? " ▾" : " ▴") : "");
+    const button = make("button", { type: "button" }, column.words, arrow);
+    button.addEventListener("click", () => {
+      sort.down = sorted ? !sort.down : index > 0;
+      sort.key = column.key;
+      changed();
+      table.querySelector('th[data-key="' + column.key + '"] button').focus();
+    });
+    const order = sorted ? (sort.down ? "descending" : "ascending") : "none";
+    row.append(make("th", { scope: "col", "aria-sort": order, "data-key": column.key, class: index ? "number" : "" }, button));
+  }
+  table.tHead.replaceChildren(row);
+}
+
+/** The first of some rows that are in order; the marked one is among them, wherever it stands. */
+function fillRows(rows, all, most, marked, made) {
+  const body = byId("table").tBodies[0];
+  const focused = body.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  const shown = rows.slice(0, most);
+  const pinned = marked !== null && rows.slice(most).find((row) => row.key === marked);
+  if (pinned) shown.unshift(pinned);
+  body.replaceChildren(...shown.map(made));
+  if (focused !== null) [...body.querySelectorAll(".pick")].find((button) => button.dataset.key === focused)?.focus();
+  const left = Math.max(0, rows.length - most);
+  byId("more").hidden = !left;
+  byId("more").textContent = "Show more (" + grouped.format(left) + " left)";
+  byId("rows").textContent = grouped.format(rows.length) + (rows.length < all ? " of " + grouped.format(all) : "") + " rows";
+}
+
+/** The first cell of a row: a square in the colour of its kind, its name as a button, its module's file. */
+function nameCell(model, row, isMarked, picked) {
+  const name = make("button", { type: "button", class: "pick", "data-key": row.key, "aria-pressed": String(isMarked) });
+  name.append(nameOf(row.name, "name", row.module));
+  name.addEventListener("click", picked);
+  const head = make("th", { scope: "row" }, name);
+  if (row.kind >= 0) head.prepend(make("span", { class: "dot kind-" + model.data.kinds[row.kind].name, "aria-hidden": "true" }));
+  if (row.module) {
+    const file = row.module.slice(row.module.lastIndexOf("/") + 1);
+    head.append(make("bdi", { class: "module", title: shortened(row.module, 300) }, file));
+  }
+  return head;
+}
 
 class Table {
   constructor(model, actions) {
@@ -15,76 +64,34 @@ class Table {
     this.actions = actions;
     this.sort = { key: "own", down: true };
     this.most = FIRST_ROWS;
-    byId("by").addEventListener("change", () => this.fill());
-    byId("more").addEventListener("click", () => {
-      this.most *= 5;
-      this.fill();
-    });
-    this.heads();
   }
 
   get by() {
     return byId("by").value;
   }
 
-  heads() {
-    const row = make("tr");
-    for (const column of COLUMNS) {
-      const sorted = column.key === this.sort.key;
-      const button = make("button", { type: "button" }, column.words, make("span", { "aria-hidden": "true" }, sorted ? (this.sort.down ? " ▾" : " ▴") : ""));
-      button.addEventListener("click", () => {
-        this.sort = { key: column.key, down: sorted ? !this.sort.down : !column.text };
-        this.heads();
-        this.fill();
-        byId("table").querySelector('th[data-key="' + column.key + '"] button').focus();
-      });
-      const order = sorted ? (this.sort.down ? "descending" : "ascending") : "none";
-      row.append(make("th", { scope: "col", "aria-sort": order, "data-key": column.key, class: column.text ? "" : "number" }, button));
-    }
-    byId("table").tHead.replaceChildren(row);
-  }
-
   show(summary, found, marked) {
     Object.assign(this, { summary, found, marked });
+    sortableHeads(COLUMNS, this.sort, () => this.show(this.summary, this.found, this.marked));
     this.fill();
   }
 
   fill() {
-    const { summary } = this;
-    if (!summary) return;
     const { key, down } = this.sort;
-    let rows = this.model.rows(summary, this.by);
-    const all = rows.length;
-    if (this.by === "function" && this.found) rows = rows.filter((row) => this.found[row.key]);
+    const all = this.model.rows(this.summary, this.by);
+    const rows = this.by === "function" && this.found ? all.filter((row) => this.found[row.key]) : all;
     const order = (one, other) => (key === "name" ? (one.name < other.name ? -1 : one.name > other.name ? 1 : 0) : one[key] - other[key]);
     rows.sort((one, other) => (down ? -1 : 1) * order(one, other) || other.total - one.total || one.key - other.key);
-    const shown = rows.slice(0, this.most);
-    const pinned = this.by === "function" && rows.slice(this.most).find((row) => row.key === this.marked);
-    if (pinned) shown.unshift(pinned);
-    byId("table").tBodies[0].replaceChildren(...shown.map((row) => this.row(row)));
-    const left = rows.length - Math.min(rows.length, this.most);
-    byId("more").hidden = !left;
-    byId("more").textContent = "Show more (" + grouped.format(left) + " left)";
-    byId("rows").textContent = grouped.format(rows.length) + (rows.length < all ? " of " + grouped.format(all) : "") + " rows";
+    fillRows(rows, all.length, this.most, this.by === "function" ? this.marked : null, (row) => this.row(row));
     this.neighbours();
   }
 
   row(row) {
-    const { kinds } = this.model.data;
-    const name = make("button", { type: "button", class: "pick" }, nameOf(row.name));
-    name.addEventListener("click", () => this.actions.pick(this.by, row.key));
-    const head = make("th", { scope: "row" }, name);
-    if (row.kind >= 0) head.prepend(make("span", { class: "dot kind-" + kinds[row.kind].name, "aria-hidden": "true" }));
-    if (row.module) {
-      const file = make("bdi", { class: "module", title: shortened(row.module, 300) }, row.module.slice(row.module.lastIndexOf("/") + 1));
-      head.append(file);
-    }
     const isMarked = this.by === "function" && row.key === this.marked;
-    name.setAttribute("aria-pressed", String(isMarked));
     return make(
       "tr",
       { class: isMarked ? "marked" : "" },
-      head,
+      nameCell(this.model, row, isMarked, () => this.actions.pick(this.by, row)),
       this.figure(row.own, this.summary.weight),
       this.figure(row.total, this.summary.weight),
       make("td", {}, make("data", { value: row.samples }, grouped.format(row.samples))),
@@ -130,7 +137,7 @@ class Table {
       const items = rows.map(([other, weight]) => {
         const label = other < 0 ? "in itself" : nameOf(functions.name[other]);
         const picked = make(other > 0 ? "button" : "span", other > 0 ? { type: "button", class: "pick" } : {}, label);
-        if (other > 0) picked.addEventListener("click", () => this.actions.pick("function", other));
+        if (other > 0) picked.addEventListener("click", () => this.actions.pick("function", { key: other }));
         return make("li", {}, make("span", { class: "share" }, percent(total ? weight / total : 0)), " ", picked);
       });
       return make("div", {}, make("h3", {}, words), make("ol", {}, ...(items.length ? items : [make("li", {}, "none")])));

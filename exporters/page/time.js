@@ -70,17 +70,18 @@ function drawMilestones(context, paint, milestones, [from, until], width, top, b
   for (const milestone of milestones) {
     if (milestone.time < from || milestone.time > until) continue;
     const x = Math.round(((milestone.time - from) / (until - from)) * width) + 0.5;
-    context.strokeStyle = paint.accent;
-    context.globalAlpha = 0.55;
-    context.beginPath();
-    context.moveTo(x, top);
-    context.lineTo(x, bottom);
-    context.stroke();
-    context.globalAlpha = 1;
     const text = shortened(milestone.name, 28);
     const wide = context.measureText(text).width + 6;
     const start = Math.min(x + 3, width - wide);
-    if (start < free) continue;
+    const hasRoom = start >= free;
+    context.strokeStyle = paint.accent;
+    context.globalAlpha = 0.55;
+    context.beginPath();
+    context.moveTo(x, hasRoom ? top : top + MARKS - 2);
+    context.lineTo(x, bottom);
+    context.stroke();
+    context.globalAlpha = 1;
+    if (!hasRoom) continue;
     context.fillStyle = paint.accent;
     context.fillText(text, start, top + MARKS / 2);
     free = start + wide;
@@ -89,11 +90,18 @@ function drawMilestones(context, paint, milestones, [from, until], width, top, b
 
 /** The strips over the page: what kind of code each vCPU ran, and the range that all views are of. */
 class Overview {
-  constructor(model, paint, actions) {
+  constructor(model, paint, words, actions) {
     this.model = model;
     this.paint = paint;
     this.actions = actions;
-    this.canvas = byId("overview");
+    this.canvas = make("canvas", {
+      class: "overview",
+      tabindex: "0",
+      role: "application",
+      "aria-roledescription": "time line",
+      "aria-label":
+        words + "What each vCPU ran over time. Arrow keys move the selected range, with Shift its end; Escape selects all.",
+    });
     this.range = null;
     dragRange(this.canvas, () => this.span, {
       move: (range) => this.choose(range),
@@ -123,7 +131,7 @@ class Overview {
   }
 
   draw() {
-    if (!this.run) return;
+    if (!this.run || this.canvas.hidden) return;
     const width = Math.max(200, this.canvas.parentElement.clientWidth);
     this.top = this.run.milestones.length ? MARKS : 0;
     const height = this.top + this.run.vcpus.length * STRIP + AXIS;

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from exporters.html import export_html
+from exporters.html import export_html, export_html_difference
 from exporters.html_data import Track, fitting
 from exporters.text import printable
+from recording.milestones import find_milestones
 from recording.model import Context
 from recording.profile import Profile
 from recording.reader import Selection
+from tests.builders.boots import boot_recording
 from tests.builders.profiles import (
     HOSTILE_NAMES,
     UNREADABLE,
@@ -72,11 +74,11 @@ def outline(page: bytes) -> Outline:
     return parser
 
 
-def counted_stacks(profile: Profile) -> Counter[tuple[int, tuple[str, ...], str]]:
+def counted_stacks(profile: Profile, *, with_processes: bool = False) -> Counter[tuple[int, tuple[str, ...], str]]:
     """Weight of each vCPU, stack (root first, after its process) and context."""
     found: Counter[tuple[int, tuple[str, ...], str]] = Counter()
     for count in profile.counts:
-        root = [count.origin.process.root_name] if profile.has_tasks else []
+        root = [count.origin.process.root_name] if with_processes or profile.has_tasks else []
         names = (*root, *[function.name for function in count.stack.functions])
         found[count.vcpu, tuple(map(printable, names)), count.origin.context.value] += count.weight_ns
     return found
@@ -235,3 +237,47 @@ def test_samples_that_overlap_or_leave_gaps_keep_their_moments(tmp_path: Path) -
         (20 * MS, 25 * MS),
         (30 * MS, 0),
     ]
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_two_runs_share_names_and_stacks_and_keep_their_own_samples(tmp_path: Path, run: int) -> None:
+    paths = busy_recording(tmp_path / "a"), small_recording(tmp_path / "b")
+    with opened(paths[0]) as before, opened(paths[1]) as after:
+        data = data_of(export_html_difference(before, after, version="0.0"))
+        nodes, names = paths_of(data), data["functions"]["name"]
+        assert nodes == sorted(set(nodes))
+        found: Counter[tuple[int, tuple[str, ...], str]] = Counter()
+        for vcpu, stack, _, weight, _ in samples_of(data, run):
+            context = data["contexts"][data["origins"][data["stacks"]["origin"][stack]][2]]
+            path = [names[function] for function in nodes[data["stacks"]["node"][stack]][1:]]
+            found[vcpu, tuple(path), context] += weight
+        assert found == counted_stacks((before, after)[run], with_processes=True)
+
+
+def test_milestones_are_those_of_the_whole_recording(tmp_path: Path) -> None:
+    path = boot_recording(tmp_path / "a")
+    for selection in (None, Selection(since_ns=100 * MS)):
+        with opened(path, selection) as profile:
+            (run,) = data_of(export_html(profile, version="0.0"))["runs"]
+            found = [(mark["time"], mark["after"], mark["name"], mark["phase"]) for mark in run["milestones"]]
+            assert found == [(each.time_ns, each.after_ns, each.name, each.begins_phase) for each in find_milestones(profile)]
+
+
+@pytest.mark.parametrize("selection", [None, Selection(idle=False, vcpus=frozenset({0}))])
+def test_stretches_are_the_sightings(tmp_path: Path, selection: Selection | None) -> None:
+    with opened(busy_recording(tmp_path / "a"), selection) as profile:
+        known: list[tuple[object, object]] = []
+
+        def number(walk: object, origin: object) -> int:
+            known.append((walk, origin))
+            return len(known) - 1
+
+        rows = [
+            (vcpu, time_ns, weight_ns, *known[index])
+            for vcpu, numbers, times_ns, weights_ns in profile.stretches(number)
+            for index, time_ns, weight_ns in zip(numbers, times_ns, weights_ns, strict=True)
+        ]
+        assert rows == sorted(
+            ((seen.vcpu, seen.time_ns, seen.weight_ns, seen.walk, seen.origin) for seen in profile.sightings()),
+            key=lambda row: row[:2],
+        )

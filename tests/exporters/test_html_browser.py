@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from exporters.html import export_html
-from exporters.text import printable
+from exporters.text import duration, percent, printable
+from recording.milestones import find_milestones
 from recording.model import Context
+from recording.phases import course_of
 from recording.reader import Selection
 from recording.views import function_totals
+from recording.waits import wait_totals
+from tests.builders.boots import boot_recording
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened
 from tests.builders.recordings import MS
 
@@ -254,7 +258,7 @@ def test_trees_and_shapes(page: Page) -> None:
 
 
 def test_a_range_of_time_goes_for_all_views(page: Page, busy: Path) -> None:
-    page.drag(page["overview"], 0.2, 0.52)
+    page.drag(page["overview-0"], 0.2, 0.52)
     told = re.fullmatch(r"guestprof report FILE --since (\S+) --until (\S+)", page["same"].text)
     assert told is not None
     first, last = map(float, told.groups())
@@ -267,7 +271,7 @@ def test_a_range_of_time_goes_for_all_views(page: Page, busy: Path) -> None:
     names = {box["name"] for box in page.boxes("#chart canvas[tabindex]")}
     assert "python3" in names
     assert "[firmware]" not in names
-    page.browser.execute_script("document.getElementById('overview').focus()")
+    page.browser.execute_script("document.getElementById('overview-0').focus()")
     page.press(keys.ESCAPE)
     assert page.selected == (12, 120 * MS)
     page.press(keys.ARROW_RIGHT)
@@ -293,6 +297,37 @@ def test_the_chart_shows_stacks_over_time(page: Page) -> None:
     page.settle()
     assert page.said.startswith("_start, /usr/bin/python3.11")
     assert page.selected[0] < 12
+
+
+def test_milestones_phases_and_waits_are_the_recording_s(browser: Any, tmp_path: Path) -> None:
+    path = boot_recording(tmp_path / "a")
+    with opened(path) as profile:
+        (tmp_path / "a.html").write_bytes(export_html(profile, version="0.0"))
+        milestones = find_milestones(profile)
+        course = course_of(profile, milestones)
+    page = Page(browser, tmp_path / "a.html")
+    page.click("tab-boot")
+    tables = {
+        table.find_element("tag name", "caption").text: table for table in browser.find_elements("css selector", "#boot table")
+    }
+    phases = [row.text.split("\n") for row in tables["Phases"].find_elements("css selector", "tbody tr")]
+    assert [row[0] for row in phases] == [phase.name for phase in course.phases]
+    for row, phase in zip(phases, course.phases, strict=True):
+        parts = {"kernel": phase.kernel_ns, "user": phase.user_ns, "firmware": phase.firmware_ns, "idle": phase.idle_ns}
+        assert ", ".join(f"{name} {percent(part / phase.weight_ns)}" for name, part in parts.items() if part) in " ".join(row)
+    names = [head.text for head in tables["Milestones"].find_elements("css selector", "tbody th")]
+    assert names == [milestone.name for milestone in milestones]
+    totals_ns = [
+        int(cell.get_attribute("value")) for cell in tables["By what ended the waits"].find_elements("css selector", "data")
+    ]
+    assert totals_ns == [total.total_ns for total in wait_totals(course.waits)]
+    waited_ns = sum(wait.duration_ns for wait in course.waits)
+    assert f"({duration(waited_ns)}) every vCPU was idle: {len(course.waits)} waits" in page["boot"].text
+    longest = max(range(len(phases)), key=lambda index: course.phases[index].duration_ns)
+    tables["Phases"].find_elements("css selector", "tbody tr")[longest].find_elements("css selector", "button")[-1].click()
+    page.settle()
+    assert page.selected == (course.phases[longest].samples, course.phases[longest].weight_ns)
+    assert browser.get_log("browser") == []
 
 
 def test_everything_else_is_told(page: Page) -> None:
