@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from recording.errors import MissingDependencyError
+from tests.qemu.ahead import GuestsAhead
 from tests.qemu.guests import PC, Guest, GuestCrashedError, GuestOptions, Machine
 
 KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
@@ -154,17 +155,31 @@ def start_shared_guest(guest_kernel: Callable[..., Path], initramfs_of: Callable
         yield _starter(stack, guest_kernel, initramfs_of)
 
 
+def params_of(request: pytest.FixtureRequest, name: str) -> list[Any]:
+    """Of the tests of a module that will run, in their order: the values of a parameter."""
+    own = (item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module)
+    return [item.callspec.params[name] for item in own if hasattr(item, "callspec") and name in item.callspec.params]
+
+
+@pytest.fixture(scope="module")
+def matrix_ahead(
+    request: pytest.FixtureRequest, guest_kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]
+) -> Iterator[GuestsAhead[tuple[str, int]]]:
+    """Boots the guests of ``matrix_guest``."""
+    with ExitStack() as stack:
+        start = _starter(stack, guest_kernel, initramfs_of)
+        with GuestsAhead(params_of(request, "matrix_guest"), lambda which: start(*which)) as ahead:
+            yield ahead
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param((suite, vcpus), id=f"{kernel}-{vcpus}cpu") for kernel, suite in KERNELS.items() for vcpus in (1, 2)],
 )
-def matrix_guest(
-    request: pytest.FixtureRequest, guest_kernel: Callable[..., Path], initramfs_of: Callable[[Machine], Path]
-) -> Iterator[Guest]:
+def matrix_guest(request: pytest.FixtureRequest, matrix_ahead: GuestsAhead[tuple[str, int]]) -> Guest:
     """A guest at work, of each kernel with 1 and with 2 vCPUs; a module's tests share it, one guest after the other."""
     suite, vcpus = request.param
-    with ExitStack() as stack:
-        yield _starter(stack, guest_kernel, initramfs_of)(suite, vcpus)
+    return matrix_ahead.take((suite, vcpus))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ halts fall on every instruction of prologues, of leaves, behind calls. (TCG othe
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 
 from recording.model import FrameKind, Space, StackEnd
 from recording.reader import Recording
-from tests.conftest import StartGuest
+from tests.conftest import StartGuest, params_of
+from tests.qemu.ahead import GuestsAhead
 from tests.qemu.command import guestprof, report_of
 from tests.qemu.guests import ARM64, MACHINES, Guest, Machine
 from tests.qemu.test_stacks import check_groups, explain
@@ -92,10 +94,19 @@ def record(guest: Guest, path: Path, *options: str) -> dict[str, Any]:
     return report_of(path)
 
 
+@pytest.fixture(scope="module")
+def ahead(request: pytest.FixtureRequest, start_shared_guest: StartGuest) -> Iterator[GuestsAhead[Boot]]:
+    def start(boot: Boot) -> Guest:
+        return start_shared_guest(boot.suite, boot.vcpus, append=boot.append, machine=boot.machine)
+
+    with GuestsAhead(params_of(request, "boot"), start) as guests:
+        yield guests
+
+
 @pytest.mark.parametrize("boot", BOOTS, ids=lambda boot: f"{boot.machine.name}-{boot.suite}-{boot.vcpus}cpu{boot.append}")
-def test_mixed_workload(start_guest: StartGuest, tmp_path: Path, boot: Boot) -> None:
+def test_mixed_workload(ahead: GuestsAhead[Boot], tmp_path: Path, boot: Boot) -> None:
     expected = EXPECTED.get(f"{boot.machine.name}-{boot.suite}") or EXPECTED[boot.machine.name]
-    guest = start_guest(boot.suite, boot.vcpus, append=boot.append, machine=boot.machine)
+    guest = ahead.take(boot)
     path = tmp_path / "a.guestprof"
     report = record(guest, path)
     check_stacks(report, path, expected.complete, expected.entry)

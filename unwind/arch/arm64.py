@@ -101,9 +101,6 @@ def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
 
 _EL0, _EL1_MODES, _USER32 = 0b0_0000, (0b0_0100, 0b0_0101), 0b1_0000
 _STACK_SIZE = 0x4000
-_TRAMPOLINES = ((0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000), (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000))
-"""The fixmap with KPTI's trampoline (asm/fixmap.h): to 6.11 below the array of pages, since then at the very top."""
-_VECTORS_SIZE = 0x800
 _NEWER_TRAP = 16
 """Bytes that ``struct pt_regs`` is shorter in kernels with generic entry code."""
 
@@ -334,7 +331,11 @@ ARM64 = Architecture(
         thunks=(),
         entry_text=("__entry_text_start", "__entry_text_end"),
         entry_functions=frozenset(),
-        entry_areas=_TRAMPOLINES,
+        entry_areas=(
+            # The fixmap with KPTI's trampoline (asm/fixmap.h): to 6.11 below the array of pages, since then at the very top.
+            (0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000),
+            (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000),
+        ),
         entry_copies=("tramp_vectors", "tramp_exit"),
         saved_words={},
         taken_exception=_taken_exception,
