@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import click
 
-from guestprof.recording_run import RunOptions, record_session
+from guestprof.output import require_absent
+from guestprof.recording_run import RunOptions, record_session, was_interrupted
 from sampler.discovery import resolve_target
 from sampler.launch import LaunchedQemu
 from sampler.recorder import Outcome
@@ -26,6 +28,8 @@ class BootOptions:
 def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -> Outcome:
     """Start QEMU, record, end QEMU or leave it running. Raises GuestprofError for what goes wrong."""
     with LaunchedQemu(command) as qemu:
+        for note in () if run.quiet else qemu.notes:
+            click.echo(note, err=True)
         if options.keep_running:
             qemu.keep_running()
         address = resolve_target(connect=f"unix:{qemu.gdb_path}", qmp=str(qemu.qmp_path), pid=qemu.pid)
@@ -38,6 +42,24 @@ def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -
                     click.echo(
                         f"QEMU {qemu.pid} runs on; its gdb stub is unix:{qemu.gdb_path}, its QMP socket {qemu.qmp_path}", err=True
                     )
+
+
+def record_boots(command: Sequence[str], run: RunOptions, options: BootOptions, runs: int) -> None:
+    """Record a boot several times, each into a file of its own where there is more than one; Ctrl-C ends them all.
+
+    Raises GuestprofError for what goes wrong, before the first boot where a file is there already.
+    """
+    outputs = [run.output] if runs == 1 else [numbered(run.output, number) for number in range(1, runs + 1)]
+    for output in () if run.force else outputs:
+        require_absent(output)
+    for output in outputs:
+        if was_interrupted(record_boot(command, replace(run, output=output), options)):
+            return
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The file of one of several boots."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 class _ConsoleWatch:

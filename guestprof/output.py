@@ -12,6 +12,16 @@ import click
 from recording.errors import GuestprofError
 
 
+def require_absent(path: Path) -> None:
+    """Raises GuestprofError where a file is there already that nobody asked to be replaced."""
+    if path.exists():
+        raise GuestprofError(_exists(path))
+
+
+def _exists(path: Path) -> str:
+    return f"{path} exists; give --force to replace it, or another file with -o"
+
+
 def write_output(path: Path, pieces: Iterable[bytes], *, force: bool) -> None:
     """Write all pieces, ``-`` being standard output, and say where. Raises GuestprofError where that cannot be done.
 
@@ -31,7 +41,7 @@ def write_output(path: Path, pieces: Iterable[bytes], *, force: bool) -> None:
                     path.unlink()
                 raise
     except FileExistsError as error:
-        raise GuestprofError(f"{path} exists; give --force to replace it, or another file with -o") from error
+        raise GuestprofError(_exists(path)) from error
     except OSError as error:
         raise GuestprofError(f"cannot write {path}: {error.strerror}; make room or choose another file with -o") from error
     click.echo(f"Wrote {path}", err=True)

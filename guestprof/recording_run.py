@@ -53,11 +53,15 @@ class RunOptions:
     watch: Callable[[], str | None] | None = None
 
 
-def run_options(sampling: SamplingOptions, *, until_symbol: str | None = None, prepare: bool = False) -> RunOptions:
+def run_options(
+    sampling: SamplingOptions, *, until_symbol: str | None = None, until_process: str | None = None, prepare: bool = False
+) -> RunOptions:
     """What the options of a command say."""
     size = USER_STACK_SIZE if sampling.user else 0
     return RunOptions(
-        RecorderOptions(sampling.frequency, sampling.duration, sampling.raw, until_symbol, size, prepare, sampling.scan_stack),
+        RecorderOptions(
+            sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack
+        ),
         sampling.output or default_output(datetime.now()),  # noqa: DTZ005  (a file name in local time)
         sampling.vcpus,
         FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),
@@ -94,6 +98,15 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
     return outcome
 
 
+def was_interrupted(outcome: Outcome) -> bool:
+    """Whether Ctrl-C ended a recording."""
+    return outcome.reason == _interrupted_by(signal.SIGINT)
+
+
+def _interrupted_by(which: signal.Signals) -> str:
+    return f"{which.name} came"
+
+
 class _Watch:
     """What has to be looked at between samples."""
 
@@ -118,7 +131,7 @@ class _Watch:
     def __call__(self, progress: Progress) -> str | None:
         """Why to stop, or None."""
         if self._signals.requested is not None:
-            return f"{self._signals.requested.name} came"
+            return _interrupted_by(self._signals.requested)
         if progress.halts and not self._has_begun:
             # Learning the kernel comes before the recording's own time.
             self._has_begun = True

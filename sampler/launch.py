@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +15,7 @@ from typing import Self
 import psutil
 
 from recording.errors import GuestprofError, MissingDependencyError, TransportError
+from sampler.command_line import own_command, serial_file
 from sampler.guard import Guard
 
 _START_TIMEOUT_S = 20.0
@@ -46,14 +45,18 @@ class LaunchedQemu:
         self.directory = make_private_directory()
         self.gdb_path = self.directory / "gdb"
         self.qmp_path = self.directory / "qmp"
-        self.console_path = _serial_file(arguments) or self.directory / "stdout"
+        command = own_command(arguments)
+        self.notes = command.notes
+        """What is different from the command line that was given, a sentence each."""
+        console = serial_file(arguments)
+        self.console_path = self.directory / "stdout" if console is None else Path(console)
         self._error_path = self.directory / "stderr"
         self._console_offset = 0
         self._console_rest = b""
         self._keep = False
         # Should we be killed before a session has a guard of its own, QEMU would wait before its first instruction for ever.
         self._guard = Guard(f"unix:{self.gdb_path}", qmp=str(self.qmp_path))
-        self._process = self._start([binary, *arguments[1:]])
+        self._process = self._start([binary, *command.arguments[1:]])
         try:
             self._await_sockets()
         except BaseException:
@@ -162,12 +165,3 @@ def make_private_directory() -> Path:
         raise TransportError(
             f"cannot make a temporary directory for QEMU's sockets ({error.strerror}); make room, or set TMPDIR"
         ) from error
-
-
-def _serial_file(arguments: Sequence[str]) -> Path | None:
-    """Where the first serial console goes, if that is a file."""
-    for option, value in pairwise(arguments):
-        if option in ("-serial", "--serial"):
-            match = re.fullmatch(r"file:(.+)", value)
-            return Path(match.group(1)) if match else None
-    return None

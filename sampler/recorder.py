@@ -28,6 +28,8 @@ _PREPARE_NS = 10_000_000_000
 _TELLING_NS = 1_000_000_000
 """How long tasks are looked for: while they are searched, the guest starts and ends some."""
 _MAX_WALKS = 3
+_COMM_SIZE = 15
+"""Bytes of a task's name at most (TASK_COMM_LEN, without its NUL)."""
 _SHORT_STEP_NS = 200_000
 _FINISH_FILES_NS = 30_000_000_000
 _MAX_STARVING_NS = 20_000_000
@@ -38,7 +40,8 @@ _MAX_STARVING_NS = 20_000_000
 class RecorderOptions:
     """``frequency_hz`` halts a second for ``duration_s`` (None: until stopped); ``raw`` keeps the captures themselves;
 
-    ``until_symbol`` ends the recording when that kernel function is reached. user_stack_size: bytes of a user stack that are copied
+    ``until_symbol`` ends the recording when that kernel function is reached, ``until_process`` when a sample shows a process (or
+    thread) of that name. user_stack_size: bytes of a user stack that are copied
     at most, 0 for no user stacks. prepare: the guest runs a kernel already: learn it before the first sample.
     scan_stacks: guess the callers where a kernel stack cannot be walked on (``unwind/scan.py``).
     """
@@ -47,6 +50,7 @@ class RecorderOptions:
     duration_s: float | None = None
     raw: bool = False
     until_symbol: str | None = None
+    until_process: str | None = None
     user_stack_size: int = USER_STACK_SIZE
     prepare: bool = False
     scan_stacks: bool = False
@@ -115,7 +119,7 @@ class Recorder:
         self._schedule = Schedule(options.frequency_hz, self._start_ns, rng)
         self._stepped_ns = self._start_ns
         self._until: tuple[int, int] | None = None
-        self._reached = False
+        self._reached = ""
         self._found_kernel = False
 
     @property
@@ -230,7 +234,7 @@ class Recorder:
             return ""
         if self._backlog:
             self._walk_next()
-            return f"{self._options.until_symbol} was reached" if self._reached else ""
+            return self._reached
         if self._tracker.has_work:
             self._stepped_ns = now
             self._tracker.step()
@@ -287,7 +291,10 @@ class Recorder:
         elif pending.walks < _MAX_WALKS and self._came_too_early(made):
             self._backlog.wait_for_kernel(replace(pending, walks=pending.walks + 1))
         if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
-            self._reached = True
+            self._reached = f"{self._options.until_symbol} was reached"
+        task, name = made.sample.task, self._options.until_process
+        if task is not None and name is not None and name[:_COMM_SIZE] in (task.comm, task.process):
+            self._reached = f"process {name} runs"
         if self._raw is not None:
             self._raw.add(pending.halt, pending.capture)
 

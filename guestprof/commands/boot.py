@@ -6,7 +6,7 @@ import re
 
 import click
 
-from guestprof.boot_run import BootOptions, record_boot
+from guestprof.boot_run import BootOptions, record_boots
 from guestprof.options import SamplingOptions, sampling_options
 from guestprof.recording_run import run_options
 from guestprof.signals import raise_on_sigterm
@@ -23,6 +23,15 @@ def _regex(_context: click.Context, _parameter: click.Parameter, value: str | No
 @sampling_options
 @click.option("--until-console", metavar="REGEX", callback=_regex, help="Stop when a line of the console matches.")
 @click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
+@click.option("--until-process", metavar="NAME", help="Stop when a sample shows a process or thread of this name.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Boot so many times, one after the other, each into a file of its own (FILE-1.guestprof, ...).",
+)
 @click.option("--keep-running", is_flag=True, help="Leave the guest running afterwards, with its gdb stub and QMP socket.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- QEMU ARGS...")
 def boot(
@@ -30,6 +39,8 @@ def boot(
     sampling: SamplingOptions,
     until_console: re.Pattern[str] | None,
     until_symbol: str | None,
+    until_process: str | None,
+    runs: int,
     keep_running: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -41,4 +52,7 @@ def boot(
     guestprof boot -d 20 -- qemu-system-x86_64 -m 1G -nographic -kernel vmlinuz -initrd initrd -append console=ttyS0
     """  # noqa: D301  (click reads \b)
     raise_on_sigterm()
-    record_boot(command, run_options(sampling, until_symbol=until_symbol), BootOptions(until_console, keep_running))
+    if runs > 1 and keep_running:
+        raise click.UsageError("--keep-running is for one boot: its guest would run beside the next one (--runs)")
+    run = run_options(sampling, until_symbol=until_symbol, until_process=until_process)
+    record_boots(command, run, BootOptions(until_console, keep_running), runs)

@@ -37,3 +37,25 @@ def test_boot_until_a_symbol(guest_kernel: Callable[[str], Path], guest_initramf
     # The kernel was found while it ran already; what had been sampled of it before that got its stacks too.
     assert samples[0].callchain.end is StackEnd.FIRMWARE
     assert all(sample.callchain.end is not StackEnd.NO_KERNEL for sample in samples)
+
+
+def test_boots_of_a_command_line_with_a_stub_of_its_own(
+    guest_kernel: Callable[[str], Path], guest_initramfs: Path, tmp_path: Path
+) -> None:
+    """As a user has it who debugs the guest now and then; twice, until the first process beside the idle one is seen."""
+    path = tmp_path / "boot.guestprof"
+    own = ("-S", "-s", "-daemonize", "-qmp", f"unix:{tmp_path}/qmp,server=on,wait=off")
+    serial = tmp_path / "console"
+    machine = (*MACHINE[:-1], f"file:{serial}", *own)
+    command = (QEMU, *machine, "-kernel", guest_kernel("bookworm"), "-initrd", guest_initramfs, "-append", "console=ttyS0")
+    said = guestprof("boot", "--runs", "2", "-F", "200", "--until-process", "kthreadd", "-o", path, "--", *command).stderr
+    for option in own[:3]:
+        assert said.count(f"{option} is left out: ") == 2
+    assert said.count("Stopped: process kthreadd runs.") == 2
+    assert not path.exists()
+    for number in (1, 2):
+        report = report_of(tmp_path / f"boot-{number}.guestprof", "--by", "process")
+        assert "kthreadd" in {row["name"] for row in report["processes"]}
+        assert report["meta"]["ended"] == "process kthreadd runs"
+    failed = guestprof("boot", "--runs", "2", "-o", path, "--", *command, status=1)
+    assert failed.stderr == f"guestprof: {tmp_path}/boot-1.guestprof exists; give --force to replace it, or another file with -o\n"

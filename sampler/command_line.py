@@ -1,0 +1,62 @@
+"""A user's QEMU command line → the same guest under a stub of ours: options that would get in the way are left out, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+_ALONE = frozenset(
+    """
+    S s daemonize enable-fips enable-kvm full-screen h help mem-prealloc no-acpi no-fd-bootchk no-hpet no-quit no-reboot no-shutdown
+    no-user-config nodefaults nographic old-param only-migratable portrait preconfig semihosting singlestep snapshot usb version
+    win2k-hack xen-attach xen-domid-restrict curses
+    """.split()
+)
+"""Options without a value (qemu-options.hx, QEMU 7.2 to 10.0); all others take the next word, whatever it looks like."""
+_STUB = "a guest has one gdb stub, and guestprof uses it (--keep-running tells where it is afterwards)"
+_LEFT_OUT = {
+    "S": "the guest starts when the recording does",
+    "s": _STUB,
+    "gdb": _STUB,
+    "daemonize": "QEMU belongs to guestprof as long as that records, and runs on by itself with --keep-running",
+}
+"""Options by name, and why they are left out. QEMU takes the last of several ``-gdb``, without a word about the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCommand:
+    """arguments: QEMU's binary and options. notes: a sentence for each option that was left out."""
+
+    arguments: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def own_command(arguments: Sequence[str]) -> OwnCommand:
+    """A command line without what guestprof does itself. Never fails: what QEMU does not know either, it says itself."""
+    kept: list[str] = [*arguments[:1]]
+    notes: dict[str, None] = {}
+    for words in _options(arguments[1:]):
+        name = words[0].removeprefix("-").removeprefix("-")
+        if words[0].startswith("-") and name in _LEFT_OUT:
+            notes[f"{' '.join(words)} is left out: {_LEFT_OUT[name]}"] = None
+        else:
+            kept += words
+    return OwnCommand(tuple(kept), tuple(notes))
+
+
+def serial_file(arguments: Sequence[str]) -> str | None:
+    """Where the first serial console goes, if that is a file."""
+    values = (words[1] for words in _options(arguments[1:]) if words[0] in ("-serial", "--serial") and len(words) == 2)
+    kind, _, path = next(values, "").partition(":")
+    return path if kind == "file" and path else None
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Options with their values; a disk image stands alone."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word == "-" or word.removeprefix("-").removeprefix("-") in _ALONE:
+            yield (word,)
+            continue
+        value = next(words, None)
+        yield (word,) if value is None else (word, value)
