@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from exporters.callgrind import export_callgrind
 from exporters.chrome_trace import export_chrome_trace
@@ -11,13 +13,15 @@ from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
 from exporters.html import export_html
+from exporters.paint import PLAIN, Paint
 from exporters.per import Per
 from exporters.perf_script import export_perf_script
 from exporters.pprof import export_pprof
-from exporters.report import GroupBy, SortBy
+from exporters.report import GroupBy, Neighbours, SortBy
 from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
+from exporters.report_tree import TreeLimits, export_tree_csv, export_tree_json, export_tree_text
 from exporters.speedscope import export_speedscope
 from recording.profile import Profile
 
@@ -55,11 +59,35 @@ class ExportFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What a report shows: rows by, sorted by, at most so many; or the neighbours of a function; or a call tree."""
+
+    by: GroupBy = GroupBy.FUNCTION
+    sort: SortBy = SortBy.SELF
+    limit: int | None = None
+    neighbours: Neighbours | None = None
+    tree: TreeLimits | None = None
+
+
+class _WriteTable(Protocol):
+    def __call__(
+        self, profile: Profile, *, by: GroupBy, sort: SortBy, limit: int | None, neighbours: Neighbours | None
+    ) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
 class ReportFormat:
-    """A format of the ``report`` command; the function takes rows by, sorted by, and at most how many."""
+    """A format of the ``report`` command: what writes a table, what writes a tree."""
 
     name: str
-    export: Callable[[Profile, GroupBy, SortBy, int | None], bytes]
+    table: _WriteTable
+    tree: Callable[[Profile, TreeLimits], bytes]
+
+    def export(self, profile: Profile, options: ReportOptions) -> bytes:
+        """The report's bytes. Raises UnknownFunctionError for the neighbours of a function that is not there."""
+        if options.tree is not None:
+            return self.tree(profile, options.tree)
+        return self.table(profile, by=options.by, sort=options.sort, limit=options.limit, neighbours=options.neighbours)
 
 
 EXPORT_FORMATS = {
@@ -86,11 +114,10 @@ EXPORT_FORMATS = {
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
     )
 }
-REPORT_FORMATS = {
-    known.name: known
-    for known in (
-        ReportFormat("text", lambda profile, by, sort, limit: export_report_text(profile, by=by, sort=sort, limit=limit)),
-        ReportFormat("json", lambda profile, by, sort, limit: export_report_json(profile, by=by, sort=sort, limit=limit)),
-        ReportFormat("csv", lambda profile, by, sort, limit: export_report_csv(profile, by=by, sort=sort, limit=limit)),
-    )
-}
+
+
+def report_formats(paint: Paint = PLAIN) -> dict[str, ReportFormat]:
+    """The formats of the ``report`` command by name. paint: for the one that is for people."""
+    text = ReportFormat("text", partial(export_report_text, paint=paint), partial(export_tree_text, paint=paint))
+    others = ReportFormat("json", export_report_json, export_tree_json), ReportFormat("csv", export_report_csv, export_tree_csv)
+    return {known.name: known for known in (text, *others)}

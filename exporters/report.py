@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from exporters.text import share
+from recording.neighbours import callee_totals, caller_totals
 from recording.profile import Profile
 from recording.views import (
     Total,
@@ -45,12 +46,33 @@ class SortBy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Rows of a report that are the callers or the callees of a function."""
+
+    function: str
+    is_callers: bool
+
+    @property
+    def word(self) -> str:
+        """What the rows are."""
+        return "callers" if self.is_callers else "callees"
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A total with its shares of all selected guest running time."""
 
     total: Total
     self_share: float
     total_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows, and what the function took whose neighbours they are, None where they are no neighbours."""
+
+    rows: list[Row]
+    of: Row | None = None
 
 
 _TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
@@ -64,6 +86,27 @@ _TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
 }
 
 
+def report_table(
+    profile: Profile,
+    *,
+    by: GroupBy = GroupBy.FUNCTION,
+    sort: SortBy = SortBy.SELF,
+    limit: int | None = None,
+    neighbours: Neighbours | None = None,
+) -> Table:
+    """The rows of a report, or those of a function's neighbours, by their time in it. Raises UnknownFunctionError."""
+    if neighbours is None:
+        return Table(report_rows(profile, by=by, sort=sort, limit=limit))
+    find = caller_totals if neighbours.is_callers else callee_totals
+    whole, totals = find(profile, neighbours.function)
+    totals.sort(key=lambda total: (-total.total_ns, -total.self_ns))
+    return Table([_row(profile, total) for total in totals[:limit]], _row(profile, whole))
+
+
+def _row(profile: Profile, total: Total) -> Row:
+    return Row(total, share(total.self_ns, profile.weight_ns), share(total.total_ns, profile.weight_ns))
+
+
 def report_rows(
     profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
 ) -> list[Row]:
@@ -74,6 +117,4 @@ def report_rows(
             totals.sort(key=lambda total: (-total.self_ns, -total.total_ns))
         else:
             totals.sort(key=lambda total: (-total.total_ns, -total.self_ns))
-    return [
-        Row(total, share(total.self_ns, profile.weight_ns), share(total.total_ns, profile.weight_ns)) for total in totals[:limit]
-    ]
+    return [_row(profile, total) for total in totals[:limit]]

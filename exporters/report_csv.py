@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 
-from exporters.report import GroupBy, SortBy, report_rows
+from exporters.report import GroupBy, Neighbours, SortBy, report_table
 from exporters.text import printable
 from recording.profile import Profile
 
 
 def export_report_csv(
-    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+    profile: Profile,
+    *,
+    by: GroupBy = GroupBy.FUNCTION,
+    sort: SortBy = SortBy.SELF,
+    limit: int | None = None,
+    neighbours: Neighbours | None = None,
 ) -> bytes:
     """One heading and one line a row, also where names hold line breaks: what is not visible is written as an escape.
 
@@ -21,7 +26,7 @@ def export_report_csv(
     writer = csv.writer(text, lineterminator="\n")
     pid = ["pid"] if by.has_pids else []
     writer.writerow(["name", *pid, "module", "kind", "self_ns", "total_ns", "self_share", "total_share", "samples"])
-    for row in report_rows(profile, by=by, sort=sort, limit=limit):
+    for row in report_table(profile, by=by, sort=sort, limit=limit, neighbours=neighbours).rows:
         total = row.total
         writer.writerow(
             [

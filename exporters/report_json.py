@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from exporters.report import GroupBy, Row, SortBy, report_rows
+from exporters.report import GroupBy, Neighbours, Row, SortBy, report_table
 from exporters.text import encodable
 from recording.profile import Profile
 from recording.quality import Quality
@@ -23,16 +23,31 @@ _KEYS = {
 
 
 def export_report_json(
-    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+    profile: Profile,
+    *,
+    by: GroupBy = GroupBy.FUNCTION,
+    sort: SortBy = SortBy.SELF,
+    limit: int | None = None,
+    neighbours: Neighbours | None = None,
 ) -> bytes:
     """``{"meta", "quality", "functions"}``; the last one is ``modules``, ``processes`` and so on in a report by those.
+
+    Of a function's neighbours it is ``callers`` or ``callees``, behind ``function``, which has the figures of the function itself.
 
     ``samples`` counts those in which the function is anywhere on the stack. Rows of processes and threads have a ``pid``, which is
     null for samples without a task.
     """
-    rows = [_row(row, by) for row in report_rows(profile, by=by, sort=sort, limit=limit)]
-    document = {"meta": _encodable(profile.meta), "quality": quality_values(profile.quality()), _KEYS[by]: rows}
+    table = report_table(profile, by=by, sort=sort, limit=limit, neighbours=neighbours)
+    document = {"meta": encodable_meta(profile), "quality": quality_values(profile.quality())}
+    if table.of is not None:
+        document["function"] = _row(table.of, by)
+    document[_KEYS[by] if neighbours is None else neighbours.word] = [_row(row, by) for row in table.rows]
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def encodable_meta(profile: Profile) -> object:
+    """What the recording says of itself, fit for orjson."""
+    return _encodable(profile.meta)
 
 
 def quality_values(quality: Quality) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporters.report import GroupBy, Row, SortBy, report_rows
+from exporters.paint import PLAIN, Paint
+from exporters.report import GroupBy, Neighbours, Row, SortBy, report_table
 from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, shortened, stacks_line, user_line
 from recording.model import UserEnd
 from recording.profile import Profile
@@ -32,20 +33,35 @@ USER_END_HELP = {
 
 
 def export_report_text(
-    profile: Profile, *, by: GroupBy = GroupBy.FUNCTION, sort: SortBy = SortBy.SELF, limit: int | None = None
+    profile: Profile,
+    *,
+    by: GroupBy = GroupBy.FUNCTION,
+    sort: SortBy = SortBy.SELF,
+    limit: int | None = None,
+    neighbours: Neighbours | None = None,
+    paint: Paint = PLAIN,
 ) -> bytes:
-    """Lines of plain text. Names longer than 60 characters are cut; the JSON report has them whole."""
-    rows = report_rows(profile, by=by, sort=sort, limit=limit)
-    lines = [machine(profile.meta), *quality_lines(profile.quality(), profile.unreadable_files())]
-    lines += [*(f"unknown  {printable(text)}" for text in profile.unknown()), ""]
+    """Lines of text. Names longer than 60 characters are cut; the JSON report has them whole."""
+    table = report_table(profile, by=by, sort=sort, limit=limit, neighbours=neighbours)
+    rows, lines = table.rows, head_lines(profile)
+    if neighbours is not None and table.of is not None:
+        name = shortened(printable(neighbours.function), _NAME_WIDTH)
+        took = f"{percent(table.of.total_share, 2)} of the time, {duration(table.of.total.total_ns)}"
+        lines += [f"{neighbours.word} of {name}, which took {took}, in {counted(table.of.total.samples, 'sample')}", ""]
     lines.append(
         f"{'self %':>8}  {'self time':>10}  {'total %':>8}  {'total time':>10}  {'samples':>9}  {_heading(rows, by)}".rstrip()
     )
     width = _name_width(rows)
-    lines += [_line(row, by, width) for row in rows]
+    lines += [_line(row, by, width, paint) for row in rows]
     if not rows:
         lines.append("no samples are selected")
     return ("\n".join(lines) + "\n").encode()
+
+
+def head_lines(profile: Profile) -> list[str]:
+    """What was profiled and how far it can be trusted, and an empty line."""
+    lines = [machine(profile.meta), *quality_lines(profile.quality(), profile.unreadable_files())]
+    return [*lines, *(f"unknown  {printable(text)}" for text in profile.unknown()), ""]
 
 
 def quality_lines(quality: Quality, unreadable_files: Sequence[str] = ()) -> list[str]:
@@ -108,10 +124,11 @@ def _module(name: str) -> str:
     )
 
 
-def _line(row: Row, by: GroupBy, width: int) -> str:
+def _line(row: Row, by: GroupBy, width: int, paint: Paint) -> str:
     total = row.total
     name = _label(total)
     if by is GroupBy.FUNCTION:
-        name = f"{name:<{max(width, 8)}}  {_module(printable(total.module))}"
-    figures = f"{percent(row.self_share, 2):>8}  {duration(total.self_ns):>10}  {percent(row.total_share, 2):>8}"
-    return f"{figures}  {duration(total.total_ns):>10}  {total.samples:>9,}  {name}".rstrip()
+        module = paint.faint(_module(printable(total.module)))
+        name = f"{paint.kind(f'{name:<{max(width, 8)}}', total.kind)}  {module}"
+    own, whole = (paint.share(f"{percent(value, 2):>8}", value) for value in (row.self_share, row.total_share))
+    return f"{own}  {duration(total.self_ns):>10}  {whole}  {duration(total.total_ns):>10}  {total.samples:>9,}  {name}".rstrip()

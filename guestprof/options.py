@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -139,6 +140,21 @@ _SAMPLING = _compose(
     click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Say what is found and decided."),
 )
+
+
+class RegexType(click.ParamType[re.Pattern[str]]):
+    """A regular expression of Python's, which may be found anywhere in a name."""
+
+    name = "regex"
+
+    def convert(
+        self, value: str | re.Pattern[str], parameter: click.Parameter | None, context: click.Context | None
+    ) -> re.Pattern[str]:
+        """The compiled pattern."""
+        try:
+            return re.compile(value)
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}", parameter, context)
 
 
 def find_target(connect: str | None, pid: int | None, qmp: str | None) -> TargetAddress:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import cast
 
 import click
 
-from guestprof.options import Command, parse_vcpus
+from guestprof.options import Command, RegexType, parse_vcpus
 from recording.marks import find_mark, seconds_ns
 from recording.model import Context
 from recording.profile import Profile
@@ -43,8 +45,47 @@ def time_options() -> tuple[Callable[[Command], Command], ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class SelectionOptions:
+    """Which samples the command line asks for; moments are not looked up yet."""
+
+    idle: bool = True
+    since: str | None = None
+    until: str | None = None
+    vcpus: tuple[int, ...] | None = None
+    processes: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    focus: tuple[re.Pattern[str], ...] = ()
+    ignore: tuple[re.Pattern[str], ...] = ()
+
+    def select(self, recording: Recording) -> Selection:
+        """What that is in a recording. Raises UnknownMarkError where it does not have a moment."""
+        since_ns, until_ns = moments_of(recording, self.since, self.until)
+        return Selection(
+            vcpus=None if self.vcpus is None else frozenset(self.vcpus),
+            since_ns=since_ns,
+            until_ns=until_ns,
+            idle=self.idle,
+            processes=frozenset(self.processes) or None,
+            contexts=frozenset(map(Context, self.contexts)) or None,
+            modules=frozenset(self.modules) or None,
+            focus=self.focus or None,
+            ignore=self.ignore or None,
+        )
+
+
 def selection_options(function: Command) -> Command:
-    """--idle/--no-idle, --since, --until, --vcpu, --process, --context."""
+    """--idle/--no-idle, --since, --until, --vcpu, --process, --context, --module, --focus, --ignore.
+
+    The command gets them as one argument, ``selected``.
+    """
+
+    @functools.wraps(function)
+    def packed(*arguments: object, **values: object) -> object:
+        own = {field.name: values.pop(field.name) for field in fields(SelectionOptions)}
+        return function(*arguments, selected=SelectionOptions(**own), **values)  # type: ignore[arg-type]
+
     options = (
         click.option("--idle/--no-idle", default=True, help="Count samples of the idle loop.  [default: idle]"),
         *time_options(),
@@ -63,29 +104,23 @@ def selection_options(function: Command) -> Command:
             multiple=True,
             help="Only what was done in this context; may be repeated.",
         ),
+        click.option(
+            "--module",
+            "modules",
+            metavar="NAME",
+            multiple=True,
+            help="Only stacks that go through this module, program or library (kernel, ext4, libc.so.6); may be repeated.",
+        ),
+        click.option(
+            "--focus",
+            type=RegexType(),
+            metavar="REGEX",
+            multiple=True,
+            help="Only stacks with a function whose name or module it finds; repeated: with any of these.",
+        ),
+        click.option("--ignore", type=RegexType(), metavar="REGEX", multiple=True, help="Only stacks without such a function."),
     )
-    return functools.reduce(lambda inner, decorate: decorate(inner), reversed(options), function)
-
-
-def selection_of(
-    recording: Recording,
-    idle: bool,
-    since: str | None,
-    until: str | None,
-    vcpus: tuple[int, ...] | None,
-    processes: tuple[str, ...],
-    contexts: tuple[str, ...],
-) -> Selection:
-    """What the options select. Raises UnknownMarkError where the recording does not have a moment."""
-    since_ns, until_ns = moments_of(recording, since, until)
-    return Selection(
-        vcpus=None if vcpus is None else frozenset(vcpus),
-        since_ns=since_ns,
-        until_ns=until_ns,
-        idle=idle,
-        processes=frozenset(processes) or None,
-        contexts=frozenset(map(Context, contexts)) or None,
-    )
+    return functools.reduce(lambda inner, decorate: decorate(inner), reversed(options), cast("Command", packed))
 
 
 def moments_of(recording: Recording, *moments: str | None) -> tuple[int | None, ...]:

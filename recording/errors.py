@@ -39,6 +39,10 @@ class BadRecordingError(GuestprofError):
     """A recording cannot be opened, or is not one of ours."""
 
 
+class UnknownFunctionError(GuestprofError):
+    """A function that no selected sample shows."""
+
+
 class UnknownMarkError(GuestprofError):
     """A moment that the user named is not in a recording."""
 

@@ -19,6 +19,7 @@ from recording.names import Function, Namer
 from recording.processes import Owner, process_of
 from recording.quality import Quality, Tally, measure_quality
 from recording.reader import Recording, Selection
+from recording.stack_filter import StackFilter
 
 UNREADABLE_FILE = "file-unreadable"
 """The kind of events which say that a file of user code could not be read, and why."""
@@ -173,6 +174,7 @@ class Profile:
         self._places: dict[tuple[int, int], Place] = {}
         self.functions: list[Function] = []
         """Every function that was named so far."""
+        self._filter = StackFilter(self.selection, self.functions)
         self.counts = list(self._counted())
         """By vCPU, boot, callchain, task, context and system call: one stack may have several counts."""
         self.samples = sum(count.samples for count in self.counts)
@@ -317,6 +319,8 @@ class Profile:
     def _is_selected(self, stack: Stack, origin: Origin) -> bool:
         wanted = self.selection
         if (stack.idle and not wanted.idle) or (wanted.contexts is not None and origin.context not in wanted.contexts):
+            return False
+        if not self._filter.lets_through(stack.indexes):
             return False
         if wanted.processes is None:
             return True

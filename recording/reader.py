@@ -6,6 +6,7 @@ Nothing in the file is trusted: it may be cut short, or made by somebody else. W
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 import tempfile
@@ -110,6 +111,8 @@ class Selection:
     idle: whether samples of the idle loop count.
     processes: by name or by number (tgid), None for all.
     contexts: None for all.
+    modules: stacks with a frame in one of these, by the module's name, with or without brackets or directory; None for all.
+    focus: stacks with a function in whose name or module one of these is found; ignore: but without those. None for all.
     """
 
     vcpus: frozenset[int] | None = None
@@ -118,6 +121,9 @@ class Selection:
     idle: bool = True
     processes: frozenset[str] | None = None
     contexts: frozenset[Context] | None = None
+    modules: frozenset[str] | None = None
+    focus: tuple[re.Pattern[str], ...] | None = None
+    ignore: tuple[re.Pattern[str], ...] | None = None
 
 
 class StackTotal(NamedTuple):

@@ -7,21 +7,14 @@ import re
 import click
 
 from guestprof.boot_run import BootOptions, record_boots
-from guestprof.options import SamplingOptions, sampling_options
+from guestprof.options import RegexType, SamplingOptions, sampling_options
 from guestprof.recording_run import run_options
 from guestprof.signals import raise_on_sigterm
 
 
-def _regex(_context: click.Context, _parameter: click.Parameter, value: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if value is None else re.compile(value)
-    except re.error as error:
-        raise click.BadParameter(f"{value!r} is no regular expression: {error}") from error
-
-
 @click.command(context_settings={"ignore_unknown_options": True})
 @sampling_options
-@click.option("--until-console", metavar="REGEX", callback=_regex, help="Stop when a line of the console matches.")
+@click.option("--until-console", type=RegexType(), metavar="REGEX", help="Stop when a line of the console matches.")
 @click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
 @click.option("--until-process", metavar="NAME", help="Stop when a sample shows a process or thread of this name.")
 @click.option(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from exporters.registry import EXPORT_FORMATS, REPORT_FORMATS, ExportOptions
-from exporters.report import GroupBy, SortBy
+from exporters.registry import EXPORT_FORMATS, ExportOptions
+from exporters.report import SortBy
+from exporters.report_text import export_report_text
 from guestprof.boot_run import BootOptions, record_boot
 from guestprof.debian import stock_kernel
 from guestprof.initramfs import build_initramfs, find_busybox
@@ -62,7 +63,7 @@ def demo(*, output: Path, duration: float, kernel: Path | None, smp: int) -> Non
     require_kernel(outcome, recording)
     with Recording.open(recording) as opened:
         profile = Profile(opened)
-        text = REPORT_FORMATS["text"].export(profile, GroupBy.FUNCTION, SortBy.TOTAL, _ROWS)
+        text = export_report_text(profile, sort=SortBy.TOTAL, limit=_ROWS)
         for format_ in EXPORT_FORMATS.values():
             title = f"Boot and workload of Linux {opened.meta.get('kernel_release', '')} under QEMU's TCG"
             write_output(output / f"demo{format_.suffix}", format_.pieces(profile, ExportOptions(version(), title)), force=True)

@@ -9,7 +9,7 @@ import click
 from exporters.per import Per
 from exporters.registry import EXPORT_FORMATS, ExportOptions
 from guestprof.output import write_output
-from guestprof.selection import selection_of, selection_options
+from guestprof.selection import SelectionOptions, selection_options
 from guestprof.version import version
 from recording.collection import no_collection
 from recording.profile import Profile
@@ -41,12 +41,7 @@ def export(
     file: Path,
     format_name: str,
     output: Path | None,
-    idle: bool,
-    since: str | None,
-    until: str | None,
-    vcpus: tuple[int, ...] | None,
-    processes: tuple[str, ...],
-    contexts: tuple[str, ...],
+    selected: SelectionOptions,
     annotate: bool,
     per: str,
     title: str | None,
@@ -56,6 +51,6 @@ def export(
     chosen = EXPORT_FORMATS[format_name]
     options = ExportOptions(version(), title, annotate, lambda text: click.echo(f"guestprof: {text}", err=True), Per(per))
     with no_collection(), Recording.open(file) as recording:
-        profile = Profile(recording, selection_of(recording, idle, since, until, vcpus, processes, contexts))
+        profile = Profile(recording, selected.select(recording))
         path = output or file.with_name(file.name.removesuffix(".guestprof") + chosen.suffix)
         write_output(path, chosen.pieces(profile, options), force=force)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exporters.folded import export_folded, folded_name
-from exporters.registry import EXPORT_FORMATS, REPORT_FORMATS, ExportOptions
+from exporters.registry import EXPORT_FORMATS, ExportOptions, ReportOptions, report_formats
 from exporters.report import GroupBy, SortBy
 from exporters.report_csv import export_report_csv
 from exporters.report_json import export_report_json
@@ -79,14 +79,14 @@ def test_folded_lines_of_hostile_names_are_read_as_they_were_meant(tmp_path: Pat
 @pytest.mark.parametrize("form", ["text", "json", "csv"])
 def test_report_golden_files(tmp_path: Path, golden: Callable[[str, bytes], None], form: str, by: GroupBy) -> None:
     with opened(small_recording(tmp_path / "a")) as profile:
-        golden(f"report_{by}.{'txt' if form == 'text' else form}", REPORT_FORMATS[form].export(profile, by, SortBy.SELF, None))
+        golden(f"report_{by}.{'txt' if form == 'text' else form}", report_formats()[form].export(profile, ReportOptions(by)))
 
 
 @pytest.mark.parametrize("by", [GroupBy.FUNCTION, GroupBy.PROCESS, GroupBy.THREAD, GroupBy.CONTEXT, GroupBy.SYSTEM_CALL])
 @pytest.mark.parametrize("form", ["text", "json", "csv"])
 def test_report_golden_files_with_tasks(tmp_path: Path, golden: Callable[[str, bytes], None], form: str, by: GroupBy) -> None:
     with opened(busy_recording(tmp_path / "a")) as profile:
-        golden(f"busy_{by}.{'txt' if form == 'text' else form}", REPORT_FORMATS[form].export(profile, by, SortBy.SELF, None))
+        golden(f"busy_{by}.{'txt' if form == 'text' else form}", report_formats()[form].export(profile, ReportOptions(by)))
 
 
 def test_folded_stacks_begin_with_the_process_where_tasks_are_known(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
