@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import click
-
 from recording.model import FrameKind
 
 _LARGE, _NOTABLE = 0.05, 0.005
+_RED, _GREEN, _YELLOW, _BLUE, _MAGENTA, _CYAN = range(31, 37)
+_FAINT = 2
+"""Select graphic rendition (ECMA-48, 8.3.117)."""
 _KINDS = {
-    FrameKind.KERNEL: "yellow",
-    FrameKind.MODULE: "magenta",
-    FrameKind.BPF: "magenta",
-    FrameKind.USER: "blue",
-    FrameKind.FIRMWARE: "cyan",
+    FrameKind.KERNEL: _YELLOW,
+    FrameKind.MODULE: _MAGENTA,
+    FrameKind.BPF: _MAGENTA,
+    FrameKind.USER: _BLUE,
+    FrameKind.FIRMWARE: _CYAN,
 }
 
 
@@ -28,16 +29,20 @@ class Paint:
         """A percentage, by how large it is."""
         if not self.is_on or share < _NOTABLE:
             return text
-        return click.style(text, fg="red" if share >= _LARGE else "green")
+        return _styled(text, _RED if share >= _LARGE else _GREEN)
 
     def kind(self, text: str, kind: FrameKind) -> str:
         """The name of a function, by where its code is."""
         colour = _KINDS.get(kind)
-        return text if not self.is_on or colour is None else click.style(text, fg=colour)
+        return text if not self.is_on or colour is None else _styled(text, colour)
 
     def faint(self, text: str) -> str:
         """What is beside the point."""
-        return click.style(text, dim=True) if self.is_on else text
+        return _styled(text, _FAINT) if self.is_on else text
+
+
+def _styled(text: str, style: int) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m"
 
 
 PLAIN = Paint(is_on=False)

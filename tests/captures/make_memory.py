@@ -3,7 +3,7 @@
     python -m tests.captures.make_memory ARCHITECTURE SUITE
 
 boots the suite's stock kernel with the demo's workload, searches it while it stands still, and writes all that was read into
-``memory-ARCHITECTURE-SUITE.json.xz`` (format: tests/builders/memory_captures.py). Look at what it prints before you commit it.
+``memory/ARCHITECTURE-SUITE.json.xz`` (format: tests/builders/memory_captures.py). Look at what it prints before you commit it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.builders.memory_captures import SYMBOLS, MemoryCapture, RecordingMemo
 from tests.qemu.guests import MACHINES
 from unwind.arch import Registers
 
-DIRECTORY = Path(__file__).parent
+DIRECTORY = Path(__file__).parent / "memory"
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
                 if mapping.file is not None:
                     cache.read_page(mapping.file.inode, 0)
         known = {name: symbol.address for name in SYMBOLS if (symbol := symbols.find(name)) is not None}
-        path = DIRECTORY / f"memory-{options.architecture}-{options.suite}.json.xz"
+        path = DIRECTORY / f"{options.architecture}-{options.suite}.json.xz"
         facts = options.architecture, kernel.release, space.root, space.tables, tables, known
         save_memory(path, MemoryCapture(*facts, memory.pieces()))
         print(path, path.stat().st_size)

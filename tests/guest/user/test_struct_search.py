@@ -104,7 +104,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def capture(name: str) -> MemoryCapture:
-    return load_memory(DIRECTORY / f"memory-{name}.json.xz")
+    return load_memory(DIRECTORY / f"{name}.json.xz")
 
 
 def test_members_lie_where_the_kernel_has_them(name: str, capture: MemoryCapture) -> None:
