@@ -28,6 +28,7 @@ from pathlib import Path
 from guest.cache import KernelCache
 from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
+from sampler.console import Console
 from sampler.discovery import TargetAddress
 from sampler.launch import LaunchedQemu
 from sampler.planner import HaltPlanner
@@ -55,7 +56,8 @@ def guest(suite: str) -> Iterator[LaunchedQemu]:
         with LaunchedQemu(command) as qemu:
             with Session(TargetAddress(f"unix:{qemu.gdb_path}", str(qemu.qmp_path), qemu.pid), resume_at_exit=True) as session:
                 session.target.resume()
-            while not any(WORKLOAD_MARK in line for line in qemu.read_console()):
+            console = Console(qemu.console_path)
+            while not any(WORKLOAD_MARK in line for line in console.read()[0]):
                 time.sleep(0.2)
             time.sleep(2)
             yield qemu

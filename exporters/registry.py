@@ -23,6 +23,10 @@ from exporters.report_json import export_report_json
 from exporters.report_text import export_report_text
 from exporters.report_tree import TreeLimits, export_tree_csv, export_tree_json, export_tree_text
 from exporters.speedscope import export_speedscope
+from exporters.timeline import TimelineView
+from exporters.timeline_csv import export_timeline_csv
+from exporters.timeline_json import export_timeline_json
+from exporters.timeline_text import export_timeline_text
 from recording.profile import Profile
 
 
@@ -90,6 +94,14 @@ class ReportFormat:
         return self.table(profile, by=options.by, sort=options.sort, limit=options.limit, neighbours=options.neighbours)
 
 
+@dataclass(frozen=True, slots=True)
+class TimelineFormat:
+    """A format of the ``timeline`` command."""
+
+    name: str
+    export: Callable[[Profile, TimelineView], bytes]
+
+
 EXPORT_FORMATS = {
     known.name: known
     for known in (
@@ -112,6 +124,14 @@ EXPORT_FORMATS = {
         ExportFormat("chrome-trace", ".trace.json", lambda profile, options: export_chrome_trace(profile, version=options.version)),
         ExportFormat("html", ".html", lambda profile, options: export_html(profile, version=options.version, title=options.title)),
         ExportFormat("flamegraph", ".svg", lambda profile, options: export_flamegraph(profile, title=options.title)),
+    )
+}
+TIMELINE_FORMATS = {
+    known.name: known
+    for known in (
+        TimelineFormat("text", export_timeline_text),
+        TimelineFormat("json", export_timeline_json),
+        TimelineFormat("csv", lambda _profile, view: export_timeline_csv(view)),
     )
 }
 

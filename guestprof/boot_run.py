@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
+from guestprof.console_watch import ConsoleWatch
 from guestprof.output import require_absent
 from guestprof.recording_run import RunOptions, record_session, was_interrupted
+from sampler.console import Console
 from sampler.discovery import resolve_target
 from sampler.launch import LaunchedQemu
 from sampler.recorder import Outcome
@@ -36,7 +38,7 @@ def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -
         with Session(address, vcpus=run.vcpus, resume_at_exit=True, max_halt_s=run.max_halt_s, sources=run.sources) as session:
             qemu.dismiss_guard()
             try:
-                return record_session(session, replace(run, watch=_ConsoleWatch(qemu, options.until_console)))
+                return record_session(session, replace(run, watch=ConsoleWatch(Console(qemu.console_path), options.until_console)))
             finally:
                 if options.keep_running and not qemu.has_ended:
                     click.echo(
@@ -60,20 +62,3 @@ def record_boots(command: Sequence[str], run: RunOptions, options: BootOptions, 
 def numbered(path: Path, number: int) -> Path:
     """The file of one of several boots."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-class _ConsoleWatch:
-    """Looks at each console line once it is whole, and at the one being written for what it holds so far (a prompt)."""
-
-    def __init__(self, qemu: LaunchedQemu, pattern: re.Pattern[str] | None) -> None:
-        self._qemu = qemu
-        self._pattern = pattern
-
-    def __call__(self) -> str | None:
-        """Why to stop, or None."""
-        if self._pattern is None:
-            return None
-        for line in self._qemu.read_console():
-            if self._pattern.search(line):
-                return f"the console says {line.strip()!r}"
-        return None

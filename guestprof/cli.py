@@ -18,6 +18,7 @@ from guestprof.commands.dump import dump
 from guestprof.commands.export import export
 from guestprof.commands.record import record
 from guestprof.commands.report import report
+from guestprof.commands.timeline import timeline
 from guestprof.signals import Terminated
 from guestprof.version import version
 from recording.errors import GuestprofError
@@ -39,11 +40,12 @@ def cli() -> None:
     guestprof record -d 10                 profile the QEMU that runs on this machine
     guestprof boot -d 20 -- qemu-system-x86_64 ...
     guestprof report FILE
+    guestprof timeline FILE
     guestprof export FILE -f speedscope
     """  # noqa: D301  (click reads \b)
 
 
-for command in (record, boot, report, export, dump, demo):
+for command in (record, boot, report, timeline, export, dump, demo):
     cli.add_command(command)
 
 

@@ -39,7 +39,7 @@ class RunOptions:
     """How to record, and what to say meanwhile.
 
     vcpus: sample only these. sources: of files that user stacks go through. max_halt_s: see ``sampler.memory.StubMemory``.
-    watch: is asked between samples and returns why to stop, or None.
+    watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
     recorder: RecorderOptions
@@ -50,7 +50,7 @@ class RunOptions:
     force: bool = False
     quiet: bool = False
     verbose: bool = False
-    watch: Callable[[], str | None] | None = None
+    watch: Callable[[Recorder], str | None] | None = None
 
 
 def run_options(
@@ -85,6 +85,9 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
         recorder = Recorder(session.target, sources, writer, options.recorder, rng=jitter)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, writer, options, signals, say))
+        if options.watch is not None:
+            # What came since it was asked last.
+            options.watch(recorder)
         writer.set_meta("ended", outcome.reason)
         writer.set_meta("missed", outcome.progress.missed)
         writer.set_meta("problem", recorder.tracker.problem)
@@ -145,7 +148,7 @@ class _Watch:
                 elif event.name in _WATCHED:
                     self._recorder.add_event(event.name.lower().replace("_", "-"), f"QEMU says {event.name}")
         self._say.progress(progress)
-        return self._options.watch() if self._options.watch is not None else None
+        return self._options.watch(self._recorder) if self._options.watch is not None else None
 
 
 class _Speaker:

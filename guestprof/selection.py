@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -31,18 +30,16 @@ class MomentType(click.ParamType[str]):
         return value
 
 
-def time_options() -> tuple[Callable[[Command], Command], ...]:
+def time_options(function: Command) -> Command:
     """--since, --until."""
-    return (
-        click.option(
-            "--since",
-            type=MomentType(),
-            metavar="MOMENT",
-            help="From this moment on: seconds of guest running time, a milestone that guestprof timeline lists, console:REGEX, "
-            "function:NAME, module:NAME or process:NAME.",
-        ),
-        click.option("--until", type=MomentType(), metavar="MOMENT", help="Up to this moment."),
+    since = click.option(
+        "--since",
+        type=MomentType(),
+        metavar="MOMENT",
+        help="From this moment on: seconds of guest running time, a milestone that guestprof timeline lists, console:REGEX, "
+        "function:NAME, module:NAME or process:NAME.",
     )
+    return since(click.option("--until", type=MomentType(), metavar="MOMENT", help="Up to this moment.")(function))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def selection_options(function: Command) -> Command:
 
     options = (
         click.option("--idle/--no-idle", default=True, help="Count samples of the idle loop.  [default: idle]"),
-        *time_options(),
+        time_options,
         click.option(
             "--vcpu",
             "vcpus",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from recording.errors import UnknownMarkError
-from recording.milestones import CONSOLE, find_milestones
-from recording.profile import Appearance, Profile
+from recording.milestones import find_milestones
+from recording.profile import CONSOLE, Appearance, Profile
 
 _SECONDS = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(s|ms)?")
 _SEEN = ("function", "module", "process")
@@ -51,7 +51,7 @@ def _console_ns(profile: Profile, what: str) -> int:
         pattern = re.compile(what)
     except re.error as error:
         raise UnknownMarkError(f"{what!r} is no regular expression: {error}") from error
-    lines = [event for event in profile.unselected().events() if event.kind == CONSOLE]
+    lines = profile.unselected().console()
     for line in lines:
         if pattern.search(line.text):
             return line.running_time_ns

@@ -20,8 +20,6 @@ from recording.profile import Appearance, Profile, Stack
 
 MARK = "mark"
 """The kind of events that are milestones by themselves: their text is the name."""
-CONSOLE = "console"
-"""The kind of events that are lines of the guest's console."""
 INITCALL = "do_one_initcall"
 KERNEL_INIT = "kernel_init"
 _USER_ENDS = frozenset({StackEnd.USER_MODE, StackEnd.USER_ENTRY})
@@ -113,7 +111,8 @@ def find_milestones(
             found = boots[boot] = _Boot(boot, levels.get(boot, {}))
         found.see(seen)
     milestones = [milestone for boot in boots.values() for milestone in boot.milestones()]
-    milestones += _recorded(whole, wanted or {})
+    known = {milestone.name: milestone.time_ns for milestone in milestones}
+    milestones += (each for each in _recorded(whole, wanted or {}) if each.time_ns < known.get(each.name, each.time_ns + 1))
     milestones.sort(key=lambda milestone: (milestone.time_ns, _ORDER.get(milestone.name.partition("#")[0], len(_ORDER))))
     return _unique(milestones)
 
@@ -200,14 +199,14 @@ def initcall_of(stack: Stack) -> Function | None:
 
 def _recorded(profile: Profile, wanted: Mapping[str, re.Pattern[str]]) -> Iterable[Milestone]:
     """Milestones that events tell."""
-    left = dict(wanted)
     for event in profile.events():
         if event.kind == MARK:
             yield Milestone(event.text, "recorded as a mark", event.running_time_ns, None, begins_phase=False)
-        elif event.kind == CONSOLE:
-            for name in [name for name, pattern in left.items() if pattern.search(event.text)]:
-                del left[name]
-                yield Milestone(name, f"console: {event.text}", event.running_time_ns, None)
+    lines = profile.console() if wanted else []
+    for name, pattern in wanted.items():
+        line = next((line for line in lines if pattern.search(line.text)), None)
+        if line is not None:
+            yield Milestone(name, f"console: {line.text}", line.running_time_ns, None)
 
 
 def _unique(milestones: list[Milestone]) -> list[Milestone]:

@@ -11,7 +11,7 @@ from recording.milestones import Milestone
 from recording.model import Context
 from recording.names import Function
 from recording.profile import Profile, Sighting, Stack
-from recording.waits import Wait, WaitFinder
+from recording.waits import Parked, Wait, WaitFinder
 
 _TOP = 10
 _MILESTONE_BEFORE = "start"
@@ -22,7 +22,7 @@ class Phase:
     """What was sampled from one milestone to the next.
 
     name, title: of the milestone that begins it; ``start`` where none does. start_ns, end_ns: guest running time.
-    samples, weight_ns: of all vCPUs. idle_ns, user_ns, firmware_ns: their parts; what is left is the kernel's own work.
+    samples, weight_ns: of all vCPUs that are started. idle_ns, user_ns, firmware_ns: parts of it; the rest is the kernel's work.
     top: the functions that took most by themselves, idle left out, with what they took.
     """
 
@@ -136,7 +136,7 @@ def course_of(profile: Profile, milestones: Sequence[Milestone]) -> Course:
     times = [milestone.time_ns for milestone in begins]
     sums: dict[int, _Sums] = {}
     idle: dict[int, _Idle] = {}
-    waits = WaitFinder()
+    waits, parked = WaitFinder(), Parked()
     halts: list[int] = []
     first_ns: int | None = None
     for halt in _by_halt(profile.sightings()):
@@ -145,10 +145,12 @@ def course_of(profile: Profile, milestones: Sequence[Milestone]) -> Course:
             first_ns = now_ns - max(sample.weight_ns for sample in halt)
         halts.append(now_ns)
         of_phase = sums.setdefault(bisect_right(times, now_ns) - 1, _Sums())
-        for sample in halt:
+        started = [sample for sample in halt if not parked.is_parked(sample)]
+        for sample in started:
             of_phase.add(sample)
             idle.setdefault(sample.vcpu, _Idle()).add(sample.weight_ns, idle=sample.walk.stack.idle)
-        waits.see(halt)
+        if started:
+            waits.see(started)
     start_ns, end_ns = first_ns or 0, halts[-1] if halts else 0
     intervals = sorted(after - before for before, after in pairwise(halts))
     return Course(

@@ -25,6 +25,8 @@ UNREADABLE_FILE = "file-unreadable"
 """The kind of events which say that a file of user code could not be read, and why."""
 KERNEL_FOUND = "kernel-found"
 """The kind of event with which a kernel begins."""
+CONSOLE = "console"
+"""The kind of events that are lines of the guest's console."""
 UNKNOWN = "unknown"
 """The kind of events which say what cannot be known of a kernel."""
 _WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
@@ -285,13 +287,18 @@ class Profile:
         return tuple([self._place(frame, walk.boot, index) for frame, index in zip(frames, walk.stack.indexes, strict=True)])
 
     def events(self) -> list[Event]:
-        """What happened within the selected time, in the order in which it was noticed."""
+        """What happened within the selected time, in the order in which it was noticed, without the console."""
+        return [event for event in self._selected_events() if event.kind != CONSOLE]
+
+    def console(self) -> list[Event]:
+        """The lines of the guest's console within the selected time."""
+        return [event for event in self._selected_events() if event.kind == CONSOLE]
+
+    def _selected_events(self) -> Iterator[Event]:
         since_ns, until_ns = self.selection.since_ns, self.selection.until_ns
-        return [
-            event
-            for event in self._recording.events()
-            if (since_ns is None or event.running_time_ns >= since_ns) and (until_ns is None or event.running_time_ns < until_ns)
-        ]
+        for event in self._recording.events():
+            if (since_ns is None or event.running_time_ns >= since_ns) and (until_ns is None or event.running_time_ns < until_ns):
+                yield event
 
     def _moments(self, rows: Iterable[tuple[Any, ...]], origin_ns: int) -> Iterator[Moment]:
         """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from recording.initcalls import initcall_levels
-from recording.milestones import CONSOLE, KERNEL_INIT, Milestone, find_milestones, initcall_of
+from recording.milestones import KERNEL_INIT, Milestone, find_milestones, initcall_of
 from recording.model import Event, FrameKind
 from recording.names import Function
 from recording.phases import Course, course_of
@@ -21,6 +21,8 @@ from recording.waits import WaitTotal, wait_totals
 
 _LOADED, _UNLOADED, _KERNEL_GONE = "module-loaded", "module-unloaded", "kernel-gone"
 """Kinds of events."""
+_OF_MODULES = "module"
+"""The level of initcalls of modules."""
 _AT = re.compile(r"(.*) at 0x[0-9a-f]+", re.DOTALL)
 
 
@@ -77,8 +79,8 @@ class SeenSystemCall:
 class SeenInitcall:
     """What ``do_one_initcall`` called: a function that initialised the kernel or a module.
 
-    One that ends by calling another (a tail call) may be hidden by that one. level: see ``recording.initcalls``, None where the
-    kernel's symbols do not tell.
+    One that ends by calling another (a tail call) is hidden by that one. level: ``module``, or one of ``recording.initcalls``, or
+    None where the kernel's symbols do not tell.
     """
 
     function: Function
@@ -153,7 +155,7 @@ class _Sightings:
     processes: dict[Owner, SeenProcess] = field(default_factory=dict)
     groups: dict[str, SeenGroup] = field(default_factory=dict)
     calls: dict[tuple[Owner, str], SeenSystemCall] = field(default_factory=dict)
-    initcalls: dict[tuple[int, Function], SeenInitcall] = field(default_factory=dict)
+    initcalls: dict[tuple[int, Function, bool], SeenInitcall] = field(default_factory=dict)
     modules: dict[tuple[int, str], Seen] = field(default_factory=dict)
     inits: dict[tuple[int, str], Seen] = field(default_factory=dict)
 
@@ -163,7 +165,6 @@ def timeline_of(profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None =
     milestones = find_milestones(profile, wanted)
     course = course_of(profile, milestones)
     found = _sightings(profile)
-    events = profile.events()
     return Timeline(
         milestones,
         course,
@@ -174,8 +175,8 @@ def timeline_of(profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None =
         list(found.groups.values()),
         list(found.calls.values()),
         list(found.functions.values()),
-        [event for event in events if event.kind != CONSOLE],
-        [event for event in events if event.kind == CONSOLE],
+        profile.events(),
+        profile.console(),
     )
 
 
@@ -239,11 +240,12 @@ def _add_stacks(found: _Sightings, stacks: Mapping[tuple[int, Stack], _SeenStack
 
 
 def _add_initcall(found: _Sightings, boot: int, function: Function, levels: Mapping[str, str], seen: Seen, stack: Stack) -> None:
-    if (boot, function) not in found.initcalls:
-        is_kernels = any(frame.name == KERNEL_INIT for frame in stack.functions)
-        level = levels.get(function.name) if is_kernels else None
-        found.initcalls[boot, function] = SeenInitcall(function, level, _seen(seen))
-    found.initcalls[boot, function].seen.add(seen)
+    is_kernels = any(frame.name == KERNEL_INIT for frame in stack.functions)
+    key = boot, function, is_kernels
+    if key not in found.initcalls:
+        level = levels.get(function.name) if is_kernels else _OF_MODULES
+        found.initcalls[key] = SeenInitcall(function, level, _seen(seen))
+    found.initcalls[key].seen.add(seen)
     if function.kind is FrameKind.MODULE:
         found.inits.setdefault((boot, function.module), _seen(seen)).add(seen)
 

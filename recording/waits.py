@@ -75,31 +75,44 @@ class WaitTotal:
     stack_waits: int
 
 
+class Parked:
+    """Tells which vCPUs nobody has started yet: they stand in firmware while another one runs the kernel."""
+
+    def __init__(self) -> None:
+        self._boots: set[int] = set()
+        self._started: set[tuple[int, int]] = set()
+
+    def is_parked(self, sample: Sighting) -> bool:
+        """Of a sample that comes after all that were asked about before."""
+        boot, key = sample.walk.boot, (sample.walk.boot, sample.vcpu)
+        if sample.walk.stack.end is not StackEnd.FIRMWARE:
+            self._boots.add(boot)
+            self._started.add(key)
+            return False
+        return boot in self._boots and key not in self._started
+
+
 class WaitFinder:
     """Takes halts in time order (``see``), then gives the waits (``finish``)."""
 
     def __init__(self) -> None:
-        self._started: set[tuple[int, int]] = set()
         self._waits: list[Wait] = []
         self._start_ns: int | None = None
         self._end_ns = 0
         self._previous_ns: int | None = None
 
     def see(self, halt: Sequence[Sighting]) -> None:
-        """A vCPU which nobody has started yet stands in firmware, and waits for nothing."""
+        """The samples of one halt, of vCPUs that are started; there is at least one."""
         now_ns = halt[0].time_ns
         busy = [sample for sample in halt if not sample.walk.stack.idle]
-        for sample in busy:
-            if sample.walk.stack.end is not StackEnd.FIRMWARE:
-                self._started.add((sample.vcpu, sample.walk.boot))
-        busy = [sample for sample in busy if (sample.vcpu, sample.walk.boot) in self._started]
-        if not busy and any(sample.walk.stack.idle for sample in halt):
+        if busy:
+            if self._start_ns is not None:
+                self._end(max(busy, key=lambda sample: (sample.origin.task is not None, -sample.vcpu)))
+        else:
             if self._start_ns is None:
                 before_ns = now_ns - max(sample.weight_ns for sample in halt)
                 self._start_ns = before_ns if self._previous_ns is None else self._previous_ns
             self._end_ns = now_ns
-        elif self._start_ns is not None and busy:
-            self._end(max(busy, key=lambda sample: (sample.origin.task is not None, -sample.vcpu)))
         self._previous_ns = now_ns
 
     def _end(self, by: Sighting | None) -> None:

@@ -22,7 +22,6 @@ _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _TAIL_BYTES = 2000
-_CONSOLE_READ_LIMIT = 1 << 20
 
 
 class LaunchedQemu:
@@ -51,8 +50,6 @@ class LaunchedQemu:
         console = serial_file(arguments)
         self.console_path = self.directory / "stdout" if console is None else Path(console)
         self._error_path = self.directory / "stderr"
-        self._console_offset = 0
-        self._console_rest = b""
         self._keep = False
         # Should we be killed before a session has a guard of its own, QEMU would wait before its first instruction for ever.
         self._guard = Guard(f"unix:{self.gdb_path}", qmp=str(self.qmp_path))
@@ -107,24 +104,6 @@ class LaunchedQemu:
         """The last that QEMU wrote to its standard error, on one line."""
         data = self._error_path.read_bytes()[-_TAIL_BYTES:]
         return " / ".join(data.decode("utf-8", "replace").split("\n")).strip(" /") or "it printed nothing"
-
-    def read_console(self) -> list[str]:
-        """The console's new lines, and what stands of the line that is being written.
-
-        The console is QEMU's standard output, or the file of ``-serial file:``.
-        """
-        try:
-            with self.console_path.open("rb") as file:
-                file.seek(self._console_offset)
-                data = file.read(_CONSOLE_READ_LIMIT)
-        except OSError:
-            return []
-        if not data:
-            return []
-        self._console_offset += len(data)
-        lines = (self._console_rest + data).split(b"\n")
-        self._console_rest = lines[-1][-_TAIL_BYTES:]
-        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
 
     def keep_running(self) -> None:
         """Leave QEMU and its sockets alone when this object is closed."""

@@ -10,6 +10,7 @@ from random import Random
 
 from guest.kernel import Kernel
 from recording.errors import BadImageError, GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
+from recording.milestones import MARK
 from recording.model import Event, Halt, StackEnd
 from recording.store import RecordingWriter
 from sampler.backlog import Backlog
@@ -119,8 +120,9 @@ class Recorder:
         self._schedule = Schedule(options.frequency_hz, self._start_ns, rng)
         self._stepped_ns = self._start_ns
         self._until: tuple[int, int] | None = None
-        self._reached = ""
+        self._reached = self._mark = ""
         self._found_kernel = False
+        self._ended_ns: int | None = None
 
     @property
     def tracker(self) -> KernelTracker:
@@ -150,9 +152,15 @@ class Recorder:
         self._drain()
         self._tracker.lose("the guest was reset")
 
-    def add_event(self, kind: str, text: str) -> None:
-        """Keep something that happened now."""
-        self._writer.add_event(Event(self._running_time_ns, kind, text))
+    def running_ns(self) -> int:
+        """Guest running time since the recording's start: now, or when the recording ended."""
+        if self._ended_ns is not None or not self._halts:
+            return self._ended_ns or 0
+        return max(self._running_time_ns, self._clock() - self._start_ns - self._halted_total_ns())
+
+    def add_event(self, kind: str, text: str, time_ns: int | None = None) -> None:
+        """Keep something that happened at a time by ``running_ns``, or now."""
+        self._writer.add_event(Event(self.running_ns() if time_ns is None else time_ns, kind, text))
 
     def run(self, watch: Callable[[Progress], str | None]) -> Outcome:
         """Record until the duration is over, the symbol is reached, ``watch`` returns a reason to stop, or the guest is gone.
@@ -171,7 +179,7 @@ class Recorder:
         except GuestStoppedError as stopped:
             reason = str(stopped)
             if stopped.is_breakpoint and self._until is not None:
-                reason = f"{self._options.until_symbol} was reached"
+                reason = self._reach(self._options.until_symbol, "{} was reached")
             elif not stopped.is_shutdown or not self._samples:
                 error = stopped
         except TransportError as gone:
@@ -179,6 +187,9 @@ class Recorder:
             error = None if self._samples else gone
         except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
+        self._ended_ns = self.running_ns()
+        if self._mark:
+            self.add_event(MARK, self._mark)
         self._backlog.kernel_known()
         self._drain()
         self._finish_files()
@@ -291,12 +302,18 @@ class Recorder:
         elif pending.walks < _MAX_WALKS and self._came_too_early(made):
             self._backlog.wait_for_kernel(replace(pending, walks=pending.walks + 1))
         if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
-            self._reached = f"{self._options.until_symbol} was reached"
+            self._reach(self._options.until_symbol, "{} was reached")
         task, name = made.sample.task, self._options.until_process
         if task is not None and name is not None and name[:_COMM_SIZE] in (task.comm, task.process):
-            self._reached = f"process {name} runs"
+            self._reach(name, "process {} runs")
         if self._raw is not None:
             self._raw.add(pending.halt, pending.capture)
+
+    def _reach(self, name: str | None, reason: str) -> str:
+        """What the recording was to go on until has come; gives the reason to stop."""
+        self._mark = name or ""
+        self._reached = reason.format(name)
+        return self._reached
 
     def _came_too_early(self, made: Made) -> bool:
         """Whether a sample may get better: by the kernel's types, a module that was loaded just before, code that was patched."""

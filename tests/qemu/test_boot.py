@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from recording.initcalls import LEVELS
 from recording.model import StackEnd
 from recording.reader import Recording
 from tests.conftest import KERNELS
@@ -33,10 +38,12 @@ def test_boot_until_a_symbol(guest_kernel: Callable[[str], Path], guest_initramf
     assert functions["[firmware]"]["kind"] == "firmware"
     with Recording.open(path) as recording:
         samples = list(recording.samples())
-        assert [event.kind for event in recording.events()] == ["kernel-found", "end"]
+        assert [event.kind for event in recording.events() if event.kind != "console"] == ["kernel-found", "mark", "end"]
+        halts = [halt.running_time_ns for halt in recording.halts()]
     # The kernel was found while it ran already; what had been sampled of it before that got its stacks too.
     assert samples[0].callchain.end is StackEnd.FIRMWARE
     assert all(sample.callchain.end is not StackEnd.NO_KERNEL for sample in samples)
+    check_timeline(json.loads(guestprof("timeline", path, "-f", "json").stdout), halts)
 
 
 def test_boots_of_a_command_line_with_a_stub_of_its_own(
@@ -59,3 +66,43 @@ def test_boots_of_a_command_line_with_a_stub_of_its_own(
         assert report["meta"]["ended"] == "process kthreadd runs"
     failed = guestprof("boot", "--runs", "2", "-o", path, "--", *command, status=1)
     assert failed.stderr == f"guestprof: {tmp_path}/boot-1.guestprof exists; give --force to replace it, or another file with -o\n"
+
+
+def check_timeline(timeline: dict[str, Any], halts: Sequence[int]) -> None:
+    """The milestones of a boot that ends where init is executed, in the order in which Linux comes to them."""
+    found = {row["name"]: row for row in timeline["milestones"]}
+    order = ("firmware", "kernel-entry", "start_kernel", "kernel_init", "smp_init", "initramfs", "free_initmem", "run_init_process")
+    others = [name for name in found if not name.startswith("initcall-")]
+    assert others == [name for name in order if name in found]
+    # The others may be too short to be sampled.
+    assert {*order[:4], order[-1]} <= set(others)
+    levels = [name.removeprefix("initcall-") for name in found if name.startswith("initcall-")]
+    assert levels == [level for level in LEVELS if level in levels]
+    assert "subsys" in levels
+    assert len(levels) >= 4
+    phases = timeline["phases"]
+    assert [row["name"] for row in phases] == [name for name, row in found.items() if row["begins_phase"]]
+    assert sum(row["samples"] for row in phases) == timeline["quality"]["samples"]
+    assert {row["level"] for row in timeline["initcalls"] if row["name"] == "acpi_init"} == {"subsys"}
+    check_console(found, timeline["console"], halts)
+
+
+def check_console(milestones: dict[str, Any], lines: Sequence[dict[str, Any]], halts: Sequence[int]) -> None:
+    """What the kernel itself said, by the guest's clock too, lies where the milestones say.
+
+    A line was noticed by the look at the console after it was written; the look before that was after the halt before the last.
+    """
+    (settled,) = [index for index, line in enumerate(lines) if "smp: Bringing up secondary CPUs" in line["text"]]
+    stamps = [float(match[1]) for line in lines[settled:] if (match := re.match(r"\[ *(\d+\.\d+)\]", line["text"]))]
+    assert len(stamps) > 50
+    assert stamps == sorted(stamps)
+    for text, after, before in (
+        ("smp: Bringing up secondary CPUs", "kernel_init", "initcall-subsys"),
+        ("NET: Registered ", "kernel_init", "initcall-subsys"),
+        ("unpack rootfs image as initramfs", "initcall-subsys", "run_init_process"),
+        ("(initmem) memory", "initcall-late", "run_init_process"),
+    ):
+        noticed_ns = next(line["time_ns"] for line in lines if text in line["text"])
+        not_before_ns = halts[max(0, bisect_right(halts, noticed_ns) - 2)]
+        assert (milestones[after]["after_ns"] or 0) <= noticed_ns, text
+        assert not_before_ns <= milestones[before]["time_ns"], text
