@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
-from guest.kernel_lists import StructReader, StructValues, text_of, walk_list
+from guest.kernel_lists import StructReader, StructValues, read_pointer, text_of, walk_list
 from guest.memory import Steps
 from guest.notes import NoteReader
 from guest.paging import AddressSpace
@@ -136,13 +136,15 @@ class ModuleReader:
 
         has_new_text: read code again also of known ones. What cannot be read of a module is left out of it.
         """
-        space.forget()
         seen: list[_Seen] = []
+        is_whole = False
         for _attempt in range(_READS_OF_A_MOVING_LIST):
+            # A module that came meanwhile may lie where nothing was mapped before.
+            space.forget()
             before = self._stamp(space)[: len(self._stamp_reads)]
-            seen = yield from self._walk(space)
+            seen, is_whole = yield from self._walk(space)
             self._seen_stamp = (*before, *self._unfinished.values())
-            if self._stamp(space)[: len(before)] == before:
+            if is_whole and self._stamp(space)[: len(before)] == before:
                 break
         modules = []
         for each in seen:
@@ -155,16 +157,23 @@ class ModuleReader:
             self._known[each.address] = known
             modules.append(known.module)
         present = {each.address for each in seen}
-        self._known = {address: known for address, known in self._known.items() if address in present}
+        if is_whole:
+            self._known = {address: known for address, known in self._known.items() if address in present}
+        else:
+            # What lies behind the break is not known to be gone.
+            modules += [known.module for address, known in self._known.items() if address not in present]
         return tuple(modules)
 
-    def _walk(self, space: AddressSpace) -> Steps[list[_Seen]]:
+    def _walk(self, space: AddressSpace) -> Steps[tuple[list[_Seen], bool]]:
+        """The modules of the list, and whether it led back to its head."""
         found = []
+        last = self._head
         unfinished = {}
         link = self._struct.offset("list.next")
         for count, address in enumerate(walk_list(space, self._struct.words, self._head, link, _MAX_MODULES)):
             if count % 32 == 31:
                 yield
+            last = address + link
             values = self._struct.read(space, address)
             if values is None:
                 continue
@@ -177,7 +186,7 @@ class ModuleReader:
                 continue
             found.append(_Seen(address, name, ranges, values, (ranges, values.number("kallsyms"))))
         self._unfinished, self._stamp_space = unfinished, None
-        return found
+        return found, read_pointer(space, self._struct.words, last) == self._head
 
     def _ranges(self, values: StructValues) -> Iterator[tuple[int, int]]:
         for base_name, size_name in self._areas:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +128,19 @@ def test_a_link_to_nowhere_ends_the_list(heap: ModuleHeap) -> None:
     heap.link_modules(first, second)
     heap.put("module", first, list__next=0xDEAD_0000_0000_0100)
     assert [module.name for module in read(heap)] == ["first"]
+
+
+def test_what_lies_behind_a_break_of_the_list_is_not_gone(heap: ModuleHeap) -> None:
+    """A module that is being loaded may be in the list before its memory can be read."""
+    first, second = heap.module("first"), heap.module("second")
+    heap.link_modules(first, second)
+    using = reader(heap)
+    known = read(heap, using)
+    heap.write(heap.lists["modules"], struct.pack("<Q", HEAP + HEAP_SIZE + 0x1000))
+    assert using.has_changed(heap.space)
+    assert read(heap, using) == known
+    heap.link_modules(second)
+    assert read(heap, using) == known[1:]
 
 
 @pytest.mark.parametrize("member", ["kallsyms", "notes_attrs", "arch__orc_unwind_ip", "arch__num_orcs"])
