@@ -2,7 +2,7 @@
 
 Format: "Trace Event Format" of Chrome's catapult project; opened by Perfetto (https://ui.perfetto.dev), chrome://tracing,
 speedscope and the Firefox Profiler. Times are microseconds of guest running time since the recording began. A slice lasts while
-each sample of its vCPU finds the same thread (or the idle loop waiting); what was recorded as an event is an instant of the guest.
+each sample of its vCPU finds the same thread (or the idle loop waiting); milestones and what was recorded as an event are instants.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from exporters.text import encodable, halted_line, machine, rate_line, stacks_line
+from recording.milestones import selected_milestones
 from recording.processes import thread_of
 from recording.profile import Origin, Profile
 
@@ -52,22 +53,29 @@ def export_chrome_trace(profile: Profile, *, version: str) -> Iterator[bytes]:
 
 
 def _heads(profile: Profile) -> Iterator[dict[str, Any]]:
-    """Names of the tracks, and events as instants."""
+    """Names of the tracks, and milestones and events as instants."""
     yield {"ph": "M", "pid": _GUEST, "tid": 0, "name": "process_name", "args": {"name": encodable(machine(profile.meta))}}
     for vcpu in profile.vcpus:
         yield {"ph": "M", "pid": _GUEST, "tid": vcpu, "name": "thread_name", "args": {"name": f"vCPU {vcpu}"}}
         yield {"ph": "M", "pid": _GUEST, "tid": vcpu, "name": "thread_sort_index", "args": {"sort_index": vcpu}}
+    for milestone in selected_milestones(profile):
+        yield _instant("milestone", milestone.time_ns, milestone.name, milestone.title)
     for event in profile.events():
-        yield {
-            "ph": "i",
-            "s": "g",
-            "pid": _GUEST,
-            "tid": 0,
-            "cat": "event",
-            "ts": event.running_time_ns / 1000,
-            "name": encodable(event.kind),
-            "args": {"text": encodable(event.text)},
-        }
+        yield _instant("event", event.running_time_ns, event.kind, event.text)
+
+
+def _instant(category: str, time_ns: int, name: str, text: str) -> dict[str, Any]:
+    """A moment of the whole guest."""
+    return {
+        "ph": "i",
+        "s": "g",
+        "pid": _GUEST,
+        "tid": 0,
+        "cat": category,
+        "ts": time_ns / 1000,
+        "name": encodable(name),
+        "args": {"text": encodable(text)},
+    }
 
 
 def _slices(profile: Profile) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """A profile becomes a processed profile of the Firefox Profiler (https://profiler.firefox.com): a track for each vCPU or process.
 
 Format: docs-developer/processed-profile-format.md and the TypeScript types of the profiler's repository. Version 66 is written,
-which later versions upgrade when they load it. A sample counts 1, at the moment of its halt; what happened while recording are
-markers.
+which later versions upgrade when they load it. A sample counts 1, at the moment of its halt; milestones and what happened while
+recording are markers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orjson
 from exporters.per import Per
 from exporters.run import period_ns, started_ns
 from exporters.text import encodable, halted_line, machine, rate_line, stacks_line
+from recording.milestones import selected_milestones
 from recording.model import FrameKind
 from recording.names import Function
 from recording.processes import Owner
@@ -38,7 +39,8 @@ _LIBRARY = 1
 """The type of a resource that is a library."""
 _INSTANT = 0
 """The phase of a marker without an end."""
-_MARKER = "Event"
+_MILESTONE, _EVENT = "Milestone", "Event"
+"""Kinds of markers."""
 _PROCESS = Function("", "[process]", FrameKind.UNKNOWN)
 
 
@@ -241,12 +243,13 @@ def _thread(track: _Track, markers: dict[str, Any], *, is_main: bool) -> dict[st
 
 
 def _markers(profile: Profile, tables: _Tables) -> dict[str, Any]:
-    events = profile.events()
-    names = [tables.string(event.kind) for event in events]
+    """The milestones of a boot, then what happened while recording."""
+    rows = [(_MILESTONE, each.time_ns, each.name, each.title) for each in selected_milestones(profile)]
+    rows += [(_EVENT, each.running_time_ns, each.kind, each.text) for each in profile.events()]
     return _marker_columns(
-        [event.running_time_ns / 1e6 for event in events],
-        [{"type": _MARKER, "text": encodable(event.text)} for event in events],
-        names,
+        [time_ns / 1e6 for _, time_ns, _, _ in rows],
+        [{"type": kind, "text": encodable(text)} for kind, _, _, text in rows],
+        [tables.string(name) for _, _, name, _ in rows],
     )
 
 
@@ -277,18 +280,20 @@ def _meta(profile: Profile, version: str, title: str | None) -> dict[str, Any]:
         "importedFrom": f"guestprof {version}",
         "symbolicated": True,
         "categories": [{"name": name, "color": color, "subcategories": ["Other"]} for name, color in _CATEGORIES.items()],
-        "markerSchema": [
-            {
-                "name": _MARKER,
-                "tableLabel": "{marker.data.text}",
-                "chartLabel": "{marker.data.text}",
-                "display": ["marker-chart", "marker-table", "timeline-overview"],
-                "fields": [{"key": "text", "label": "What", "format": "string"}],
-            }
-        ],
+        "markerSchema": [_marker_schema(_MILESTONE), _marker_schema(_EVENT)],
         "extra": [{"label": "Trust in the figures", "entries": rows}],
         "extensions": {"length": 0, "id": [], "name": [], "baseURL": []},
         "sampleUnits": {"time": "ms", "eventDelay": "ms", "threadCPUDelta": "ns"},
         "usesOnlyOneStackType": True,
         "sourceCodeIsNotOnSearchfox": True,
+    }
+
+
+def _marker_schema(kind: str) -> dict[str, Any]:
+    return {
+        "name": kind,
+        "tableLabel": "{marker.data.text}",
+        "chartLabel": "{marker.data.text}",
+        "display": ["marker-chart", "marker-table", "timeline-overview"],
+        "fields": [{"key": "text", "label": "What", "format": "string"}],
     }

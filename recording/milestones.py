@@ -117,6 +117,16 @@ def find_milestones(
     return _unique(milestones)
 
 
+def selected_milestones(profile: Profile) -> list[Milestone]:
+    """Those that lie within the selected time."""
+    since_ns, until_ns = profile.selection.since_ns, profile.selection.until_ns
+    return [
+        milestone
+        for milestone in find_milestones(profile)
+        if (since_ns is None or milestone.time_ns >= since_ns) and (until_ns is None or milestone.time_ns < until_ns)
+    ]
+
+
 class _Boot:
     """What the first sightings of one boot tell."""
 

@@ -14,8 +14,9 @@ from exporters.chrome_trace import export_chrome_trace
 from exporters.text import encodable
 from recording.model import Context, Task
 from recording.reader import Selection
+from tests.builders.boots import boot_recording
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, opened, small_recording
-from tests.builders.recordings import Stack, write_recording
+from tests.builders.recordings import MS, Stack, write_recording
 from tests.exporters.profiler_cli import needs_profiler_cli, viewing
 from tests.exporters.speedscope_app import imported, needs_speedscope
 
@@ -94,6 +95,14 @@ def test_the_firefox_profiler_reads_slices_and_events_as_markers(tmp_path: Path)
     found = Counter((marker["name"], marker.get("duration")) for marker in markers)
     expected: list[tuple[str, int | None]] = [("kernel-found", None), *((encodable(name), 10) for name in HOSTILE_NAMES)]
     assert found == Counter(expected)
+
+
+def test_milestones_of_a_boot_are_instants(tmp_path: Path) -> None:
+    document = json.loads(text_of(boot_recording(tmp_path / "a"), Selection(since_ns=50 * MS, until_ns=75 * MS)))
+    assert [(row["name"], row["cat"], row["ts"]) for row in document["traceEvents"] if row["ph"] == "i"] == [
+        ("kernel_init", "milestone", 60_000),
+        ("initcalls", "milestone", 70_000),
+    ]
 
 
 @pytest.mark.parametrize("vcpus", [frozenset[int](), frozenset({7})])

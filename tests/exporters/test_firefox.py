@@ -14,6 +14,7 @@ from exporters.per import Per
 from exporters.text import encodable
 from recording.reader import Selection
 from recording.views import function_totals
+from tests.builders.boots import boot_recording
 from tests.builders.profiles import (
     HOSTILE_NAMES,
     IDLE_1,
@@ -89,6 +90,19 @@ def test_processes_and_markers(tmp_path: Path) -> None:
             ("kernel-found", "found Linux 6.1.0-18-amd64", 0),
             ("file-unreadable", "/opt/tool0: vda1 cannot be opened; run as root", 1),
         ]
+
+
+@needs_profiler_cli
+def test_milestones_of_a_boot_are_markers(tmp_path: Path) -> None:
+    written(tmp_path / "a.json", boot_recording(tmp_path / "a"), selection=Selection(since_ns=50 * MS, until_ns=100 * MS))
+    with viewing(tmp_path / "a.json") as viewer:
+        markers = viewer.ask("thread", "markers", "--thread", "t-0", "--list")["flatMarkers"]
+    assert [(marker["name"], marker["label"], marker["start"]) for marker in markers] == [
+        # The viewer counts from where the selection begins.
+        ("kernel_init", "the task that becomes init runs", 10),
+        ("initcalls", "initcalls; the kernel's symbols do not tell their levels", 20),
+        ("smp_init", "the other CPUs are started", 30),
+    ]
 
 
 @needs_profiler_cli
