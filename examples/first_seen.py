@@ -11,22 +11,16 @@ import sys
 from pathlib import Path
 
 from recording.model import FrameKind
-from recording.names import Namer
+from recording.profile import Profile
 from recording.reader import Recording
+from recording.timeline import timeline_of
 
 
 def first_sightings(path: Path) -> dict[str, int]:
     """Function -> guest running time of its first sighting in nanoseconds, earliest first."""
-    seen: dict[str, int] = {}
     with Recording.open(path) as recording:
-        namer = Namer(recording.images())
-        times_ns = [halt.running_time_ns for halt in recording.halts()]
-        for sample in recording.samples():
-            for frame in reversed(sample.callchain.frames):
-                named = namer.name(frame, sample.boot)
-                if named.kind is FrameKind.KERNEL:
-                    seen.setdefault(named.name, times_ns[sample.halt])
-    return seen
+        seen = timeline_of(Profile(recording)).functions
+    return {each.function.name: each.seen.first_ns for each in seen if each.function.kind is FrameKind.KERNEL}
 
 
 def main() -> None:
