@@ -22,6 +22,8 @@ _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _TAIL_BYTES = 2000
+_SOCKETS, _LISTENING = Path("/proc/net/unix"), "00010000"
+"""The kernel's table of unix sockets; its flags of one that listens (``__SO_ACCEPTCON``)."""
 
 
 class LaunchedQemu:
@@ -93,7 +95,7 @@ class LaunchedQemu:
 
     def _await_sockets(self) -> None:
         give_up = self._clock() + _START_TIMEOUT_S
-        while not (self.gdb_path.exists() and self.qmp_path.exists()):
+        while not (listens(self.gdb_path) and listens(self.qmp_path)):
             if self.has_ended:
                 raise TransportError(f"QEMU ended at once (status {self._process.returncode}): {self.error_text()}")
             if self._clock() > give_up:
@@ -134,6 +136,17 @@ class LaunchedQemu:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a unix socket; its file is there an instant earlier (proc(5), ``/proc/net/unix``)."""
+    if not path.exists():
+        return False
+    try:
+        rows = _SOCKETS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return True
+    return any(row.endswith(f" {path}") and row.split()[3] == _LISTENING for row in rows)
 
 
 def make_private_directory() -> Path:

@@ -84,10 +84,10 @@ def check_timeline(timeline: dict[str, Any], halts: Sequence[int]) -> None:
     assert [row["name"] for row in phases] == [name for name, row in found.items() if row["begins_phase"]]
     assert sum(row["samples"] for row in phases) == timeline["quality"]["samples"]
     assert {row["level"] for row in timeline["initcalls"] if row["name"] == "acpi_init"} == {"subsys"}
-    check_console(found, timeline["console"], halts)
+    check_console(found, f"initcall-{levels[-1]}", timeline["console"], halts)
 
 
-def check_console(milestones: dict[str, Any], lines: Sequence[dict[str, Any]], halts: Sequence[int]) -> None:
+def check_console(milestones: dict[str, Any], last_level: str, lines: Sequence[dict[str, Any]], halts: Sequence[int]) -> None:
     """What the kernel itself said, by the guest's clock too, lies where the milestones say.
 
     A line was noticed by the look at the console after it was written; the look before that was after the halt before the last.
@@ -100,7 +100,7 @@ def check_console(milestones: dict[str, Any], lines: Sequence[dict[str, Any]], h
         ("smp: Bringing up secondary CPUs", "kernel_init", "initcall-subsys"),
         ("NET: Registered ", "kernel_init", "initcall-subsys"),
         ("unpack rootfs image as initramfs", "initcall-subsys", "run_init_process"),
-        ("(initmem) memory", "initcall-late", "run_init_process"),
+        ("(initmem) memory", last_level, "run_init_process"),
     ):
         noticed_ns = next(line["time_ns"] for line in lines if text in line["text"])
         not_before_ns = halts[max(0, bisect_right(halts, noticed_ns) - 2)]
