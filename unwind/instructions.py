@@ -13,32 +13,46 @@ class Effect(Enum):
     """It neither jumps nor writes a register that matters."""
     WRITE = auto()
     """``register`` becomes something unknown."""
+    ENTRY = auto()
+    """The same, among the first instructions of a function and nowhere else."""
     SET = auto()
     """``register`` becomes ``number``."""
     ADD = auto()
     """``register`` becomes ``source`` plus ``number``."""
     ADD_REGISTER = auto()
     """``register`` becomes ``source`` plus ``other``."""
+    SUBTRACT_REGISTER = auto()
+    """``register`` becomes ``source`` minus ``other``."""
     STORE = auto()
     """``register`` is saved at the stack pointer plus ``number``, and ``more`` behind it."""
     LOAD = auto()
     """``register`` is restored from the stack pointer, or from ``source``, plus ``number``, and ``more`` from behind it."""
     CALL = auto()
+    """It goes on behind it, when the function that it calls has returned; ``register`` has the return address."""
     BRANCH = auto()
     """It goes on behind it, or at ``number``."""
     JUMP = auto()
     """It goes on at ``number``."""
     JUMP_REGISTER = auto()
     """It goes on at ``source`` plus ``number``."""
+    TABLE = auto()
+    """It goes on elsewhere in the same function (a ``switch``)."""
     STUB = auto()
-    """It goes on in a function of another file, which returns to the caller: the end of a stub of the linker's (``.plt``)."""
+    """It goes on in another function, which returns to the caller: the end of a stub of the linker's (``.plt``), a tail call.
+
+    ``register``, if any, is written like a call's.
+    """
     RETURN = auto()
     END = auto()
     """It does not go on, or nobody knows where."""
 
 
 class Instruction(NamedTuple):
-    """One instruction. size: in bytes. more: registers that are saved or restored with ``register``, a word from each other."""
+    """One instruction.
+
+    size: in bytes. more: registers that are saved or restored with ``register``, a word from each other.
+    slot: what stands behind it and is done before it jumps; it counts to its size. skips_slot: only where it does jump.
+    """
 
     effect: Effect
     size: int
@@ -47,3 +61,5 @@ class Instruction(NamedTuple):
     source: str = ""
     other: str = ""
     more: tuple[str, ...] = ()
+    slot: Instruction | None = None
+    skips_slot: bool = False

@@ -88,6 +88,7 @@ class KernelUnwinder:
         self._calls: dict[int, bool] = {}
         self._frame_setters: dict[int, bool] = {}
         self._signature = self._code.signature
+        self._kept = self._code.frame_code.kept if self._code.frame_code is not None else ()
         self._return_starts = self._code.task_roots | self._code.return_labels
         self._has_entry_areas = bool(self._code.entry_areas)
         image = symbols.find("_stext") if self._code.module_reach else None
@@ -402,6 +403,10 @@ class KernelUnwinder:
                     continue
             elif not self._is_code(saved[arch.pc]) or (trap.is_pushed and saved[arch.sp] != address + size):
                 continue
+            if layout is trap.full and trap.is_partial(saved):
+                # Those that functions leave as they were the walk has found.
+                saved = {name: value for name, value in saved.items() if name not in trap.unsaved}
+                saved |= {name: registers[name] for name in self._kept if name in registers}
             return _Caller(saved if layout is trap.full else {**registers, **saved}, interrupted=True)
         return StackEnd.UNREADABLE_MEMORY if unreadable else StackEnd.BAD_RETURN_ADDRESS
 

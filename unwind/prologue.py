@@ -1,7 +1,8 @@
 """The code of a function becomes rows for kernels without unwind tables and frame pointers (arch/mips/kernel/process.c).
 
     amid a function             CFA = sp + what its instructions have taken so far, return address = *(CFA - offset)
-                                or in the link register: before it was saved, and after the frame was taken down
+                                or in the link register: before it was saved, and after the frame was taken down;
+                                other registers likewise, so that a system call's are known where it left user mode
     behind a call               the same, and the link register is lost
     where sp is not known       CFA = fp + offset (a frame of variable size)
     entry code                  TRAP: the registers lie at the stack pointer, or where the first word of an interrupt stack leads
@@ -34,14 +35,14 @@ class FrameState:
 
     size: CFA minus stack pointer, None where that is not known. fp_height: CFA minus frame pointer, None where it is the caller's.
     link: where the return address was saved, None where it was not. in_link: whether the link register has it.
-    saved_fp: where the caller's frame pointer was saved.
+    saved: where other registers of the caller's were saved, its frame pointer among them.
     """
 
     size: int | None = 0
     fp_height: int | None = None
     link: int | None = None
     in_link: bool = True
-    saved_fp: int | None = None
+    saved: tuple[tuple[str, int], ...] = ()
 
 
 def follow_frames(code: FrameCode, start: int, words: Sequence[int], fp: str) -> Mapping[int, FrameState]:
@@ -94,24 +95,25 @@ def _after(state: FrameState, step: CodeStep, code: FrameCode, fp: str) -> Frame
         return state
     if step.moves_sp:
         return _trimmed(replace(state, size=size - step.moves_sp))
-    if step.fp_from_sp is not None and state.saved_fp is not None:
+    if step.fp_from_sp is not None and any(register == fp for register, _place in state.saved):
         return replace(state, fp_height=size - step.fp_from_sp)
-    return _stored(state, size, step, code.link, fp)
+    return _stored(state, size, step, code, fp)
 
 
-def _stored(state: FrameState, size: int, step: CodeStep, link: str, fp: str) -> FrameState:
+def _stored(state: FrameState, size: int, step: CodeStep, code: FrameCode, fp: str) -> FrameState:
     if step.saves is not None:
         register, place = step.saves[0], step.saves[1] - size
-        if register == link and state.in_link and state.link is None:
+        if register == code.link and state.in_link and state.link is None:
             return replace(state, link=place)
-        if register == fp and state.saved_fp is None:
-            return replace(state, saved_fp=place)
+        if register in code.kept and not any(register == known for known, _place in state.saved):
+            return replace(state, saved=(*state.saved, (register, place)))
     if step.loads is not None:
         register, place = step.loads[0], step.loads[1] - size
-        if register == link and place == state.link:
+        if register == code.link and place == state.link:
             return replace(state, in_link=True)
-        if register == fp and place == state.saved_fp:
-            return replace(state, fp_height=None, saved_fp=None)
+        if (register, place) in state.saved:
+            saved = tuple(known for known in state.saved if known != (register, place))
+            return replace(state, fp_height=None if register == fp else state.fp_height, saved=saved)
     return state
 
 
@@ -121,8 +123,7 @@ def _trimmed(state: FrameState) -> FrameState:
         return state
     lowest = -state.size
     link = state.link if state.link is not None and state.link >= lowest else None
-    saved_fp = state.saved_fp if state.saved_fp is not None and state.saved_fp >= lowest else None
-    return replace(state, link=link, saved_fp=saved_fp)
+    return replace(state, link=link, saved=tuple(known for known in state.saved if known[1] >= lowest))
 
 
 class PrologueRows:
@@ -180,11 +181,11 @@ class PrologueRows:
     def _row(self, state: FrameState) -> Row:
         row = self._rows.get(state)
         if row is None:
-            row = self._rows[state] = _row_of(state, self._architecture, self._code.link)
+            row = self._rows[state] = _row_of(state, self._architecture, self._code)
         return row
 
 
-def _row_of(state: FrameState, architecture: Architecture, link: str) -> Row:
+def _row_of(state: FrameState, architecture: Architecture, code: FrameCode) -> Row:
     pc, sp, fp = architecture.pc, architecture.sp, architecture.fp
     if state.size is not None:
         register, offset = sp, state.size
@@ -195,11 +196,13 @@ def _row_of(state: FrameState, architecture: Architecture, link: str) -> Row:
     if state.link is not None:
         place = Saved(pc, None, state.link)
     elif state.in_link:
-        place = Saved(pc, link, 0, is_value=True)
+        place = Saved(pc, code.link, 0, is_value=True)
     else:
         return _UNDEFINED
-    saved = () if state.saved_fp is None else (Saved(fp, None, state.saved_fp),)
-    return Row(RowKind.CALL, register, offset, saved=saved, kept=() if saved else (fp,), return_address=place)
+    known = dict(state.saved)
+    saved = tuple(Saved(name, None, where) for name, where in state.saved)
+    kept = tuple(name for name in code.kept if name not in known)
+    return Row(RowKind.CALL, register, offset, saved=saved, kept=kept, return_address=place)
 
 
 def _entry_row(architecture: Architecture) -> Row:

@@ -147,6 +147,7 @@ class TrapFrame:
     alignment: of the frame's address.
     records: where in the frame entry code may have put a frame record, which the frame pointer then leads to.
     is_pushed: a frame of kernel mode lies right below the stack pointer that it holds.
+    is_partial: whether a full one lacks those in ``unsaved``, by what it holds.
     """
 
     size: int
@@ -156,6 +157,8 @@ class TrapFrame:
     alignment: int = 1
     records: tuple[int, ...] = ()
     is_pushed: bool = False
+    unsaved: frozenset[str] = frozenset()
+    is_partial: Callable[[Mapping[str, int]], bool] = lambda _saved: False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,6 @@ _DEPTH_LIMIT = 512
 """A stack of 16 KiB, as much as is copied unless the user asks for more, has room for at most twice as many frames."""
 _STACK_REACH = 1 << 16
 """A frame pointer further from the stack pointer is none; one that is nearer and cannot be read lies above what was copied."""
-_ENTRY_SIZE = 40
-"""Bytes of ``_start`` in front of the call that never returns, and that call; glibc's has 34 or 38 (x86-64), musl's fewer."""
 _ENTRY_WORDS = 8
 """Entry code pushes no more than this below the program's arguments before it calls C (i386's and x86-64's ``_dl_start_user``)."""
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -71,9 +69,9 @@ class Region:
     entry: int | None = None
     code: UserCodeRows | None = None
 
-    def is_entry(self, address: int) -> bool:
-        """Whether a link-time address is in the few instructions with which its program begins."""
-        return self.entry is not None and self.entry <= address < self.entry + _ENTRY_SIZE
+    def is_entry(self, address: int, size: int) -> bool:
+        """Whether a link-time address is in the few instructions with which its program begins; ``size``: their bytes."""
+        return self.entry is not None and self.entry <= address < self.entry + size
 
 
 class UserCodeRows(Protocol):
@@ -191,15 +189,20 @@ class _Walk:
             if row is None and back and region.rows is not None:
                 row = region.rows.find_row(lookup - back)
             back = 0
-            is_start = row is None and not interrupted and self._is_start(region, address)
+            is_entry = row is None and region.is_entry(lookup, self._abi.entry_size)
+            if row is None and not is_entry and region.code is not None:
+                row = region.code.find_code_row(address, interrupted=interrupted)
+                if row is not None and row.is_signal:
+                    # The kernel had the handler return to its beginning.
+                    lookup = address
+            is_start = row is None and not is_entry and not interrupted and self._is_start(region, address)
             if is_start:
                 lookup = address
-            is_start = is_start or (row is None and region.is_entry(lookup))
             start = region.rows.find_start(lookup) if region.rows is not None and isinstance(row, Row) else None
             if region.image is None:
                 lookup, address, start = lookup + region.bias & _ADDRESS_MASK, pc, None
             frames.append(Frame(address, lookup, Space.USER, by_pointer, region.image, start))
-            if is_start:
+            if is_start or is_entry:
                 step = UserEnd.THREAD_START
             elif len(frames) >= _DEPTH_LIMIT:
                 step = UserEnd.DEPTH_LIMIT
@@ -213,9 +216,6 @@ class _Walk:
 
     def _step(self, activation: _Activation, region: Region, row: Row | Unread | None) -> _Step:
         """From one frame to its caller, or why the walk ends here."""
-        if row is None and region.code is not None:
-            address = activation.registers[self._abi.pc] - region.bias & _ADDRESS_MASK
-            row = region.code.find_code_row(address, interrupted=activation.interrupted)
         if row is None:
             return self._follow_pointer(activation)
         if row is Unread.UNREAD:
@@ -251,7 +251,8 @@ class _Walk:
             return UserEnd.DID_NOT_ADVANCE
         if pc == 0:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START
-        region = self._code.find_region(pc - 1)
+        # The code that signal handlers return to may be the first of its mapping.
+        region = self._code.find_region(pc - 1) or self._code.find_region(pc)
         return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region)
 
     def _follow_pointer(self, activation: _Activation) -> _Step:

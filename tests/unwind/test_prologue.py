@@ -14,6 +14,7 @@ from unwind.arch.mipsel import MIPSEL
 from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder
 from unwind.methods import frame_rows
+from unwind.outside import Unwound
 from unwind.prologue import FrameState, follow_frames
 
 PUSH = 0x27BDFFE0  # addiu sp, sp, -32
@@ -69,15 +70,15 @@ def test_table_of_a_switch() -> None:
 
 def test_frame_of_variable_size() -> None:
     found = states(PUSH, SAVE, SAVE_FP, FP_FROM_SP, GROW, CALL, NOP, SP_FROM_FP, LOAD, LOAD_FP, RETURN, POP)
-    made = FrameState(size=32, fp_height=32, link=-4, saved_fp=-8)
-    grown = FrameState(size=None, fp_height=32, link=-4, in_link=False, saved_fp=-8)
+    made = FrameState(size=32, fp_height=32, link=-4, saved=(("s8", -8),))
+    grown = FrameState(size=None, fp_height=32, link=-4, in_link=False, saved=(("s8", -8),))
     assert found[4] == made
     assert found[6:8] == [grown, grown]
-    assert found[8] == FrameState(size=32, fp_height=32, link=-4, in_link=False, saved_fp=-8)
+    assert found[8] == FrameState(size=32, fp_height=32, link=-4, in_link=False, saved=(("s8", -8),))
     assert found[10] == SAVED
 
 
-FUNCTION, CALLER, LEAF, ROOT, INTERRUPT, SWITCH = (START + 0x100 * index for index in range(6))
+FUNCTION, CALLER, LEAF, ROOT, INTERRUPT, SWITCH, KEEPER = (START + 0x100 * index for index in range(7))
 STACK = 0x8200_0000
 TEXT = {
     FUNCTION: (PUSH, SAVE, CALL, NOP, LOAD, RETURN, POP),
@@ -86,6 +87,7 @@ TEXT = {
     ROOT: (CALL, NOP, NOP),
     INTERRUPT: (CALL, NOP, NOP),
     SWITCH: (0x8CBD0010, RETURN, NOP),  # lw sp, 16(a1)
+    KEEPER: (0x27BDFFD0, 0xAFBF002C, 0xAFBE0020, CALL, NOP),  # addiu sp, sp, -48; sw ra, 44(sp); sw s8, 32(sp)
 }
 NAMES = {
     FUNCTION: "function",
@@ -94,7 +96,8 @@ NAMES = {
     ROOT: "ret_from_kernel_thread",
     INTERRUPT: "rollback_handle_int",
     SWITCH: "isrdhwr",
-    START + 0x600: "_etext",
+    KEEPER: "keeper",
+    START + 0x700: "_etext",
 }
 KERNEL, KERNEL_TAKEN, USER, USER_TAKEN = 0x1000_0001, 0x1000_0003, 0x0000_0011, 0x0000_0013
 """Status: CU0, EXL, KSU."""
@@ -102,23 +105,27 @@ KERNEL, KERNEL_TAKEN, USER, USER_TAKEN = 0x1000_0001, 0x1000_0003, 0x0000_0011, 
 
 class Text:
     def contains(self, address: int) -> bool:
-        return START <= address < START + 0x600
+        return START <= address < START + 0x700
 
     def read(self, address: int, size: int) -> bytes | None:
-        image = bytearray(0x600)
+        image = bytearray(0x700)
         for start, code in TEXT.items():
             image[start - START : start - START + 4 * len(code)] = struct.pack(f"<{len(code)}I", *code)
         offset = address - START
-        return bytes(image[offset : offset + size]) if 0 <= offset <= 0x600 - size else None
+        return bytes(image[offset : offset + size]) if 0 <= offset <= 0x700 - size else None
 
 
 def unwind(registers: dict[str, int], words: dict[int, int], architecture: Architecture = MIPSEL) -> tuple[list[int], StackEnd]:
+    callchain = walk(registers, words, architecture).callchain
+    return [frame.pc for frame in callchain.frames], callchain.end
+
+
+def walk(registers: dict[str, int], words: dict[int, int], architecture: Architecture = MIPSEL) -> Unwound:
     symbols = SymbolTable.from_symbols([(start, "T", name) for start, name in NAMES.items()])
     text = Text()
     unwinder = KernelUnwinder(architecture, symbols, text, frame_rows(architecture, symbols, text))
     memory = tuple((address, word.to_bytes(4, "little")) for address, word in sorted(words.items()))
-    result = unwinder.unwind(Capture(0, {"status": KERNEL, "s8": 0, "gp": STACK, **registers}, memory))
-    return [frame.pc for frame in result.callchain.frames], result.callchain.end
+    return unwinder.unwind(Capture(0, {"status": KERNEL, "s8": 0, "gp": STACK, **registers}, memory))
 
 
 @pytest.mark.parametrize(("into", "sp"), [(0, 0x20), (4, 0), (8, 0), (0x14, 0), (0x18, 0)])
@@ -158,6 +165,30 @@ USER_TRAP = trap(TOP - 32 - 184, pc=0x0040_1000, sp=0x7FFF_F000, saved_status=US
 def test_exception_on_the_stack_of_the_task() -> None:
     registers = {"pc": LEAF, "sp": TOP - 32 - 184, "ra": INTERRUPT + 8}
     assert unwind(registers, USER_TRAP) == ([LEAF, INTERRUPT + 8], StackEnd.USER_ENTRY)
+
+
+def test_user_registers_of_a_system_call_are_found_where_functions_saved_them() -> None:
+    """Entry code has not saved s0 to s8, and the temporaries are the kernel's by now; after an interrupt all are there."""
+    at = TOP - 32 - 184
+    pushed = at - 0x30
+    stale = {"pc": 0x0040_1000, "sp": 0x7FFF_F000, "ra": 0x0040_2000, "s1": 0xBAD, "s8": 0xBAD, "t0": 0xBAD, "a0": 3}
+    words = {pushed + 0x20: 0x7FFF_F100, pushed + 0x2C: INTERRUPT + 8}
+    registers = {"pc": KEEPER + 0x10, "sp": pushed, "ra": KEEPER + 0x14, "s1": 7}
+    found = walk(registers, {**words, **trap(at, **stale, saved_status=USER_TAKEN, cause=8 << 2)}).user_registers
+    assert found is not None
+    assert {name: found.get(name) for name in ("pc", "sp", "ra", "a0", "s1", "s8", "t0", "s0")} == {
+        "pc": 0x0040_1000,
+        "sp": 0x7FFF_F000,
+        "ra": 0x0040_2000,
+        "a0": 3,
+        "s1": 7,
+        "s8": 0x7FFF_F100,
+        "t0": None,
+        "s0": None,
+    }
+    found = walk(registers, {**words, **trap(at, **stale, saved_status=USER_TAKEN, cause=0)}).user_registers
+    assert found is not None
+    assert (found["s1"], found["s8"], found["t0"]) == (0xBAD, 0xBAD, 0xBAD)
 
 
 def test_interrupt_stack_leads_to_what_was_interrupted() -> None:

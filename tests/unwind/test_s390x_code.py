@@ -170,12 +170,11 @@ def test_a_frame_that_is_taken_down_by_a_sum() -> None:
 
 def test_a_frame_pointer_restores_all() -> None:
     """Functions that take memory of a variable size from the stack."""
-    row = row_at(0, interrupted=True, function=("b90b00f1", "ebbfb1080004", "07fe"))
-    assert row is None
-    row = row_at(4, interrupted=True, function=("b90b00f1", "ebbfb1080004", "07fe"))
-    assert row is not None
-    assert row.return_address == Saved("pswa", "r11", 264 + 24)
-    assert Saved("r15", "r11", 264 + 32) in row.saved
+    for offset in (0, 4):
+        row = row_at(offset, interrupted=True, function=("b90b00f1", "ebbfb1080004", "07fe"))
+        assert row is not None
+        assert row.return_address == Saved("pswa", "r11", 264 + 24)
+        assert Saved("r15", "r11", 264 + 32) in row.saved
 
 
 def test_the_way_into_a_function_that_never_returns() -> None:

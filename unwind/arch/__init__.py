@@ -157,7 +157,7 @@ class CpuAreas:
 class CodeStep:
     """What an instruction does, as far as the frame of its function and the way to the next instruction are concerned.
 
-    Registers are those of the stack pointer, the frame pointer and the return address; others do not count.
+    Registers are those of the stack pointer, the return address, and those that functions keep; others do not count.
 
     moves_sp: what it adds to the stack pointer. loses_sp: it sets the stack pointer to something that is not known.
     fp_from_sp: it sets the frame pointer to the stack pointer plus that. sp_from_fp: the other way round.
@@ -186,11 +186,13 @@ class FrameCode:
     """How code makes frames, for ``UnwindMethod.PROLOGUES``.
 
     size: bytes of an instruction. link: the register in which a call leaves its return address.
+    kept: those that functions leave as they were, or save.
     decode: (address of an instruction, its bytes as a number) -> what it does.
     """
 
     size: int
     link: str
+    kept: tuple[str, ...]
     decode: Callable[[int, int], CodeStep]
 
 
@@ -373,8 +375,10 @@ class UserAbi:
     return_column: DWARF number of the return address; where that is a register, it is there until a row says otherwise.
     red_zone: bytes below the stack pointer that a function may use.
     system_call_size: bytes of the instruction that makes a system call.
+    entry_size: of a program's ``_start`` in front of the call that never returns, and that call; a little more.
     signal_frame: where, counted from the stack pointer that a signal handler returns with, the kernel saved what it interrupted;
         empty where that is not known.
+    signal_code: (bytes of the code that it returns to, the same for that), where that has no unwind data.
     init_code: bytes with which ``.init`` and ``.fini`` move the stack pointer down at their start, up at their end, how far;
         None where that is not told by their code.
     go_clock_sp: where Go's runtime keeps the stack pointer while it asks the vDSO for the time on another stack.
@@ -397,7 +401,9 @@ class UserAbi:
     return_column: int
     red_zone: int
     system_call_size: int
+    entry_size: int
     signal_frame: Mapping[str, int]
+    signal_code: tuple[tuple[bytes, Mapping[str, int]], ...]
     go_clock_sp: str
     init_code: tuple[bytes, bytes, int] | None
     decode: Callable[[int, bytes], Instruction | None] | None

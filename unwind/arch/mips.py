@@ -121,6 +121,11 @@ def trap_layout(general: tuple[str, ...], word: int, padding: int) -> dict[str, 
     return {name: padding + word * index for index, name in enumerate(names) if name not in ("zero", "k0", "k1")}
 
 
+def is_partial(saved: Registers) -> bool:
+    """A system call saves few registers (``SAVE_SOME``, asm/stackframe.h); the functions that it calls keep the others."""
+    return saved["cause"] >> 2 & 0x1F == _SYSCALL
+
+
 def system_call_number(first: int) -> Callable[[Registers], int | None]:
     """$v0, where the exception was a system call; ``first``: the ABI's lowest number, in o32 4000 (uapi/asm/unistd.h)."""
 
@@ -197,7 +202,7 @@ def _decode_add(source: int, target: int, number: int) -> CodeStep:
 
 
 def _name(register: int) -> str:
-    return {FP: "s8", RA: "ra"}.get(register, f"${register}")
+    return _NAMES.get(register, f"${register}")
 
 
 _NOTHING = CodeStep()
@@ -216,7 +221,19 @@ _ARITHMETIC = (0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x2C, 0x2D, 0x2E, 0x2F)
 _BREAK = 0x0D
 _ERET = 0x4200_0018
 
-FRAME_CODE = FrameCode(4, "ra", decode)
+KEPT = tuple(f"s{number}" for number in range(9))
+"""What functions leave as it was, in all ABIs."""
+_NAMES = {**{16 + number: f"s{number}" for number in range(8)}, FP: "s8", RA: "ra"}
+FRAME_CODE = FrameCode(4, "ra", KEPT, decode)
+
+
+def signal_code(general: tuple[str, ...], number: int, pc: int, registers: int) -> tuple[bytes, Mapping[str, int]]:
+    """``li v0, number``, ``syscall`` (vdso/sigreturn.S), and where the frame has the pc and, 8 bytes each, all registers."""
+    saved = {name: registers + 8 * index for index, name in enumerate(general) if index}
+    return (0x2402_0000 | number).to_bytes(4, "little") + _SYSCALL_INSTRUCTION.to_bytes(4, "little"), {**saved, "pc": pc}
+
+
+_SYSCALL_INSTRUCTION = 0x0C
 
 TASK_ROOTS = frozenset({"ret_from_kernel_thread", "ret_from_fork"})
 IDLE_ROOTS = frozenset({"start_kernel", "arch_call_rest_init", "start_secondary"})

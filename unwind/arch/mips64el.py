@@ -14,6 +14,7 @@ from unwind.arch import (
     UserAbi,
     mips,
 )
+from unwind.arch.mips_code import decoder
 from unwind.rules import TrapFrame
 
 _XKPHYS, _XKSEG = 0x8000_0000_0000_0000, 0xC000_0000_0000_0000
@@ -55,25 +56,28 @@ _TRAP = mips.trap_layout(_GENERAL, 8, 0)
 
 _USER_ABIS = (
     UserAbi(
-        # gdb's and GCC's numbers (gcc/config/mips/mips.h): general registers, floating point ones, HI and LO.
+        # gdb's and GCC's numbers (gcc/config/mips/mips.h): general registers, floating point ones, HI and LO, a pc of its own.
         name="n64",
         pointer_size=8,
         pc="pc",
         sp="sp",
         fp="s8",
-        registers=(*_GENERAL, *(f"f{number}" for number in range(32)), "hi", "lo"),
+        registers=(*_GENERAL, *(f"f{number}" for number in range(32)), "hi", "lo", "pc"),
         frame_record=0,
         caller_slot=None,
         has_frames_above=False,
         address_bits=64,
-        callee_saved=(*(f"s{number}" for number in range(9)), "gp"),
+        callee_saved=(*mips.KEPT, "gp"),
         return_column=31,
         red_zone=0,
         system_call_size=4,  # syscall
+        entry_size=96,
         signal_frame={},
+        # __NR_64_rt_sigreturn: ``struct sigcontext`` is 192 bytes behind the beginning of ``struct rt_sigframe`` (kernel/signal.c).
+        signal_code=(mips.signal_code(_GENERAL, 5211, 192 + 576, 192),),
         go_clock_sp="",
         init_code=None,
-        decode=None,
+        decode=decoder(_GENERAL, 8),
         is_process=lambda _registers: True,
     ),
 )
@@ -143,6 +147,8 @@ MIPS64EL = Architecture(
             full=_TRAP,
             partial={name: _TRAP[name] for name in ("sp", "pc", mips.SAVED_STATUS)},
             partial_at=0,
+            unsaved=frozenset({"at", "a6", "a7", *(f"t{number}" for number in range(4)), "t8", *mips.KEPT, "hi", "lo"}),
+            is_partial=mips.is_partial,
         ),
         is_trap=mips.is_trap(_XKPHYS, _is_kernel_address),
         is_trap_place=mips.is_trap_place(_STACK_SIZE),

@@ -14,6 +14,7 @@ from unwind.arch import (
     UserAbi,
     mips,
 )
+from unwind.arch.mips_code import decoder
 from unwind.rules import TrapFrame
 
 _KSEG0, _KSEG1, _KSEG2 = 0x8000_0000, 0xA000_0000, 0xC000_0000
@@ -43,25 +44,32 @@ _TRAP = mips.trap_layout(_GENERAL, 4, 32)  # below it is room for the arguments 
 
 _USER_ABIS = (
     UserAbi(
-        # gdb's and GCC's numbers (gcc/config/mips/mips.h): general registers, floating point ones, HI and LO.
+        # gdb's and GCC's numbers (gcc/config/mips/mips.h): general registers, floating point ones, HI and LO, a pc of its own.
         name="o32",
         pointer_size=4,
         pc="pc",
         sp="sp",
         fp="s8",
-        registers=(*_GENERAL, *(f"f{number}" for number in range(32)), "hi", "lo"),
+        registers=(*_GENERAL, *(f"f{number}" for number in range(32)), "hi", "lo", "pc"),
         frame_record=0,
         caller_slot=None,
         has_frames_above=False,
         address_bits=32,
-        callee_saved=(*(f"s{number}" for number in range(9)), "gp"),
+        callee_saved=mips.KEPT,
         return_column=31,
         red_zone=0,
         system_call_size=4,  # syscall
+        entry_size=96,
         signal_frame={},
+        signal_code=(
+            # __NR_O32_sigreturn, __NR_O32_rt_sigreturn: ``struct sigframe``, ``struct rt_sigframe`` (kernel/signal.c), with
+            # ``struct sigcontext`` 24 and 176 bytes behind their beginning.
+            mips.signal_code(_GENERAL, 4119, 24 + 8, 24 + 16),
+            mips.signal_code(_GENERAL, 4193, 176 + 8, 176 + 16),
+        ),
         go_clock_sp="",
         init_code=None,
-        decode=None,
+        decode=decoder(_GENERAL, 4),
         is_process=lambda _registers: True,
     ),
 )
@@ -131,6 +139,8 @@ MIPSEL = Architecture(
             full=_TRAP,
             partial={name: _TRAP[name] for name in ("sp", "pc", mips.SAVED_STATUS)},
             partial_at=0,
+            unsaved=frozenset({"at", *(f"t{number}" for number in range(9)), *mips.KEPT, "hi", "lo"}),
+            is_partial=mips.is_partial,
         ),
         is_trap=mips.is_trap(_KSEG0, _is_kernel_address),
         is_trap_place=mips.is_trap_place(_STACK_SIZE),

@@ -196,8 +196,10 @@ _USER_ABIS = (
         return_column=1,
         red_zone=0,
         system_call_size=4,  # ecall
+        entry_size=40,
         # struct rt_sigframe: siginfo, then ucontext's sc_regs at its 16-byte alignment (arch/riscv/kernel/signal.c).
         signal_frame={name: 304 + 8 * i for i, name in enumerate(("pc", *_GENERAL))},
+        signal_code=(),
         go_clock_sp="",
         init_code=None,
         decode=decode,

@@ -159,7 +159,9 @@ _USER_ABIS = (
         return_column=14,
         red_zone=0,
         system_call_size=2,  # svc
+        entry_size=40,
         signal_frame={},
+        signal_code=(),
         go_clock_sp="",
         init_code=None,
         decode=None,
@@ -181,12 +183,14 @@ _USER_ABIS = (
         return_column=14,
         red_zone=0,
         system_call_size=2,  # svc
+        entry_size=40,
         # struct rt_sigframe: an area for registers, svc, siginfo, then what ucontext has of them (arch/s390/kernel/signal.c).
         signal_frame={
             "pswm": 160 + 8 + 128 + 40,
             "pswa": 160 + 8 + 128 + 48,
             **{name: 160 + 8 + 128 + 56 + 8 * i for i, name in enumerate(GENERAL)},
         },
+        signal_code=(),
         go_clock_sp="",
         init_code=None,
         decode=decode,

@@ -182,7 +182,9 @@ _USER_ABIS = (
         return_column=8,
         red_zone=0,
         system_call_size=2,  # int $0x80, sysenter
+        entry_size=40,
         signal_frame={},
+        signal_code=(),
         go_clock_sp="rbp",  # Go's src/runtime/sys_linux_386.s
         init_code=None,
         decode=None,
@@ -204,10 +206,12 @@ _USER_ABIS = (
         return_column=16,
         red_zone=128,
         system_call_size=2,  # syscall
+        entry_size=40,
         # struct rt_sigframe without its first word: ucontext's gregs are 40 bytes into it (asm/ucontext.h, asm/sigcontext.h).
         signal_frame={
             name: 40 + 8 * i for i, name in enumerate("r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip".split())
         },
+        signal_code=(),
         go_clock_sp="r12",  # Go's src/runtime/sys_linux_amd64.s and time_linux_amd64.s
         init_code=(b"\x48\x83\xec\x08", b"\x48\x83\xc4\x08\xc3", 8),  # sub $8,%rsp; add $8,%rsp, ret
         decode=None,
