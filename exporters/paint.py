@@ -36,6 +36,10 @@ class Paint:
         colour = _KINDS.get(kind)
         return text if not self.is_on or colour is None else _styled(text, colour)
 
+    def change(self, text: str, change: float) -> str:
+        """A difference, by whether there is more of it or less."""
+        return _styled(text, _RED if change > 0 else _GREEN) if self.is_on else text
+
     def faint(self, text: str) -> str:
         """What is beside the point."""
         return _styled(text, _FAINT) if self.is_on else text

@@ -9,6 +9,10 @@ from typing import Protocol
 
 from exporters.callgrind import export_callgrind
 from exporters.chrome_trace import export_chrome_trace
+from exporters.diff import DiffView
+from exporters.diff_folded import export_diff_folded
+from exporters.diff_json import export_diff_json
+from exporters.diff_text import export_diff_text
 from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
@@ -102,6 +106,14 @@ class TimelineFormat:
     export: Callable[[Profile, TimelineView], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class DiffFormat:
+    """A format of the ``diff`` command; the function also takes guestprof's version."""
+
+    name: str
+    export: Callable[[DiffView, str], bytes]
+
+
 EXPORT_FORMATS = {
     known.name: known
     for known in (
@@ -141,3 +153,15 @@ def report_formats(paint: Paint = PLAIN) -> dict[str, ReportFormat]:
     text = ReportFormat("text", partial(export_report_text, paint=paint), partial(export_tree_text, paint=paint))
     others = ReportFormat("json", export_report_json, export_tree_json), ReportFormat("csv", export_report_csv, export_tree_csv)
     return {known.name: known for known in (text, *others)}
+
+
+def diff_formats(paint: Paint = PLAIN) -> dict[str, DiffFormat]:
+    """The formats of the ``diff`` command by name. paint: for the one that is for people."""
+    return {
+        known.name: known
+        for known in (
+            DiffFormat("text", lambda view, _version: export_diff_text(view, paint=paint)),
+            DiffFormat("json", lambda view, _version: export_diff_json(view)),
+            DiffFormat("folded", lambda view, _version: export_diff_folded(view)),
+        )
+    }

@@ -14,6 +14,7 @@ import click
 
 from guestprof.commands.boot import boot
 from guestprof.commands.demo import demo
+from guestprof.commands.diff import diff
 from guestprof.commands.dump import dump
 from guestprof.commands.export import export
 from guestprof.commands.record import record
@@ -41,11 +42,12 @@ def cli() -> None:
     guestprof boot -d 20 -- qemu-system-x86_64 ...
     guestprof report FILE
     guestprof timeline FILE
+    guestprof diff BEFORE AFTER
     guestprof export FILE -f speedscope
     """  # noqa: D301  (click reads \b)
 
 
-for command in (record, boot, report, timeline, export, dump, demo):
+for command in (record, boot, report, timeline, diff, export, dump, demo):
     cli.add_command(command)
 
 

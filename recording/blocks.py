@@ -3,12 +3,17 @@
 Samples near each other in time are alike (one burst of work gives many), so that counting them as independent ones would call
 noise a difference. Blocks are long enough to be nearly independent of each other; all vCPUs of one halt are in one block, as they
 are not independent either. Where a side has several recordings, these are its blocks: what varies from run to run is then seen.
+
+What a late sample stands for beyond some periods is left out of shares and times: nobody saw what ran then, and one such sample may
+weigh as much as a hundred others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median_low
 
 from recording.profile import Origin, Profile, Stack
 
@@ -17,6 +22,8 @@ _COURSE = (125_000_000, 20, 400)
 """Wanted length of a block in nanoseconds, fewest and most blocks of a recording."""
 _HALTS_IN_BLOCK = 4
 """The fewest, on average."""
+_FARTHEST = 10
+"""A sample stands for no more than so many times the usual time between two halts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,19 +42,22 @@ class Side:
     """One side of a comparison, cut into blocks.
 
     by_run: whether its blocks are its recordings.
-    is_course: whether they are boots from the machine's start, which have a course, and not pieces of steady work.
+    is_course: whether its blocks are of boots from the machine's start, which have a course, and not of pieces of steady work.
+    is_bounded: whether running times are the work's, as in boots and up to a chosen moment, and not only how long was recorded.
     runs: number of recordings. duration_ns: guest running time that they span in all.
     weights: of the selected samples of each block. firsts: the blocks with which recordings begin.
-    squares: sum of the squared weights of all selected samples.
+    squares: sum of the squared weights of all selected samples. left_out_ns: what late ones stand for and was not seen.
     has_tasks: whether any of these has a task.
     """
 
     by_run: bool
     is_course: bool
+    is_bounded: bool = True
     runs: int = 0
     duration_ns: int = 0
     samples: int = 0
     squares: int = 0
+    left_out_ns: int = 0
     weights: list[int] = field(default_factory=list)
     firsts: set[int] = field(default_factory=set)
     cells: list[Cell] = field(default_factory=list)
@@ -57,6 +67,11 @@ class Side:
     def weight_ns(self) -> int:
         """Of all selected samples."""
         return sum(self.weights)
+
+    @property
+    def effective_samples(self) -> float:
+        """As many samples of equal weights would be as sure: a late one that stands for much is no better than another."""
+        return self.weight_ns**2 / self.squares if self.squares else 0.0
 
     def add(self, profile: Profile) -> None:
         """One more recording."""
@@ -69,8 +84,12 @@ class Side:
         self.duration_ns += span_ns - 1
         self.firsts.add(first)
         self.weights += [0] * count
+        most_ns = _FARTHEST * median_low([after - before for before, after in pairwise(halts)]) if len(halts) > 1 else None
         cells: dict[tuple[int, int, int], Cell] = {}
         for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
+            if most_ns is not None and weight_ns > most_ns:
+                self.left_out_ns += weight_ns - most_ns
+                weight_ns = most_ns  # noqa: PLW2901  (what is left of it)
             key = (id(walk.stack), id(origin), vcpu)
             cell = cells.get(key)
             if cell is None:
@@ -86,7 +105,9 @@ class Side:
 
 def side_of(profiles: Sequence[Profile], *, by_run: bool = False) -> Side:
     """One side, of one recording or more."""
-    side = Side(by_run, not by_run and bool(profiles) and all(profile.begins_with_machine for profile in profiles))
+    are_boots = bool(profiles) and all(profile.begins_with_machine for profile in profiles)
+    are_cut = bool(profiles) and all(profile.selection.until_ns is not None for profile in profiles)
+    side = Side(by_run, are_boots and not by_run, are_boots or are_cut)
     for profile in profiles:
         side.add(profile)
     return side

@@ -69,7 +69,7 @@ class _Weights:
 
 
 def compare(before: Sequence[Profile], after: Sequence[Profile], by: CompareBy = CompareBy.FUNCTION) -> Comparison:
-    """One recording or more of each side, all of them open; where each side has three or more, these are what varies."""
+    """One recording or more of each side, all of them open; where each side has ``FEWEST_RUNS``, these are what varies."""
     by_run = min(len(before), len(after)) >= FEWEST_RUNS
     return Comparison(side_of(before, by_run=by_run), side_of(after, by_run=by_run), by)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -21,11 +21,12 @@ LEVEL = 0.05
 """How often any row at all may be called different where nothing is."""
 FEWEST_BLOCKS = 8
 """Fewer blocks of a recording tell nothing of the error."""
-FEWEST_RUNS = 3
-"""The same of recordings that are blocks."""
+FEWEST_RUNS = 5
+"""Where both sides have so many recordings, these are the blocks: fewer tell too little of how much runs vary."""
 FEWEST_SAMPLES = 10
 """Rows of fewer samples, on both sides together, are not tested: no difference of theirs could be told from noise."""
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
+"""Of each interval by itself."""
 
 
 class Measure(StrEnum):
@@ -45,15 +46,15 @@ class Verdict(StrEnum):
     NOISE = "noise"
     """Within the sampling error."""
     UNTESTED = "untested"
-    """Too few samples, or a recording that is too short, to tell."""
+    """Too few samples, a recording that is too short to tell, or times that depend on how long was recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A row's figure before and after, in shares of 1 or nanoseconds.
 
-    low, high: the difference (after - before) with its 95 % interval; p: of the test that there is none; None where it is untested.
-    corrected_p: the same among all rows.
+    low, high: the difference (after - before) with its 95 % interval, None where the error is not known.
+    p: of the test that there is none, None where that is not tested. corrected_p: the same among all rows.
     """
 
     before: float
@@ -70,7 +71,7 @@ class Difference:
 
     @property
     def strength(self) -> float:
-        """How many times the interval's half width the change is; 0 where it is untested."""
+        """How many times the interval's half width the change is; 0 where there is none."""
         if self.low is None or self.high is None:
             return 0.0
         return abs(self.change) / (self.high - self.low) * 2 if self.high > self.low else math.inf if self.change else 0.0
@@ -82,7 +83,7 @@ class Difference:
             return Verdict.UNTESTED
         if self.corrected_p <= LEVEL:
             return Verdict.DIFFERENT
-        return Verdict.UNSURE if self.p <= 1 - _CONFIDENCE else Verdict.NOISE
+        return Verdict.UNSURE if self.p <= 1 - CONFIDENCE else Verdict.NOISE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Contrast:
         )
 
     def difference(self, part: Part, measure: Measure) -> Difference:
-        """A part's difference, without a correction for many rows."""
+        """A part's difference, without a correction for many rows. Times that only tell how long was recorded are not tested."""
         sums = [sum(weights.values()) for weights in part.weights]
         shares = [min(1.0, taken / whole) if whole else 0.0 for taken, whole in zip(sums, self._sums, strict=True)]
         figures = (
@@ -135,7 +136,9 @@ class Contrast:
             floor = common * (1 - common) * side.squares
             variances.append(max(spread, floor) / scale**2)
             freedoms.append(freedom)
-        return _welch(figures[0], figures[1], variances, freedoms)
+        found = _welch(figures[0], figures[1], variances, freedoms)
+        is_bounded = all(side.is_bounded for side in self._sides)
+        return found if is_bounded or measure is Measure.SHARE else replace(found, p=None)
 
     def _residuals(self, index: int, weights: Mapping[int, int], share: float | None, total: int) -> list[float]:
         """How far each block is from what it would have if all were alike."""
@@ -163,7 +166,7 @@ def _welch(before: float, after: float, variances: Sequence[float], freedoms: Se
     error = math.sqrt(variance)
     # Welch and Satterthwaite: a side that adds little of the error adds little of its uncertainty.
     freedom = 1 / sum((part / variance) ** 2 / of_side for part, of_side in zip(variances, freedoms, strict=True))
-    reach = quantile(_CONFIDENCE, freedom) * error
+    reach = quantile(CONFIDENCE, freedom) * error
     change = after - before
     return Difference(before, after, change - reach, change + reach, two_sided_p(change / error, freedom))
 

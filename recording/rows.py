@@ -106,11 +106,18 @@ class Rows:
 
     def path(self, number: int) -> tuple[str, ...]:
         """The names from the root to a row, itself included."""
-        names: list[str] = []
+        return tuple(self.names[row] for row in self._line(number))
+
+    def path_keys(self, number: int) -> tuple[Key, ...]:
+        """The same as keys."""
+        return tuple(self.keys[row] for row in self._line(number))
+
+    def _line(self, number: int) -> list[int]:
+        line: list[int] = []
         while number >= 0:
-            names.append(self.names[number])
+            line.append(number)
             number = self.parents[number]
-        return tuple(reversed(names))
+        return line[::-1]
 
     def implied(self, own: Iterable[int]) -> set[int]:
         """Rows of paths that only lead to one other, whose figures are theirs. own: the rows that some stack ends in."""

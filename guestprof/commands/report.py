@@ -19,6 +19,14 @@ from recording.reader import Recording
 _DEFAULT_ROWS = 40
 _DEFAULT_LEAST_PERCENT = 1.0
 
+color_option = click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Colours in text; auto: on a terminal, unless NO_COLOR is set.",
+)
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -44,13 +52,7 @@ _DEFAULT_LEAST_PERCENT = 1.0
     help=f"At most so many rows, 0 for all. Default: {_DEFAULT_ROWS} in tables of text, else all.",
 )
 @click.option("-f", "--format", "format_name", type=click.Choice(list(report_formats())), default="text", show_default=True)
-@click.option(
-    "--color",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Colours in text; auto: on a terminal, unless NO_COLOR is set.",
-)
+@color_option
 def report(
     *,
     file: Path,
@@ -84,10 +86,10 @@ def report(
     )
     with Recording.open(file) as recording:
         profile = Profile(recording, selected.select(recording))
-        data = report_formats(Paint(_is_coloured(color)))[format_name].export(profile, options)
+        data = report_formats(Paint(is_coloured(color)))[format_name].export(profile, options)
     sys.stdout.buffer.write(data)
 
 
-def _is_coloured(choice: str) -> bool:
+def is_coloured(choice: str) -> bool:
     """https://no-color.org: set to anything but nothing."""
     return choice == "always" or (choice == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))

@@ -226,25 +226,25 @@ def test_rows_of_few_samples_are_not_tested(tmp_path: Path) -> None:
         assert named(comparison, "f").verdict(OfRow.SELF) is Verdict.NOISE
 
 
-def test_three_recordings_of_each_side_are_the_blocks(tmp_path: Path) -> None:
+def test_five_recordings_of_each_side_are_the_blocks(tmp_path: Path) -> None:
     """Runs that vary more than samples within them: no difference; runs that do not: a difference."""
 
     def runs(name: str, shares: Sequence[int]) -> list[Path]:
         made = []
         for index, share in enumerate(shares):
-            stacks = ["f"] * share + ["g"] * (100 - share)
-            made.append(write_recording(tmp_path / f"{name}{index}", steady(*stacks, count=800)))
+            stacks = ["f"] * share + ["g"] * (20 - share)
+            made.append(write_recording(tmp_path / f"{name}{index}", steady(*stacks, count=160)))
         return made
 
-    with compared(runs("a", (40, 50, 60)), runs("b", (50, 60, 70))) as comparison:
-        assert [len(side.weights) for side in comparison.sides] == [3, 3]
+    with compared(runs("a", (8, 9, 10, 11, 12)), runs("b", (10, 11, 12, 13, 14))) as comparison:
+        assert [len(side.weights) for side in comparison.sides] == [5, 5]
         assert not comparison.differing()
-        assert named(comparison, "f").differences[Measure.TIME, OfRow.SELF].before == 4_000 * MS
-    with compared(runs("c", (50, 50, 51)), runs("d", (60, 60, 61))) as comparison:
+        assert named(comparison, "f").differences[Measure.TIME, OfRow.SELF].before == 800 * MS
+    with compared(runs("c", (10,) * 5), runs("d", (14,) * 5)) as comparison:
         assert {row.name for row in comparison.differing()} == {"f", "g"}
-    # Two of each are not enough to see how they vary: their time is cut into blocks.
-    with compared(runs("e", (50, 50)), runs("f", (60, 60))) as comparison:
-        assert len(comparison.sides[0].weights) == 40
+    # Four of each are not enough to see how they vary: their time is cut into blocks.
+    with compared(runs("e", (10,) * 4), runs("f", (14,) * 4)) as comparison:
+        assert len(comparison.sides[0].weights) == 80
 
 
 def test_boots_are_known_by_their_first_sample(tmp_path: Path) -> None:
@@ -252,7 +252,10 @@ def test_boots_are_known_by_their_first_sample(tmp_path: Path) -> None:
     piece = write_recording(tmp_path / "b", steady("f"))
     with Recording.open(boot) as one, Recording.open(piece) as other:
         assert side_of([Profile(one, Selection(since_ns=50 * MS))]).is_course
+        assert side_of([Profile(one)]).is_bounded
         assert not side_of([Profile(other)]).is_course
+        assert not side_of([Profile(other)]).is_bounded
+        assert side_of([Profile(other, Selection(until_ns=MS))]).is_bounded
 
 
 def test_hostile_names_are_keys_like_others(tmp_path: Path) -> None:
