@@ -64,6 +64,9 @@ PROGRAMS = (*USER_TRUTH, TASK_TRUTH)
 INIT = Program("init", "init.c", ("-fno-pie", "-no-pie", "-static"))
 """The initramfs' first process."""
 
+DIFF_TRUTH = Program("diff-truth", "diff_truth.c", ("-fno-pie", "-no-pie", "-static"))
+"""The first process of a guest that two recordings are made of, to be compared."""
+
 
 def build_programs(directory: Path, programs: tuple[Program, ...] = PROGRAMS) -> None:
     """Compile into a directory. Raises MissingDependencyError where there is no compiler, or it cannot."""
