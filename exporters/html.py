@@ -41,21 +41,11 @@ def export_html(profile: Profile, *, version: str, title: str | None = None) -> 
     """One HTML document."""
     with no_collection():
         runs = [run_values(profile, title=title)]
-        return _document(runs[0]["title"], pack([profile], runs, {"version": version}))
+        return html_document(runs[0]["title"], pack([profile], runs, {"version": version}))
 
 
-def export_html_difference(
-    before: Profile, after: Profile, *, version: str, titles: tuple[str | None, str | None] = (None, None)
-) -> bytes:
-    """One HTML document with both reports and what differs between them. titles: of the two, None for their machines."""
-    with no_collection():
-        runs = [run_values(profile, title=title) for profile, title in zip((before, after), titles, strict=True)]
-        comparison = {"words": "", "lines": [], "functions": {}}
-        data = pack([before, after], runs, {"version": version, "comparison": comparison})
-        return _document(f"{runs[0]['title']} → {runs[1]['title']}", data)
-
-
-def _document(title: str, data: bytes) -> bytes:
+def html_document(title: str, data: bytes) -> bytes:
+    """The page around a block of data."""
     style, script = _asset("style.css") + _dots(), "\n".join(map(_asset, _SCRIPTS))
     script = f'"use strict";\n{{\n{script}}}\n'
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"

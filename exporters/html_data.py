@@ -18,18 +18,19 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from exporters.colours import COLOURS, WHOLE
 from exporters.text import printable
 from recording.idle import is_idle_function
+from recording.matching import UNNAMED, Key, function_key, task_name
 from recording.milestones import find_milestones
 from recording.model import Context
 from recording.names import Function
 from recording.processes import thread_of
-from recording.profile import Appearance, Origin, Profile, Walk
+from recording.profile import Appearance, Origin, Profile, Stack, Walk
 from recording.reader import Selection
 from recording.waits import Waker, waker_of
 
@@ -60,17 +61,28 @@ class Track:
         self.counts.append(count)
 
 
-def pack(profiles: Sequence[Profile], runs: Sequence[dict[str, Any]], more: dict[str, Any]) -> bytes:
+class Compared(Protocol):
+    """What a page of two sides tells of their difference, once names and stacks have numbers."""
+
+    def document(self, tables: Tables) -> dict[str, Any]:
+        """JSON values, and arrays of integers of 0 or more for columns."""
+
+
+def pack(
+    profiles: Sequence[Profile], runs: Sequence[dict[str, Any]], more: dict[str, Any], compared: Compared | None = None
+) -> bytes:
     """The compressed block. runs: what the page tells about each profile. more: what else stands in the JSON."""
-    tables, columns = _Tables(profiles), _Columns()
+    tables, columns = Tables(profiles, by_key=compared is not None), _Columns()
     packed = [_packed_run(profile, run, tables, columns) for profile, run in zip(profiles, runs, strict=True)]
-    document = orjson.dumps({**more, **tables.document(columns), "runs": packed})
+    comparison = {} if compared is None else compared.document(tables)
+    told = {name: columns.add(value) if isinstance(value, array) else value for name, value in comparison.items()}
+    document = orjson.dumps({**more, **tables.document(columns), "runs": packed, "comparison": told})
     deflate = zlib.compressobj(6)
     pieces = [deflate.compress(piece) for piece in (len(document).to_bytes(4, "little"), document, *columns.parts)]
     return b"".join([*pieces, deflate.flush()])
 
 
-def _packed_run(profile: Profile, run: dict[str, Any], tables: _Tables, columns: _Columns) -> dict[str, Any]:
+def _packed_run(profile: Profile, run: dict[str, Any], tables: Tables, columns: _Columns) -> dict[str, Any]:
     """The run with its samples and milestones."""
     tracks, appearances = tables.tracks(profile)
     fit = fitting(tracks)
@@ -87,6 +99,12 @@ def _packed_run(profile: Profile, run: dict[str, Any], tables: _Tables, columns:
     ]
     vcpus = [_packed_track(track, columns) for track in fit]
     return {**run, "milestones": milestones, "merged": fit is not tracks, "vcpus": vcpus}
+
+
+def label_of(function: Function | Key) -> _Label:
+    """How a function is told on the page; that of a key without a symbol has its module's name."""
+    name = f"{function.module} {UNNAMED}" if function.name == UNNAMED else function.name
+    return printable(name), printable(function.module), function.kind.value
 
 
 class _Columns:
@@ -111,18 +129,20 @@ class _Columns:
         return named
 
 
-class _Tables:
+class Tables:
     """What all runs share: functions by rank, the tree of stacks, whose time a stack was."""
 
-    def __init__(self, profiles: Sequence[Profile]) -> None:
-        self._begins_with_process = any(profile.has_tasks for profile in profiles)
+    def __init__(self, profiles: Sequence[Profile], *, by_key: bool = False) -> None:
+        """by_key: functions and processes go by what they have in common across kernels and builds (``recording.matching``)."""
+        self._by_key = by_key
+        self._begins_with_process = all(profile.has_tasks for profile in profiles)
         origins = [{count.origin: None for count in profile.counts} for profile in profiles]
         roots = {id(origin): self._root(origin) for of_profile in origins for origin in of_profile}
         self._waiting: set[_Label] = set()
         labels = {_ROOT, *filter(None, roots.values())}
         for profile in profiles:
             for function in profile.functions:
-                label = _label(function)
+                label = self._label(function)
                 labels.add(label)
                 if is_idle_function(function):
                     self._waiting.add(label)
@@ -133,12 +153,38 @@ class _Tables:
         self._wakers: dict[Waker, int] = {}
         self._stacks: dict[tuple[int, int, bool, int, int], int] = {}
         self._examples: list[tuple[Walk, Origin]] = []
+        self._leaves: list[int] = []
+        self._parents = array("I")
         self._number: dict[tuple[int, int, int], int] = {}
         self._depths, self._node_functions = array("I"), array("I")
         self._lay_out(profiles, roots)
 
     def _root(self, origin: Origin) -> _Label | None:
-        return (printable(origin.process.root_name), "", _PROCESS) if self._begins_with_process else None
+        if not self._begins_with_process:
+            return None
+        name = origin.process.root_name
+        return printable(task_name(name) if self._by_key else name), "", _PROCESS
+
+    def _label(self, function: Function) -> _Label:
+        return label_of(function_key(function) if self._by_key else function)
+
+    def rank(self, key: Key) -> int | None:
+        """The number of a function, None where no stack has it."""
+        return self._rank.get(label_of(key))
+
+    @property
+    def size(self) -> int:
+        """How many nodes the tree has."""
+        return len(self._depths)
+
+    def path(self, stack: Stack, origin: Origin, boot: int) -> list[int]:
+        """The nodes of a stack, without the one that stands for everything."""
+        node = self._leaves[self._number[id(stack), id(origin), boot]]
+        path = []
+        while node:
+            path.append(node)
+            node = self._parents[node]
+        return path[::-1]
 
     def _lay_out(self, profiles: Sequence[Profile], roots: dict[int, _Label | None]) -> None:
         """The tree, out of all paths in order: each begins as far down as it shares the one before it."""
@@ -146,7 +192,7 @@ class _Tables:
         pairs: dict[tuple[int, int, int], tuple[Walk, Origin]] = {}
         first = self._rank[_ROOT]
         for profile in profiles:
-            ranks = [self._rank[_label(function)] for function in profile.functions]
+            ranks = [self._rank[self._label(function)] for function in profile.functions]
             for count in profile.counts:
                 key = (id(count.stack), id(count.origin), count.walk.boot)
                 if key not in pairs:
@@ -167,12 +213,18 @@ class _Tables:
             functions.extend(path[shared:])
             leaf[path] = len(depths) - 1
             before = path
+        parents: list[int] = []
+        for node, depth in enumerate(depths):
+            del parents[depth:]
+            self._parents.append(parents[-1] if parents else 0)
+            parents.append(node)
         for key, (walk, origin) in pairs.items():
             stack = walk.stack
             waker = 0 if stack.idle else 1 + _numbered(self._wakers, waker_of(stack, origin))
             what = (leaf[paths[key]], self._origin(origin), stack.idle, walk.boot, waker)
             if what not in self._stacks:
                 self._examples.append((walk, origin))
+                self._leaves.append(what[0])
             self._number[key] = self._stacks.setdefault(what, len(self._stacks))
 
     def _origin(self, origin: Origin) -> int:
@@ -249,10 +301,6 @@ class _Tables:
 def _waker(waker: Waker) -> dict[str, str]:
     words = [waker.context.value, waker.system_call, waker.running]
     return {"name": printable(waker.name), "doing": printable(", ".join([word for word in words if word]))}
-
-
-def _label(function: Function) -> _Label:
-    return printable(function.name), printable(function.module), function.kind.value
 
 
 def _numbered(numbers: dict[_Key, int], key: _Key) -> int:

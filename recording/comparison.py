@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from recording.blocks import Side, side_of
+from recording.blocks import Cell, Side, side_of
 from recording.collection import no_collection
 from recording.contrast import FEWEST_RUNS, LEVEL, Contrast, Difference, Measure, Part, Verdict, corrected
 from recording.matching import Key
@@ -104,6 +104,10 @@ class Comparison:
         """The row of a function (of a comparison by function)."""
         number = self._rows.number_of(function)
         return None if number is None else self._by_number.get(number)
+
+    def rows_along(self, cell: Cell) -> list[ComparedRow | None]:
+        """The rows that samples count for, root first (of a comparison by path); None where a caller only leads to the next one."""
+        return [self._by_number.get(number) for number in self._rows.place(cell)]
 
     def differing(self, of_row: OfRow | None = None) -> list[ComparedRow]:
         """The rows that differ by more than noise, in any part or in one."""

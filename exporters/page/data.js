@@ -54,6 +54,9 @@ async function unpack(text) {
   data.nodes = { depth: read(data.nodes.depth, Uint32Array), function: read(data.nodes.function, Uint32Array) };
   linkNodes(data.nodes);
   for (const [name, named] of Object.entries(data.stacks)) data.stacks[name] = read(named, Uint32Array);
+  for (const [name, named] of Object.entries(data.comparison)) {
+    if (name.endsWith("_worth")) data.comparison[name] = read(named, Uint8Array);
+  }
   for (const run of data.runs) run.vcpus = run.vcpus.map((packed) => unpackTrack(packed, read));
   return data;
 }

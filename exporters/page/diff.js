@@ -1,5 +1,17 @@
 // Two runs side by side: what differs, by how much, and whether that is more than the sampling error.
 
+/** What differences are worth (exporters/diff.py), in words. */
+const WORTHS = {
+  differs: "more than noise",
+  follows: "more than noise, but only because of others",
+  unsure: "perhaps more than noise",
+  noise: "within the sampling error",
+  untested: "too few samples to tell from noise",
+};
+/** In which order rows stand: what differs by itself first. */
+const RANKS = { differs: 3, follows: 2, unsure: 1, noise: 0, untested: 0 };
+const MATTERS = new Set(["differs", "follows"]);
+
 /** Figures of two summaries (before, after) in one measure: shares of the time, or running time. */
 class Compared {
   /** whole: whether nothing is filtered out, so that the intervals of the whole recordings hold. */
@@ -7,10 +19,10 @@ class Compared {
     Object.assign(this, { data, summaries, whole, measure });
   }
 
-  /** What a weight is in the measure: of 1, or nanoseconds. */
+  /** What a weight is in the measure: of 1, or nanoseconds of a run (on average, where a side has several). */
   figure(side, weight) {
-    if (this.measure === "time") return weight;
-    const { whole } = this.summaries[side];
+    const { whole, parts } = this.summaries[side];
+    if (this.measure === "time") return weight / parts.length;
     return whole ? weight / whole : 0;
   }
 
@@ -18,23 +30,31 @@ class Compared {
     return this.measure === "time" ? duration(figure) : percent(figure);
   }
 
-  /** A difference with its sign. */
-  signed(figure) {
-    const size = this.measure === "time" ? duration(Math.abs(figure)) : (100 * Math.abs(figure)).toFixed(2) + " points";
+  /** A difference with its sign; shares in percentage points. */
+  signed(figure, unit = " points") {
+    const size = this.measure === "time" ? duration(Math.abs(figure)) : (100 * Math.abs(figure)).toFixed(2) + unit;
     return (figure < 0 ? "−" : "+") + size;
   }
 
-  /** {low, high, differs} of a function's total or own figure; null where that is not known. */
+  /** {low, high, worth} of a function's total or own figure; null where it was not tested, or something is filtered out. */
   verdict(code, part) {
-    const row = this.whole ? this.data.comparison.functions[code] : undefined;
-    const found = row?.[this.measure]?.[part];
-    return found ? { low: found[0], high: found[1], differs: found[2] } : null;
+    const found = this.whole && this.data.comparison.functions[code]?.[this.measure]?.[part];
+    return found ? { low: found[0], high: found[1], worth: this.data.comparison.worths[found[2]] } : null;
+  }
+
+  /** What a box's difference is worth: that of its path, or of its function where paths were not tested; null where nothing was. */
+  worthOf(box) {
+    const { comparison } = this.data;
+    if (!this.whole || !comparison.testable) return null;
+    const paths = comparison[this.measure + "_worth"];
+    if (paths && box.node !== null) return comparison.worths[paths[box.node]];
+    return this.verdict(box.code, box.node === null && box.level === 1 ? "own" : "total")?.worth || "untested";
   }
 
   /** From -1 (gone) over 0 (equal, or noise) to 1 (new), of a box of the graph whose widths are of one side. */
   change(box, side) {
-    if (box.level === 0) return 0;
-    if (this.verdict(box.code, "total")?.differs === false) return 0;
+    const worth = this.worthOf(box);
+    if (box.level === 0 || (worth !== null && !MATTERS.has(worth))) return 0;
     const [mine, theirs] = [this.figure(side, box.value), this.figure(1 - side, box.other)];
     const more = side ? mine - theirs : theirs - mine;
     return more / Math.max(mine, theirs);
@@ -45,15 +65,15 @@ class Compared {
     const figures = [this.figure(side, box.value), this.figure(1 - side, box.other)];
     const [before, after] = side ? figures.reverse() : figures;
     const here = "A " + this.text(before) + ", B " + this.text(after) + ": " + this.signed(after - before) + " on this path";
-    return [here, this.interval(box.code, "total")].filter(Boolean);
+    const worth = this.worthOf(box);
+    return [here, worth ? WORTHS[worth] : "", this.interval(box.code, "total")].filter(Boolean);
   }
 
   /** What is known of a function as a whole. */
   interval(code, part) {
     const verdict = this.verdict(code, part);
     if (!verdict) return "";
-    const range = this.signed(verdict.low) + " to " + this.signed(verdict.high);
-    return "the function in all: " + range + (verdict.differs ? "" : ", which may be the sampling error");
+    return "the function in all: " + this.signed(verdict.low) + " to " + this.signed(verdict.high) + ", " + WORTHS[verdict.worth];
   }
 }
 
@@ -107,16 +127,17 @@ class Differences {
     const all = this.rows();
     const rows = this.by === "function" && this.found ? all.filter((row) => this.found[row.key]) : all;
     const { key, down } = this.sort;
-    const rank = {
+    const figure = {
       name: (row) => row.name,
       before: (row) => row.before,
       after: (row) => row.after,
-      more: (row) => Math.abs(row.more) + (row.verdict?.differs ? 1e18 : 0),
+      more: (row) => Math.abs(row.more),
       interval: (row) => (row.verdict ? row.verdict.high - row.verdict.low : 0),
     }[key];
+    const rank = (row) => (key === "more" ? RANKS[row.verdict?.worth || "untested"] : 0);
     const compare = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
-    rows.sort((one, other) => (down ? -1 : 1) * compare(rank(one), rank(other)) || compare(one.name, other.name) || one.key - other.key);
-    this.widest = rows.reduce((most, row) => Math.max(most, row.before, row.after), 0) || 1;
+    const order = (one, other) => rank(one) - rank(other) || compare(figure(one), figure(other));
+    rows.sort((one, other) => (down ? -1 : 1) * order(one, other) || compare(one.name, other.name) || one.key - other.key);
     fillRows(rows, all.length, this.most, this.by === "function" ? this.marked : null, (row) => this.row(row));
     byId("neighbours").hidden = true;
   }
@@ -124,11 +145,13 @@ class Differences {
   row(row) {
     const { compared } = this;
     const { verdict } = row;
-    const noise = verdict?.differs === false;
+    const isTested = this.by === "function" && compared.whole && this.model.data.comparison.testable;
+    const worth = verdict?.worth || (isTested ? "untested" : "");
+    const noise = worth !== "" && !MATTERS.has(worth);
     const change = row.more === 0 || noise ? "" : row.more > 0 ? "more" : "less";
     const figure = (value) => make("td", {}, make("data", { value }, compared.text(value)));
-    const interval = verdict ? compared.signed(verdict.low) + " … " + compared.signed(verdict.high) : "";
-    const told = make("td", { class: "interval" }, noise ? make("span", { class: "noise" }, "noise ") : "", interval);
+    const interval = verdict ? [verdict.low, verdict.high].map((end) => compared.signed(end, "")).join(" … ") : "";
+    const told = make("td", { class: "interval", title: WORTHS[worth] || "" }, make("span", { class: "worth" }, worth), " ", interval);
     return make(
       "tr",
       { class: [this.by === "function" && row.key === this.marked ? "marked" : "", noise ? "dim" : ""].join(" ") },
@@ -142,10 +165,10 @@ class Differences {
 }
 
 /** The parts of the last tab where two runs are compared. */
-function aboutComparison(data) {
-  const parts = [plainTable("How they are compared", ["What", "How"], data.comparison.lines)];
+function aboutComparison(data, letters) {
+  const parts = [plainTable("How they are compared", ["What", "How"], data.comparison.lines.map(([what, text]) => [what, isolated(text)]))];
   for (const [index, run] of data.runs.entries()) {
-    parts.push(make("h2", {}, LETTERS[index] + ": ", isolated(run.title)), plainTable("How far to trust it", ["What", "How"], run.quality));
+    parts.push(make("h2", {}, letters[index] + ": ", isolated(run.title)), plainTable("How far to trust it", ["What", "How"], run.quality));
   }
   return parts;
 }

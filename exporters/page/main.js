@@ -1,12 +1,13 @@
 // What is chosen on the page, and what follows from it.
 
-const LETTERS = ["A", "B"];
-
 class Page {
   constructor(data) {
     this.data = data;
     this.model = new Model(data);
     this.paint = new Paint(data);
+    /** Of each side, the places of its runs; one side where nothing is compared. */
+    this.sides = data.comparison.sides || [[0]];
+    this.letters = lettersOf(this.sides);
     this.ranges = data.runs.map(() => null);
     this.marked = null;
     this.tab = "graph";
@@ -20,7 +21,7 @@ class Page {
     this.table = new Table(this.model, { pick });
     this.differences = new Differences(this.model, { pick });
     this.overviews = data.runs.map((run, index) => {
-      const words = data.runs.length > 1 ? LETTERS[index] + ": " : "";
+      const words = data.runs.length > 1 ? this.letters[index] + ": " : "";
       return new Overview(this.model, this.paint, words, { choose: (range) => this.choose(range, index) });
     });
     byId("overviews").replaceChildren(...this.overviews.map((overview) => overview.canvas));
@@ -48,7 +49,7 @@ class Page {
     const { runs } = this.data;
     if (runs.length < 2) return;
     const choices = [[null, "Difference", "Difference between A and B"]];
-    for (const [index, run] of runs.entries()) choices.push([index, LETTERS[index], LETTERS[index] + ": " + run.title]);
+    for (const [index, run] of runs.entries()) choices.push([index, this.letters[index], this.letters[index] + ": " + run.title]);
     const buttons = choices.map(([run, words, all]) => {
       const button = make("button", { type: "button", role: "radio", "aria-label": all, title: all }, words);
       button.addEventListener("click", () => this.show(run));
@@ -80,7 +81,7 @@ class Page {
     byId("title").replaceChildren(...(run === null ? this.titleOfBoth() : [isolated(runs[run].title)]));
     const quality = (words) => words.quality.map(([what, text]) => what.toLowerCase() + " " + text).slice(0, 3).join(" · ");
     byId("subtitle").textContent = run === null ? this.data.comparison.words : quality(runs[run]);
-    const parts = run === null ? aboutComparison(this.data) : aboutRun(runs[run], this.data.version);
+    const parts = run === null ? aboutComparison(this.data, this.letters) : aboutRun(runs[run], this.data.version);
     byId("about").replaceChildren(...parts);
     this.legend();
     if (run === null && (this.tab === "chart" || this.tab === "boot")) this.tab = "graph";
@@ -88,7 +89,7 @@ class Page {
   }
 
   titleOfBoth() {
-    const [first, second] = this.data.runs.map((run) => isolated(run.title));
+    const [first, second] = this.sides.map((side) => isolated(this.data.runs[side[0]].title));
     return ["A: ", first, " → B: ", second];
   }
 
@@ -133,7 +134,9 @@ class Page {
     const filter = this.filter();
     const words = byId("search").value;
     const found = (this.found = this.model.found(words));
-    const summaries = this.shown.map((run) => this.model.summary(run, this.ranges[this.data.runs.indexOf(run)], filter, found, words));
+    const partOf = (index) => ({ run: this.data.runs[index], range: this.ranges[index] });
+    const sides = this.run === null ? this.sides : [[this.run]];
+    const summaries = sides.map((side) => this.model.summary(side.map(partOf), filter, found, words));
     this.summaries = summaries;
     const matches = summaries.map((summary) => found && percent(this.model.foundShare(summary, found)));
     byId("matched").textContent = found ? matches.join(" and ") + " of the time matches" : "";
@@ -171,17 +174,18 @@ class Page {
 
   tellSelection() {
     const told = this.summaries.map((summary, index) => {
-      const whole = summary.run.weight;
+      const whole = summary.recorded;
       const words = [counted(summary.samples, "sample"), duration(summary.weight) + " of vCPU time"];
       if (whole && summary.weight < whole) words.push(percent(summary.weight / whole) + " of all");
-      return (this.run === null ? LETTERS[index] + ": " : "") + words.join(", ");
+      return (this.run === null ? "AB"[index] + ": " : "") + words.join(", ");
     });
     byId("selected").textContent = told.join(" · ");
     byId("selected").dataset.weight = this.summaries.map((summary) => summary.weight).join(" ");
     byId("selected").dataset.samples = this.summaries.map((summary) => summary.samples).join(" ");
     const [from, until] = this.range || ["", ""];
+    const typing = document.activeElement === byId("from") || document.activeElement === byId("until");
     const put = (id, value) => {
-      if (document.activeElement !== byId(id)) byId(id).value = value === "" ? "" : Number((value / 1e9).toFixed(6));
+      if (!typing) byId(id).value = value === "" ? "" : Number((value / 1e9).toFixed(6));
     };
     put("from", from);
     put("until", until);
@@ -305,7 +309,9 @@ class Page {
     const [first, last] = wholeSpan(this.shown[0]);
     const read = (id, otherwise) => (byId(id).value === "" ? otherwise : Number(byId(id).value) * 1e9);
     const range = [read("from", first), read("until", last + 1)];
-    this.choose(byId("from").value === "" && byId("until").value === "" ? null : range);
+    const isRange = range[1] > range[0];
+    byId("until").setAttribute("aria-invalid", String(!isRange));
+    if (isRange) this.choose(byId("from").value === "" && byId("until").value === "" ? null : range);
   }
 
   key(event) {
@@ -322,6 +328,11 @@ class Page {
       }
     }
   }
+}
+
+/** What runs are called: A and B, or A1, A2 ... where a side has several. */
+function lettersOf(sides) {
+  return sides.flatMap((side, index) => side.map((_, place) => "AB"[index] + (side.length > 1 ? place + 1 : "")));
 }
 
 unpack(byId("data").textContent).then(

@@ -97,34 +97,34 @@ class Model {
     return [lowerBound(track.time, range[0]), lowerBound(track.time, range[1])];
   }
 
-  /** Weight and samples of each stack in one run. */
-  sums(run, range, vcpu) {
+  /** Weight and samples of each stack in runs: a list of {run, range}. */
+  sums(parts, vcpu) {
     const count = this.data.stacks.node.length;
     const sums = { weight: new Float64Array(count), samples: new Float64Array(count) };
-    for (const track of run.vcpus) {
-      if (vcpu !== null && track.vcpu !== vcpu) continue;
-      const [first, last] = this.within(track, range);
-      for (let index = first; index < last; index++) {
-        sums.weight[track.stack[index]] += track.weight[index];
-        sums.samples[track.stack[index]] += track.samples[index];
+    for (const { run, range } of parts) {
+      for (const track of run.vcpus) {
+        if (vcpu !== null && track.vcpu !== vcpu) continue;
+        const [first, last] = this.within(track, range);
+        for (let index = first; index < last; index++) {
+          sums.weight[track.stack[index]] += track.weight[index];
+          sums.samples[track.stack[index]] += track.samples[index];
+        }
       }
     }
     return sums;
   }
 
   /**
-   * What passes in one run: sums by stack and by node (own: the innermost is this node; all: anywhere below it). `value` is what
-   * widths are: time, or samples where no time has passed, as in a recording of one halt.
+   * What passes in runs, each with its range: sums by stack and by node (own: the innermost is this node; all: anywhere below it).
+   * `value` is what widths are: time, or samples where no time has passed, as in a recording of one halt.
    */
-  summary(run, range, filter, found, words) {
+  summary(parts, filter, found, words) {
     const { nodes, stacks } = this.data;
     const count = nodes.depth.length;
     const passes = this.passing(filter, found, words);
-    const sums = this.sums(run, range, filter.vcpu);
+    const sums = this.sums(parts, filter.vcpu);
     const own = { weight: new Float64Array(count), samples: new Float64Array(count) };
-    let everything = 0;
     for (let stack = 0; stack < passes.length; stack++) {
-      everything += sums.weight[stack];
       if (!passes[stack]) {
         sums.weight[stack] = sums.samples[stack] = 0;
         continue;
@@ -137,16 +137,16 @@ class Model {
       all.weight[nodes.parent[node]] += all.weight[node];
       all.samples[nodes.parent[node]] += all.samples[node];
     }
-    const timed = run.weight > 0;
+    const recorded = parts.reduce((sum, part) => sum + part.run.weight, 0);
+    const timed = recorded > 0;
     return {
-      run,
-      range,
+      parts,
+      recorded,
       vcpu: filter.vcpu,
       passes,
       sums,
       own,
       all,
-      everything,
       timed,
       weight: all.weight[0],
       samples: all.samples[0],
@@ -241,20 +241,23 @@ class Model {
 
   /** Of each vCPU, what passes; needs the samples again, as sums by stack do not know. */
   vcpuRows(summary) {
-    const rows = [];
-    for (const track of summary.run.vcpus) {
-      if (summary.vcpu !== null && track.vcpu !== summary.vcpu) continue;
-      const [first, last] = this.within(track, summary.range);
-      let own = 0;
-      let samples = 0;
-      for (let index = first; index < last; index++) {
-        if (!summary.passes[track.stack[index]]) continue;
-        own += track.weight[index];
-        samples += track.samples[index];
+    const rows = new Map();
+    for (const { run, range } of summary.parts) {
+      for (const track of run.vcpus) {
+        if (summary.vcpu !== null && track.vcpu !== summary.vcpu) continue;
+        const [first, last] = this.within(track, range);
+        const name = "vCPU " + track.vcpu;
+        const row = rows.get(track.vcpu) || { key: track.vcpu, name, group: name, module: "", kind: -1, own: 0, samples: 0 };
+        for (let index = first; index < last; index++) {
+          if (!summary.passes[track.stack[index]]) continue;
+          row.own += track.weight[index];
+          row.samples += track.samples[index];
+        }
+        row.total = row.own;
+        if (row.samples) rows.set(track.vcpu, row);
       }
-      if (samples) rows.push({ key: track.vcpu, name: "vCPU " + track.vcpu, group: "vCPU " + track.vcpu, module: "", kind: -1, own, total: own, samples });
     }
-    return rows;
+    return [...rows.values()];
   }
 }
 

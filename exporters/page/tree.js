@@ -71,6 +71,7 @@ class Tree {
     const { first, second, model } = this;
     if (!this.inverted) {
       return {
+        node: item,
         kind: model.kindOf(item),
         value: first.value[item],
         weight: first.all.weight[item],
@@ -88,7 +89,7 @@ class Tree {
       if (second) other += second.ownValue[leaf];
     }
     const kind = item.at === null ? model.processKind : model.kindOf(item.at[0]);
-    return { kind, value: item.value, weight, samples, own: 0, other };
+    return { node: null, kind, value: item.value, weight, samples, own: 0, other };
   }
 
   children(item) {

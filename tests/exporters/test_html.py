@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from exporters.html import export_html, export_html_difference
+from exporters.html import export_html
 from exporters.html_data import Track, fitting
 from exporters.text import printable
 from recording.milestones import find_milestones
@@ -74,11 +74,11 @@ def outline(page: bytes) -> Outline:
     return parser
 
 
-def counted_stacks(profile: Profile, *, with_processes: bool = False) -> Counter[tuple[int, tuple[str, ...], str]]:
+def counted_stacks(profile: Profile) -> Counter[tuple[int, tuple[str, ...], str]]:
     """Weight of each vCPU, stack (root first, after its process) and context."""
     found: Counter[tuple[int, tuple[str, ...], str]] = Counter()
     for count in profile.counts:
-        root = [count.origin.process.root_name] if with_processes or profile.has_tasks else []
+        root = [count.origin.process.root_name] if profile.has_tasks else []
         names = (*root, *[function.name for function in count.stack.functions])
         found[count.vcpu, tuple(map(printable, names)), count.origin.context.value] += count.weight_ns
     return found
@@ -237,21 +237,6 @@ def test_samples_that_overlap_or_leave_gaps_keep_their_moments(tmp_path: Path) -
         (20 * MS, 25 * MS),
         (30 * MS, 0),
     ]
-
-
-@pytest.mark.parametrize("run", [0, 1])
-def test_two_runs_share_names_and_stacks_and_keep_their_own_samples(tmp_path: Path, run: int) -> None:
-    paths = busy_recording(tmp_path / "a"), small_recording(tmp_path / "b")
-    with opened(paths[0]) as before, opened(paths[1]) as after:
-        data = data_of(export_html_difference(before, after, version="0.0"))
-        nodes, names = paths_of(data), data["functions"]["name"]
-        assert nodes == sorted(set(nodes))
-        found: Counter[tuple[int, tuple[str, ...], str]] = Counter()
-        for vcpu, stack, _, weight, _ in samples_of(data, run):
-            context = data["contexts"][data["origins"][data["stacks"]["origin"][stack]][2]]
-            path = [names[function] for function in nodes[data["stacks"]["node"][stack]][1:]]
-            found[vcpu, tuple(path), context] += weight
-        assert found == counted_stacks((before, after)[run], with_processes=True)
 
 
 def test_milestones_are_those_of_the_whole_recording(tmp_path: Path) -> None:
