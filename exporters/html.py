@@ -26,6 +26,8 @@ _SCRIPTS = (
     "paint.js",
     "graph.js",
     "time.js",
+    "overview.js",
+    "chart.js",
     "table.js",
     "about.js",
     "boot.js",

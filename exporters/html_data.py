@@ -16,13 +16,13 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from exporters.colours import COLOURS, WHOLE
+from exporters.html_tracks import Track, fitting
 from exporters.text import printable
 from recording.idle import is_idle_function
 from recording.matching import UNNAMED, Key, function_key, task_name
@@ -34,31 +34,11 @@ from recording.profile import Appearance, Origin, Profile, Stack, Walk
 from recording.reader import Selection
 from recording.waits import Waker, waker_of
 
-MOST_SAMPLES = 1 << 20
-"""Of more than these a page keeps no single ones: what a vCPU had several times within a short time becomes one."""
 _PROCESS = "process"
 _ROOT = ("all", "", _PROCESS)
 _Label = tuple[str, str, str]
 """Name, module and kind of a function or process, printable."""
 _Key = TypeVar("_Key", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """The samples of a vCPU in time order: the stack's number, weight, moment (guest running time), how many it stands for."""
-
-    vcpu: int
-    stacks: array[int] = field(default_factory=lambda: array("I"))
-    weights_ns: array[int] = field(default_factory=lambda: array("Q"))
-    times_ns: array[int] = field(default_factory=lambda: array("q"))
-    counts: array[int] = field(default_factory=lambda: array("I"))
-
-    def add(self, stack: int, weight_ns: int, time_ns: int, count: int) -> None:
-        """Append a sample."""
-        self.stacks.append(stack)
-        self.weights_ns.append(weight_ns)
-        self.times_ns.append(time_ns)
-        self.counts.append(count)
 
 
 class Compared(Protocol):
@@ -306,47 +286,6 @@ def _waker(waker: Waker) -> dict[str, str]:
 def _numbered(numbers: dict[_Key, int], key: _Key) -> int:
     """The number of a thing, in the order in which they were first asked for."""
     return numbers.setdefault(key, len(numbers))
-
-
-def fitting(tracks: list[Track], most: int = MOST_SAMPLES) -> list[Track]:
-    """The tracks, with samples merged within stretches of time that are as short as leaves at most so many."""
-    total = sum(len(track.stacks) for track in tracks)
-    if total <= most:
-        return tracks
-    span_ns = max(track.times_ns[-1] for track in tracks) - min(track.times_ns[0] for track in tracks)
-    stretch_ns = max(1, span_ns * len(tracks) // most)
-    while True:
-        merged = [_merged(track, stretch_ns) for track in tracks]
-        if sum(len(track.stacks) for track in merged) <= most or stretch_ns > span_ns:
-            return merged
-        stretch_ns *= 2
-
-
-def _merged(track: Track, stretch_ns: int) -> Track:
-    merged = Track(track.vcpu)
-    now, begin_ns = None, 0
-    found: dict[int, list[int]] = {}
-    for stack, weight_ns, time_ns, count in _rows(track):
-        if time_ns // stretch_ns != now:
-            _flush(merged, found, begin_ns)
-            now, begin_ns = time_ns // stretch_ns, time_ns - weight_ns
-        row = found.setdefault(stack, [0, 0])
-        row[0] += weight_ns
-        row[1] += count
-    _flush(merged, found, begin_ns)
-    return merged
-
-
-def _rows(track: Track) -> Iterable[tuple[int, int, int, int]]:
-    return zip(track.stacks, track.weights_ns, track.times_ns, track.counts, strict=True)
-
-
-def _flush(track: Track, found: dict[int, list[int]], begin_ns: int) -> None:
-    """Lay what was found within a stretch one after the other."""
-    for stack, (weight_ns, count) in found.items():
-        begin_ns += weight_ns
-        track.add(stack, weight_ns, begin_ns, count)
-    found.clear()
 
 
 def _packed_track(track: Track, columns: _Columns) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Graph {
     if (this.focus) this.focus = this.find(pathOf(this.focus));
     /** What is drawn and where, for those who drive the page: pixels from the canvas' corner. */
     this.canvas.boxes = () =>
-      this.boxes.map((box) => ({ name: this.nameOf(box), level: box.level, ...this.place(box), value: box.value, hit: this.isHit(box) }));
+      this.boxes.map((box) => ({ name: this.nameOf(box), level: box.level, ...this.place(box), value: box.value, hit: this.isHit(box), colour: this.fill(box) }));
     this.draw();
     byId("unzoom").disabled = !this.zoom.length;
   }

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from exporters.html import export_html
-from exporters.html_data import Track, fitting
+from exporters.html_tracks import Track, fitting
 from exporters.text import printable
 from recording.milestones import find_milestones
 from recording.model import Context
