@@ -25,6 +25,8 @@ from recording.profile import Profile
 from recording.quality import Quality
 
 _LONGEST = 500
+_MOST_LINES = 5000
+"""Of the console; a guest that writes more would fill the page with it."""
 _FACTS = {
     "kernel_release": "Kernel",
     "kernel_banner": "Kernel's banner",
@@ -78,6 +80,10 @@ def run_values(profile: Profile, *, title: str | None) -> dict[str, Any]:
         "events": [
             {"time": event.running_time_ns, "name": printable(event.kind), "text": shortened(printable(event.text), _LONGEST)}
             for event in profile.events()
+        ],
+        "console": [
+            {"time": line.running_time_ns, "text": shortened(printable(line.text), _LONGEST)}
+            for line in profile.console()[:_MOST_LINES]
         ],
     }
 

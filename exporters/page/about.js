@@ -31,6 +31,10 @@ function aboutRun(run, version) {
     const rows = run.events.map((event) => [isolated(event.name), moment(event.time), isolated(event.text)]);
     parts.push(plainTable("What happened while recording", ["Event", "At", "What"], rows));
   }
+  if (run.console.length) {
+    const rows = run.console.map((line) => [moment(line.time), make("bdi", { class: "name" }, line.text)]);
+    parts.push(make("details", {}, make("summary", {}, counted(rows.length, "line") + " of the console"), plainTable("Console", ["At", "Line"], rows)));
+  }
   const facts = [...run.facts, ["Page written by", "guestprof " + version]];
   parts.push(plainTable("The run", ["What", "Value"], facts.map(([words, value]) => [words, isolated(value)])));
   return parts;

@@ -139,6 +139,7 @@ class Differences {
     const order = (one, other) => rank(one) - rank(other) || compare(figure(one), figure(other));
     rows.sort((one, other) => (down ? -1 : 1) * order(one, other) || compare(one.name, other.name) || one.key - other.key);
     fillRows(rows, all.length, this.most, this.by === "function" ? this.marked : null, (row) => this.row(row));
+    if (!this.compared.whole) byId("rows").textContent += ", not tested: something is left out";
     byId("neighbours").hidden = true;
   }
 

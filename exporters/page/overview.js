@@ -8,6 +8,7 @@ class Overview {
     this.model = model;
     this.paint = paint;
     this.actions = actions;
+    this.words = words;
     this.canvas = make("canvas", {
       class: "overview",
       tabindex: "0",
@@ -80,7 +81,7 @@ class Overview {
       this.paintStrip(context, this.shares(track, width), top, STRIP - 2);
       context.fillStyle = paint.ink;
       context.globalAlpha = 0.85;
-      context.fillText("vCPU " + track.vcpu, 4, top + 8);
+      context.fillText(this.words + "vCPU " + track.vcpu, 4, top + 8);
       context.globalAlpha = 1;
     });
     drawMilestones(context, paint, run.milestones, this.span, width, 0, height - AXIS);

@@ -135,6 +135,16 @@ def test_everything_about_the_run_is_there(tmp_path: Path) -> None:
     assert run["selection"] == []
 
 
+def test_the_console_is_told_apart_from_other_events(tmp_path: Path) -> None:
+    (run,) = data_of(page_of(boot_recording(tmp_path / "a")))["runs"]
+    assert [line["text"] for line in run["console"]] == [
+        "[    0.052000] ACPI: Core revision 20220331",
+        "Welcome to Debian",
+        "login: ",
+    ]
+    assert "console" not in {event["name"] for event in run["events"]}
+
+
 def test_a_selection_is_told(tmp_path: Path) -> None:
     chosen = Selection(since_ns=10 * MS, idle=False, contexts=frozenset({Context.USER}))
     (run,) = data_of(page_of(busy_recording(tmp_path / "a"), chosen))["runs"]
