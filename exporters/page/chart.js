@@ -35,7 +35,7 @@ class Chart {
     });
     this.box.replaceChildren(
       this.axis,
-      ...this.tracks.flatMap((part) => [make("h3", {}, "vCPU " + part.track.vcpu), part.canvas]),
+      ...this.tracks.flatMap((part) => [make("h2", {}, "vCPU " + part.track.vcpu), part.canvas]),
     );
   }
 
