@@ -45,7 +45,7 @@ class _Compared:
         return known if known.by is by else Comparison(*self._sides, by)
 
     def document(self, tables: Tables) -> dict[str, Any]:
-        """``functions``: by the number of the function, of the measures and parts that were tested, [low, high, worth].
+        """``functions``: by the number of the function, of the measures and parts that were tested, the figures and their worth.
 
         ``share_worth``, ``time_worth``: of the total of each node of the tree, the place of its worth in ``worths``.
         """
@@ -102,11 +102,12 @@ def _boots(profiles: Sequence[Profile]) -> dict[tuple[int, int], int]:
     return {(id(count.stack), id(count.origin)): count.walk.boot for profile in profiles for count in profile.counts}
 
 
-def _tested(row: ComparedRow, measure: Measure) -> dict[str, tuple[float, float, int]]:
-    """The interval and the worth of what was tested."""
+def _tested(row: ComparedRow, measure: Measure) -> dict[str, tuple[float, float, int, float, float]]:
+    """Of each part that was tested [low, high, worth, before, after]."""
     values = {}
     for name, part in _PARTS.items():
         difference = row.differences[measure, part]
         if difference.low is not None and difference.high is not None:
-            values[name] = (difference.low, difference.high, _WORTH.index(worth_of(row, measure, part)))
+            worth = _WORTH.index(worth_of(row, measure, part))
+            values[name] = (difference.low, difference.high, worth, difference.before, difference.after)
     return values

@@ -17,6 +17,7 @@ from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
 from exporters.html import export_html
+from exporters.html_diff import export_html_diff
 from exporters.paint import PLAIN, Paint
 from exporters.per import Per
 from exporters.perf_script import export_perf_script
@@ -163,5 +164,6 @@ def diff_formats(paint: Paint = PLAIN) -> dict[str, DiffFormat]:
             DiffFormat("text", lambda view, _version: export_diff_text(view, paint=paint)),
             DiffFormat("json", lambda view, _version: export_diff_json(view)),
             DiffFormat("folded", lambda view, _version: export_diff_folded(view)),
+            DiffFormat("html", export_html_diff),
         )
     }

@@ -1,4 +1,5 @@
 // Milestones divide the time into phases; halts in which every vCPU that was started was idle are waits, which something ended.
+// What counts is as in recording/phases.py and recording/waits.py.
 
 /** The phases of a run within a range, from the first to the last with samples: {name, text, from, until}, with their sums. */
 function phasesOf(model, run, range) {
@@ -17,6 +18,45 @@ function phasesOf(model, run, range) {
   return phases;
 }
 
+/** The halts of a run in a range, in time order: the samples of each as {track, index, stack, weight}. */
+function* haltsOf(model, run, range) {
+  const places = run.vcpus.map((track) => {
+    const [at, end] = model.within(track, range);
+    return { track, at, end };
+  });
+  for (;;) {
+    let now = Infinity;
+    for (const place of places) if (place.at < place.end) now = Math.min(now, place.track.time[place.at]);
+    if (now === Infinity) return;
+    const samples = [];
+    for (const place of places) {
+      const { track, at } = place;
+      if (at >= place.end || track.time[at] !== now) continue;
+      samples.push({ track, index: at, stack: track.stack[at], weight: track.weight[at] });
+      place.at++;
+    }
+    yield { now, samples };
+  }
+}
+
+/** Marks the samples of vCPUs that nobody had started yet: they stood in firmware while another one ran the kernel. */
+function markParked(model, run) {
+  if (run.vcpus.every((track) => track.parked)) return;
+  const { stacks, origins } = model.data;
+  for (const track of run.vcpus) track.parked = new Uint8Array(track.time.length);
+  const [boots, started] = [new Set(), new Set()];
+  for (const { samples } of haltsOf(model, run, null)) {
+    for (const { track, index, stack } of samples) {
+      const boot = stacks.boot[stack];
+      const key = boot + " " + track.vcpu;
+      if (!origins[stacks.origin[stack]][4]) {
+        boots.add(boot);
+        started.add(key);
+      } else if (boots.has(boot) && !started.has(key)) track.parked[index] = 1;
+    }
+  }
+}
+
 /** What was sampled within a phase: time by what the vCPUs did, and the functions that took most by themselves. */
 function sumsOf(model, run, phase) {
   const { stacks, origins, contexts, nodes } = model.data;
@@ -25,6 +65,7 @@ function sumsOf(model, run, phase) {
   for (const track of run.vcpus) {
     const [first, last] = model.within(track, [phase.from, phase.until]);
     for (let index = first; index < last; index++) {
+      if (track.parked[index]) continue;
       const stack = track.stack[index];
       const weight = track.weight[index];
       const context = contexts[origins[stacks.origin[stack]][2]];
@@ -40,49 +81,24 @@ function sumsOf(model, run, phase) {
   return { ...sums, top };
 }
 
-/** The halts of a run in a range, in time order: the samples of each as {vcpu, stack, weight}. */
-function* haltsOf(model, run, range) {
-  const places = run.vcpus.map((track) => {
-    const [at, end] = model.within(track, range);
-    return { track, at, end };
-  });
-  for (;;) {
-    let now = Infinity;
-    for (const place of places) if (place.at < place.end) now = Math.min(now, place.track.time[place.at]);
-    if (now === Infinity) return;
-    const samples = [];
-    for (const place of places) {
-      const { track, at } = place;
-      if (at >= place.end || track.time[at] !== now) continue;
-      samples.push({ vcpu: track.vcpu, stack: track.stack[at], weight: track.weight[at] });
-      place.at++;
-    }
-    yield { now, samples };
-  }
-}
-
 /** Spans in which nothing ran: {from, until, by: the stack that ended it, or null at the end}. As recording/waits.py tells them. */
 function waitsOf(model, run, range) {
   const { stacks, origins, threads } = model.data;
-  const started = new Set();
   const waits = [];
   let [from, until, before] = [null, 0, null];
-  const isFirmware = (stack) => origins[stacks.origin[stack]][4];
-  const hasTask = (stack) => threads[origins[stacks.origin[stack]][1]].pid !== null;
-  for (const { now, samples } of haltsOf(model, run, range)) {
-    const key = (sample) => sample.vcpu + " " + stacks.boot[sample.stack];
-    let busy = samples.filter((sample) => !stacks.idle[sample.stack]);
-    for (const sample of busy) if (!isFirmware(sample.stack)) started.add(key(sample));
-    busy = busy.filter((sample) => started.has(key(sample)));
-    if (!busy.length && samples.some((sample) => stacks.idle[sample.stack])) {
-      if (from === null) from = before === null ? now - Math.max(...samples.map((sample) => sample.weight)) : before;
-      until = now;
-    } else if (from !== null && busy.length) {
-      const by = busy.find((sample) => hasTask(sample.stack)) || busy[0];
-      waits.push({ from, until, by: by.stack });
+  const hasTask = (sample) => threads[origins[stacks.origin[sample.stack]][1]].pid !== null;
+  for (const halt of haltsOf(model, run, range)) {
+    const samples = halt.samples.filter(({ track, index }) => !track.parked[index]);
+    if (!samples.length) continue;
+    const busy = samples.filter((sample) => !stacks.idle[sample.stack]);
+    if (!busy.length) {
+      if (from === null) from = before === null ? halt.now - Math.max(...samples.map((sample) => sample.weight)) : before;
+      until = halt.now;
+    } else if (from !== null) {
+      waits.push({ from, until, by: (busy.find(hasTask) || busy[0]).stack });
       from = null;
     }
-    before = now;
+    before = halt.now;
   }
   if (from !== null) waits.push({ from, until, by: null });
   return waits;
@@ -113,6 +129,7 @@ class Boot {
 
   show(run, range) {
     const parts = [];
+    markParked(this.model, run);
     if (run.milestones.length) parts.push(this.phases(run, range), this.milestones(run));
     else parts.push(make("p", { class: "dim" }, "No milestone of a boot is in this recording."));
     parts.push(...this.waits(run, range));

@@ -36,10 +36,12 @@ class Compared {
     return (figure < 0 ? "−" : "+") + size;
   }
 
-  /** {low, high, worth} of a function's total or own figure; null where it was not tested, or something is filtered out. */
+  /** {low, high, worth, before, after} of a function's total or own figure; null where it was not tested, or something is filtered out. */
   verdict(code, part) {
     const found = this.whole && this.data.comparison.functions[code]?.[this.measure]?.[part];
-    return found ? { low: found[0], high: found[1], worth: this.data.comparison.worths[found[2]] } : null;
+    if (!found) return null;
+    const [low, high, worth, before, after] = found;
+    return { low, high, worth: this.data.comparison.worths[worth], before, after };
   }
 
   /** What a box's difference is worth: that of its path, or of its function where paths were not tested; null where nothing was. */
@@ -117,8 +119,10 @@ class Differences {
     }
     for (const row of rows.values()) {
       [row.before, row.after] = row.weights.map((weight, side) => this.compared.figure(side, weight));
-      row.more = row.after - row.before;
       row.verdict = this.by === "function" ? this.compared.verdict(row.key, part) : null;
+      // What was tested leaves out what nobody saw (late samples), so it has figures of its own.
+      if (row.verdict) [row.before, row.after] = [row.verdict.before, row.verdict.after];
+      row.more = row.after - row.before;
     }
     return [...rows.values()];
   }

@@ -227,7 +227,9 @@ def test_milestones_phases_and_waits_are_the_recording_s(browser: Any, tmp_path:
     longest = max(range(len(phases)), key=lambda index: course.phases[index].duration_ns)
     tables["Phases"].find_elements("css selector", "tbody tr")[longest].find_elements("css selector", "button")[-1].click()
     page.settle()
-    assert page.selected == (course.phases[longest].samples, course.phases[longest].weight_ns)
+    phase = course.phases[longest]
+    with opened(path, Selection(since_ns=phase.start_ns, until_ns=phase.end_ns)) as selected:
+        assert page.selected == (selected.samples, selected.weight_ns)
     assert page.was_quiet()
 
 

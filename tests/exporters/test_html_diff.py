@@ -82,7 +82,9 @@ def test_figures_are_the_comparison_s(recordings: tuple[Path, Path], page_bytes:
                     difference = row.differences[measure, of_row]
                     worth = list(Worth).index(worth_of(row, measure, of_row))
                     assert values[measure.value].get(part) == (
-                        None if difference.low is None else [difference.low, difference.high, worth]
+                        None
+                        if difference.low is None
+                        else [difference.low, difference.high, worth, difference.before, difference.after]
                     )
 
 
