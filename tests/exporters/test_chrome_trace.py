@@ -18,6 +18,7 @@ from tests.builders.boots import boot_recording
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, opened, small_recording
 from tests.builders.recordings import MS, Stack, write_recording
 from tests.exporters.profiler_cli import needs_profiler_cli, viewing
+from tests.exporters.schemas import check_schema
 from tests.exporters.speedscope_app import imported, needs_speedscope
 
 
@@ -98,7 +99,7 @@ def test_the_firefox_profiler_reads_slices_and_events_as_markers(tmp_path: Path)
 
 
 def test_milestones_of_a_boot_are_instants(tmp_path: Path) -> None:
-    document = json.loads(text_of(boot_recording(tmp_path / "a"), Selection(since_ns=50 * MS, until_ns=75 * MS)))
+    document = check_schema("chrome-trace", text_of(boot_recording(tmp_path / "a"), Selection(since_ns=50 * MS, until_ns=75 * MS)))
     assert [(row["name"], row["cat"], row["ts"]) for row in document["traceEvents"] if row["ph"] == "i"] == [
         ("kernel_init", "milestone", 60_000),
         ("initcalls", "milestone", 70_000),

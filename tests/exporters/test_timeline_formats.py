@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-import exporters
 from exporters.registry import TIMELINE_FORMATS
 from exporters.timeline import Section, TimelineView
 from recording.model import Context, Event, Task
@@ -22,10 +21,9 @@ from recording.timeline import timeline_of
 from tests.builders.boots import boot_recording
 from tests.builders.profiles import HOSTILE_NAMES, opened, small_recording
 from tests.builders.recordings import Names, Stack, write_recording
+from tests.exporters.schemas import check_schema
 
 EVERYTHING = tuple(Section)
-SCHEMA: dict[str, Any] = json.loads((Path(exporters.__file__).parent / "schemas" / "timeline.schema.json").read_bytes())
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def exported(
@@ -41,8 +39,7 @@ def exported(
 
 def document(path: Path, **options: Any) -> dict[str, Any]:
     """The JSON, which fits its schema."""
-    text: dict[str, Any] = json.loads(exported(path, "json", **options))
-    VALIDATOR.validate(text)
+    text: dict[str, Any] = check_schema("timeline", exported(path, "json", **options).encode())
     return text
 
 
@@ -51,8 +48,7 @@ def test_golden_files(tmp_path: Path, golden: Callable[[str, bytes], None], form
     golden(f"boot.timeline.{suffix}", exported(boot_recording(tmp_path / "a"), form).encode())
 
 
-def test_the_schema_is_one_and_refuses_what_is_wrong(tmp_path: Path) -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
     good = document(boot_recording(tmp_path / "a"))
     for path, wrong in ((("course", "end_ns"), "late"), (("milestones", 0, "boot"), -1), (("functions", 0, "kind"), "magic")):
         spoilt: Any = json.loads(json.dumps(good))
@@ -60,7 +56,8 @@ def test_the_schema_is_one_and_refuses_what_is_wrong(tmp_path: Path) -> None:
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = wrong
-        assert not VALIDATOR.is_valid(spoilt)
+        with pytest.raises(jsonschema.ValidationError):
+            check_schema("timeline", json.dumps(spoilt).encode())
 
 
 def test_each_section_alone(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,7 @@ def test_boot_and_workload(guest_kernel: Callable[[str], Path], debian_image: Pa
     with Recording.open(path) as recording:
         check_stacks(Profile(recording))
     check_outputs(path)
+    check_timeline(json.loads(guestprof("timeline", path, "--mark", f"round={FIRST_ROUND}", "-f", "json").stdout))
 
 
 def check_stacks(profile: Profile) -> None:
@@ -76,3 +79,28 @@ def check_outputs(path: Path) -> None:
     assert {"user", "idle", "system-call", "page-fault", "hard-irq"} <= contexts
     processes = {row["name"] for row in report_of(path, "--by", "process")["processes"]}
     assert any(name.startswith("python3") for name in processes)
+
+
+def check_timeline(timeline: dict[str, Any]) -> None:
+    """From firmware to the workload's first line: what must come before what."""
+    milestones = [row["name"] for row in timeline["milestones"]]
+    order = ("firmware", "kernel-entry", "start_kernel", "kernel_init", "initcall-subsys", "init", "init:systemd", "round")
+    assert [name for name in milestones if name in order] == list(order)
+    times = {row["name"]: row["time_ns"] for row in timeline["milestones"]}
+    # In the list of modules before their code runs, which the initramfs has them loaded for; found loaded a few halts later.
+    modules = {row["name"]: row for row in timeline["modules"]}
+    assert {"virtio_blk", "virtio_net", "overlay"} <= set(modules)
+    assert all(times["init"] < modules[name]["loaded_ns"] < times["init:systemd"] for name in ("virtio_blk", "virtio_net"))
+    assert all(row["unloaded_ns"] is None for row in timeline["modules"])
+    assert modules["virtio_blk"]["seen"]["first_ns"] > times["init"]
+    first = {(row["process"], row["pid"]): row["first_ns"] for row in reversed(timeline["processes"])}
+    assert first["init", 1] <= times["init"]
+    assert times["init:systemd"] <= min(time_ns for (name, _), time_ns in first.items() if name == "python3")
+    calls = {(row["process"], row["name"]): row["first_ns"] for row in reversed(timeline["system_calls"])}
+    assert times["init"] <= calls["init", "finit_module"] < times["init:systemd"]
+    groups = [row["path"] for row in timeline["groups"]]
+    assert groups.index("/init.scope") < groups.index("/system.slice/workload.service")
+    # The guest waits for its disk: something is always idle, and each span but the last is ended by something.
+    assert timeline["waits"]["total_ns"] > 0
+    assert all(span["ended_by"] is not None for span in timeline["waits"]["spans"][:-1])
+    assert sum(row["samples"] for row in timeline["phases"]) == timeline["quality"]["samples"]
