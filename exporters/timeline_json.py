@@ -125,6 +125,7 @@ def _wait(row: Wait) -> dict[str, Any]:
     return {
         "start_ns": row.start_ns,
         "end_ns": row.end_ns,
+        "least_ns": row.least_ns,
         "ended_by": None if row.ended_by is None else _waker(row.ended_by),
         "vcpu": row.vcpu,
         "stack": None if row.stack is None else _stack(row.stack),

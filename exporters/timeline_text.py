@@ -160,9 +160,10 @@ def _waits(view: TimelineView) -> list[str]:
     longest = sorted(course.waits, key=lambda wait: (-wait.duration_ns, wait.start_ns))
     if longest:
         shown = view.rows(longest)
-        table += ["the longest waits:", f"{'from':>10}  {'for':>10}  ended by"]
+        table += ["the longest waits, and how long they were at least, should they have begun and ended between halts:"]
+        table += [f"{'from':>10}  {'for':>10}  {'at least':>10}  ended by"]
         table += [
-            f"{_at(row.start_ns):>10}  {duration(row.duration_ns):>10}  "
+            f"{_at(row.start_ns):>10}  {duration(row.duration_ns):>10}  {duration(row.least_ns):>10}  "
             f"{'the end of the recording' if row.ended_by is None else _waker(row.ended_by)}"
             for row in shown
         ]

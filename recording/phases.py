@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -156,7 +156,7 @@ def course_of(profile: Profile, milestones: Sequence[Milestone]) -> Course:
     return Course(
         start_ns,
         end_ns,
-        tuple(_phases(begins, sums, start_ns, end_ns)),
+        tuple(_phases(begins, sums, start_ns, end_ns, first=bisect_left(times, halts[0]) if halts else 0)),
         tuple(waits.finish()),
         tuple(VcpuIdle(vcpu, sum_.idle_ns, sum_.longest_ns, sum_.spans, sum_.weight_ns) for vcpu, sum_ in sorted(idle.items())),
         intervals[len(intervals) // 2] if intervals else 0,
@@ -164,13 +164,14 @@ def course_of(profile: Profile, milestones: Sequence[Milestone]) -> Course:
     )
 
 
-def _phases(begins: Sequence[Milestone], sums: dict[int, _Sums], start_ns: int, end_ns: int) -> Iterator[Phase]:
-    """From the first that has samples to the last; one that lies between two samples is there without any."""
+def _phases(begins: Sequence[Milestone], sums: dict[int, _Sums], start_ns: int, end_ns: int, *, first: int) -> Iterator[Phase]:
+    """From the first that has samples, or begins at the first halt (``first``), to the last; some may have no samples."""
     if not sums:
         return
-    for index in range(min(sums), max(sums) + 1):
+    first = min(first, *sums)
+    for index in range(first, max(sums) + 1):
         begin = begins[index] if index >= 0 else None
-        low = start_ns if begin is None or index == min(sums) else begin.time_ns
+        low = start_ns if begin is None or index == first else begin.time_ns
         high = begins[index + 1].time_ns if index < max(sums) else end_ns
         name, title = (_MILESTONE_BEFORE, "") if begin is None else (begin.name, begin.title)
         yield sums.get(index, _Sums()).phase(name, title, low, high)

@@ -174,6 +174,7 @@ class Profile:
         self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
         self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
         self._places: dict[tuple[int, int], Place] = {}
+        self._appearances: list[Appearance] | None = None
         self.functions: list[Function] = []
         """Every function that was named so far."""
         self._filter = StackFilter(self.selection, self.functions)
@@ -233,8 +234,13 @@ class Profile:
             if found is not None:
                 yield Sighting(found[0], found[1], row[0], row[1], row[2])
 
-    def appearances(self) -> Iterator[Appearance]:
+    def appearances(self) -> list[Appearance]:
         """When each selected stack was seen first and last, in the order of the first time."""
+        if self._appearances is None:
+            self._appearances = list(self._find_appearances())
+        return self._appearances
+
+    def _find_appearances(self) -> Iterator[Appearance]:
         for vcpu, samples, weight_ns, first_ns, last_ns, *what, before_ns in self._recording.appearances(self.selection):
             stack, origin = self._resolve(*what)
             if stack is not None and origin is not None:

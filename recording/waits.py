@@ -48,11 +48,13 @@ class Waker:
 class Wait:
     """All vCPUs were idle. start_ns, end_ns: the last halt before and the last one within; the true ends lie up to a halt later.
 
+    least_ns: from the first halt within to the last one: so long nothing ran for certain, as far as halts can tell.
     ended_by, vcpu, stack: what ran in the first halt after it and where, None where the recording ended idle.
     """
 
     start_ns: int
     end_ns: int
+    least_ns: int
     ended_by: Waker | None
     vcpu: int | None
     stack: Stack | None
@@ -98,7 +100,7 @@ class WaitFinder:
     def __init__(self) -> None:
         self._waits: list[Wait] = []
         self._start_ns: int | None = None
-        self._end_ns = 0
+        self._seen_ns = self._end_ns = 0
         self._previous_ns: int | None = None
 
     def see(self, halt: Sequence[Sighting]) -> None:
@@ -112,13 +114,14 @@ class WaitFinder:
             if self._start_ns is None:
                 before_ns = now_ns - max(sample.weight_ns for sample in halt)
                 self._start_ns = before_ns if self._previous_ns is None else self._previous_ns
+                self._seen_ns = now_ns
             self._end_ns = now_ns
         self._previous_ns = now_ns
 
     def _end(self, by: Sighting | None) -> None:
         if self._start_ns is not None:
             what = (None, None, None) if by is None else (waker_of(by.walk.stack, by.origin), by.vcpu, by.walk.stack)
-            self._waits.append(Wait(self._start_ns, self._end_ns, *what))
+            self._waits.append(Wait(self._start_ns, self._end_ns, self._end_ns - self._seen_ns, *what))
         self._start_ns = None
 
     def finish(self) -> list[Wait]:

@@ -192,6 +192,25 @@ def test_phases_of_a_boot(tmp_path: Path) -> None:
     assert sum(each.weight_ns for each in course.phases) == (2 * 270 - 60) * MS
 
 
+def test_phases_that_begin_and_end_within_one_halt(tmp_path: Path) -> None:
+    """On a host that is too busy, no guest running time passes between halts: the first milestones share one moment."""
+    known = Names()
+    with RecordingWriter(tmp_path / "a", clock=lambda: 0.0) as writer:
+        for index, stacks in enumerate(BOOT[:7]):
+            halt = writer.add_halt(Halt(10 * MS * index, 10 * MS * max(0, index - 4), 0, 0))
+            frames = tuple(known.frame(word) for word in reversed(stacks[0].frames.split()))
+            chain = Callchain(frames, stacks[0].end)
+            writer.add_sample(Sample(halt, 0, 0, 10 * MS if index > 4 else 0, chain, stacks[0].task, stacks[0].context))
+        for image in known.images():
+            writer.add_image(image)
+    with opened(tmp_path / "a") as profile:
+        phases = timeline_of(profile).course.phases
+    assert [(each.name, each.start_ns // MS, each.duration_ns // MS, each.samples) for each in phases] == [
+        *(("firmware", 0, 0, 0), ("kernel-entry", 0, 0, 0), ("start_kernel", 0, 10, 5)),
+        *(("kernel_init", 10, 10, 1), ("initcalls", 20, 0, 1)),
+    ]
+
+
 def test_what_the_boot_waited_for(tmp_path: Path) -> None:
     with opened(boot_recording(tmp_path / "a")) as profile:
         timeline = timeline_of(profile)
@@ -202,6 +221,7 @@ def test_what_the_boot_waited_for(tmp_path: Path) -> None:
         (230, 240, Waker("sshd", Context.USER, None, None)),
         (260, 270, None),
     ]
+    assert [each.least_ns // MS for each in timeline.course.waits] == [10, 0, 0, 0]
     assert [(each.ended_by.name, each.total_ns // MS, each.waits) for each in timeline.waits] == [
         ("swapper", 20, 1),
         ("init", 10, 1),
