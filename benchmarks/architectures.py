@@ -140,8 +140,9 @@ def figures_of(profile: Profile) -> dict[str, Any]:
     modules = {True: 0, False: 0}
     for count in profile.counts:
         for function in count.stack.functions:
-            # Exception vectors, where entry windows are, have no names either.
-            if function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN) and count.stack.end is not StackEnd.ENTRY_WINDOW:
+            # Exception vectors, where entry windows are, have no names either; a stack of user mode may have no frame at all.
+            is_walked = count.stack.end.is_kernel and count.stack.end is not StackEnd.ENTRY_WINDOW
+            if is_walked and function.kind in (FrameKind.MODULE, FrameKind.UNKNOWN):
                 modules[function.kind is FrameKind.MODULE and not function.name.startswith("0x")] += count.samples
         end = count.stack.user_end
         if end is not None and end.is_stack and count.origin.process.name == "bash":

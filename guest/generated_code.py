@@ -84,6 +84,9 @@ class GeneratedCodeReader:
         """Never fails: a kernel may have none of the lists."""
         code = architecture.kernel_code
         self._entry_areas = code.entry_areas
+        self._entry_places = tuple(
+            GeneratedCode(name, low, high, FrameKind.KERNEL) for name, (low, high) in code.entry_places.items()
+        )
         self._entry_copies = tuple([found for name in code.entry_copies if (found := symbols.find(name))])
         self._looks = 0
         self._has_copies = False
@@ -184,7 +187,7 @@ class GeneratedCodeReader:
             self._has_copies = True
         yield
         self._known = found
-        return tuple(sorted(found.values(), key=lambda piece: piece.start))
+        return tuple(sorted((*found.values(), *self._entry_places), key=lambda piece: piece.start))
 
     def _read_entry_copies(self, space: AddressSpace) -> Iterator[GeneratedCode]:
         """The image's entry code where it is mapped once more: KPTI's trampoline."""

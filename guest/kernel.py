@@ -26,7 +26,7 @@ from guest.text import TextImage, read_text
 from guest.words import Words
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture, Registers, UnwindMethod
+from unwind.arch import Architecture, PageTables, Registers, UnwindMethod
 from unwind.ehabi import EhabiTable
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
@@ -35,7 +35,7 @@ _FREEING_INIT = 2
 """``system_state`` from which on boot code is, or may be, freed: SYSTEM_FREEING_INITMEM (5.13), before it SYSTEM_RUNNING."""
 _SIGNATURE_SIZE = 64
 _BEHIND_CODE = 1 << 24
-"""Bytes that the image has behind its code at most, as far as its own page tables are looked for."""
+"""Bytes that the image has behind its code and first task at most, as far as its own page tables are looked for."""
 _BEHIND_INIT_TEXT = 1 << 16
 """Bytes that ``.altinstr_aux`` has at most."""
 
@@ -94,10 +94,12 @@ class Kernel:
     @property
     def data_range(self) -> Range:
         """Addresses [start, end) in which the image has its data, and perhaps more; empty where that is not known."""
-        start, end = self.symbols.find("_stext"), self.symbols.find("_etext")
+        start, end, data = (self.symbols.find(name) for name in ("_stext", "_etext", "init_task"))
         if start is None or end is None:
             return 0, 0
-        return end.address, min(end.address + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
+        # PowerPC has a gap between what is written to and what is not (STRICT_ALIGN_SIZE, kernel/vmlinux.lds.S).
+        last = end.address if data is None else max(end.address, data.address)
+        return end.address, min(last + _BEHIND_CODE, start.address + MAX_IMAGE_SIZE)
 
     @property
     def stack_size(self) -> int:
@@ -341,12 +343,10 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
     """The kernel's own page tables, or None while they do not map the image as the vCPU's do (early in boot)."""
     table = kernel.symbols.find(kernel.architecture.page_table_symbol)
     start = kernel.symbols.find("_stext")
-    if table is None and not kernel.architecture.paging.is_shared and not kernel.architecture.page_table_alignment:
+    paging = kernel.architecture.paging
+    if table is None and paging.shows_own:
         return current
     if start is None:
-        return None
-    root = current.translate(table.address) if table else (yield from _search_own_table(kernel, current))
-    if root is None:
         return None
     words = Words.of(kernel.architecture)
 
@@ -355,11 +355,16 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
         data = None if symbol is None else current.read_many([(symbol.address, words.size)])[0]
         return None if data is None else words.number(data)
 
-    own = AddressSpace(current.memory, kernel.architecture.paging.kernel_tables(current.tables, variable), root)
+    tables = paging.kernel_tables(current.tables, variable)
+    root = current.translate(table.address) if table else (yield from _search_own_table(kernel, current, tables))
+    if root is None:
+        # Without tables the image can be read, at least.
+        return current if current.is_linear(start.address) else None
+    own = AddressSpace(current.memory, tables, root)
     return own if own.translate(start.address) == current.translate(start.address) else None
 
 
-def _search_own_table(kernel: Kernel, current: AddressSpace) -> Steps[int | None]:
+def _search_own_table(kernel: Kernel, current: AddressSpace, tables: PageTables) -> Steps[int | None]:
     if kernel.is_settled:
         return kernel.space.root
     if kernel.architecture.page_table_alignment:
@@ -367,9 +372,8 @@ def _search_own_table(kernel: Kernel, current: AddressSpace) -> Steps[int | None
     start, data = kernel.symbols.find("_stext"), kernel.symbols.find("init_task")
     if start is None or data is None:
         return None
-    return (
-        yield from find_own_table(current, kernel.data_range, (start.address, data.address), kernel.architecture.kernel_image[0])
-    )
+    wanted = start.address, data.address
+    return (yield from find_own_table(current, tables, kernel.data_range, wanted, kernel.architecture.kernel_image[0]))
 
 
 def _is_init_there(space: AddressSpace, symbols: SymbolTable) -> bool:

@@ -1,16 +1,19 @@
 """The kernel's own top-level page table, where no symbol says which it is (no CONFIG_KALLSYMS_ALL): a page of its image.
 
-It maps the image as the table of the vCPU does, data too (PTI's table of user mode lacks them) and itself among them, and nothing
-below the kernel's half (a table for booting maps RAM there as well). One page of the image alone can be so.
+It maps the image as the table of the vCPU does (or as the processor does without tables), data too (PTI's table of user mode lacks
+them) and itself among them, and nothing below the kernel's half (a table for booting maps RAM there as well). One page of the image
+alone can be so.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from guest.memory import CHUNK_SIZE, Steps
 from guest.paging import PAGE_SIZE, AddressSpace
+from unwind.arch import PageTables
 
 _FORMATS = {4: "I", 8: "Q"}
 _PAGES_PER_STEP = 64
@@ -36,12 +39,15 @@ def find_pointer_table(current: AddressSpace, image: tuple[int, int], alignment:
     return None
 
 
-def find_own_table(current: AddressSpace, image: tuple[int, int], wanted: Sequence[int], kernel_half: int) -> Steps[int | None]:
+def find_own_table(
+    current: AddressSpace, tables: PageTables, image: tuple[int, int], wanted: Sequence[int], kernel_half: int
+) -> Steps[int | None]:
     """Its physical address, None where no page is such a table, or several are.
 
-    image: addresses [start, end) to look at. wanted: some of the image's that it must map as ``current`` does. kernel_half: the
-    lowest address of the kernel's.
+    tables: its shape. image: addresses [start, end) to look at. wanted: some of the image's that it must map as ``current`` does.
+    kernel_half: the lowest address of the kernel's.
     """
+    tables = replace(tables, linear=())
     expected = [(address, current.translate(address)) for address in wanted]
     found = []
     for extent in current.mapped(image[0] & -PAGE_SIZE, image[1]):
@@ -50,20 +56,19 @@ def find_own_table(current: AddressSpace, image: tuple[int, int], wanted: Sequen
             if extent is None:
                 continue
             data = current.memory.read_many([(extent.physical + at, min(CHUNK_SIZE, extent.size - at))])[0] or b""
-            for offset in _likely_pages(current, data, wanted[0], kernel_half):
+            for offset in _likely_pages(tables, data, wanted[0], kernel_half):
                 page, root = extent.address + at + offset, extent.physical + at + offset
-                space = AddressSpace(current.memory, current.tables, root)
+                space = AddressSpace(current.memory, tables, root)
                 if all(space.translate(address) == physical for address, physical in (*expected, (page, root))):
                     found.append(root)
     yield
     return found[0] if len(found) == 1 else None
 
 
-def _likely_pages(current: AddressSpace, data: bytes, address: int, kernel_half: int) -> Iterator[int]:
+def _likely_pages(tables: PageTables, data: bytes, address: int, kernel_half: int) -> Iterator[int]:
     """Offsets of the pages whose entries, as a top-level table, map nothing below the kernel's half, but an address in it."""
-    tables = current.tables
-    shift = tables.page_shift + sum(tables.index_bits[:-1])
-    lower, index = kernel_half >> shift, address >> shift & (1 << tables.index_bits[-1]) - 1
+    shift, mask = tables.page_shift + sum(tables.index_bits[:-1]), (1 << tables.index_bits[-1]) - 1
+    lower, index = kernel_half >> shift & mask, address >> shift & mask
     order = "<" if tables.byteorder == "little" else ">"
     layout = struct.Struct(f"{order}{max(lower, index + 1)}{_FORMATS[tables.entry_size]}")
     for offset in range(0, len(data) - layout.size + 1, PAGE_SIZE):

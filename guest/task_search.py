@@ -11,8 +11,8 @@
     mm, active_mm   a pair that is the same address twice, or nothing in the first: so in kernel threads, thus in pid 2, not pid 1
     flags           a number behind ``stack`` that has PF_KTHREAD in those without mm, and in no other
     mm_struct.pgd   an address in each mm of a page table that maps the kernel's image
-    a CPU's task    where each CPU has a struct of its own (``unwind.arch.CpuAreas``): an address in all of them of a task, told by
-                    name and stack
+    a CPU's task    where each CPU has a struct of its own (``unwind.arch.CpuAreas``) of which that is not known: an address in all of
+                    them of a task, told by name and stack
 
 Each is taken only where one place fits. What is found so is true; what is not stays unknown.
 """
@@ -47,6 +47,7 @@ _NAME_SIZE = 16
 _FIRST_NAMES = (b"swapper/0\0", b"swapper\0")
 _MAX_TASKS = 4096
 _ATTEMPTS = 3
+_LOOKS = 3
 _USED_TASKS = 64
 """Processes that are enough to tell one place from another."""
 _MIN_TASKS = 3
@@ -116,9 +117,11 @@ def _search(space: AddressSpace, symbols: SymbolTable, architecture: Architectur
     if table is not None:
         structs["mm_struct"] = {"pgd": (table, words.size)}
     yield
+    own = architecture.cpu_areas
     for area, _, member in (each.partition(".") for each in architecture.running_task.variables):
-        is_area = architecture.cpu_areas is not None and area == architecture.cpu_areas.struct
-        current = search.current(read_cpus(space, symbols, architecture).areas if is_area else (), name, stack)
+        if own is None or area != own.struct or member in own.members:
+            continue
+        current = yield from search.current(read_cpus(space, symbols, architecture).areas, name, stack)
         if current is not None:
             structs[area] = {member: (current, words.size)}
     return Structs(FoundTypes(structs), words)
@@ -274,15 +277,19 @@ class _Search:
         found = self._only(fits, _BEHIND_STACK // 4)
         return None if found is None else 4 * (low + found)
 
-    def current(self, areas: Sequence[int], name: int, stack: int) -> int | None:
-        """Where the structs of the CPUs have the task that runs."""
-        found = [self._words.pointers(read_mapped(self._space, area, _AREA_SIZE)) for area in areas]
+    def current(self, areas: Sequence[int], name: int, stack: int) -> Steps[int | None]:
+        """Where the structs of the CPUs have the task that runs.
 
-        def fits(index: int) -> bool:
-            return bool(found) and all(self._is_task(pointers[index], name, stack) for pointers in found)
-
-        index = self._only(fits, min((len(pointers) for pointers in found), default=0))
-        return None if index is None else index * self._words.size
+        Looked for several times, and all places count: a CPU that goes from one task to another may show none at its true place,
+        and elsewhere the registers that an exception has saved, with a task among them.
+        """
+        fitting: set[int] = set()
+        for _look in range(_LOOKS):
+            found = [self._words.pointers(read_mapped(self._space, area, _AREA_SIZE)) for area in areas]
+            count = min((len(pointers) for pointers in found), default=0)
+            fitting |= {index for index in range(count) if all(self._is_task(pointers[index], name, stack) for pointers in found)}
+            yield
+        return fitting.pop() * self._words.size if len(fitting) == 1 else None
 
     def _is_task(self, address: int, name: int, stack: int) -> bool:
         if not self._is_kernel(address):

@@ -27,7 +27,7 @@ _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
 _PREPARE_NS = 10_000_000_000
 _TELLING_NS = 1_000_000_000
-"""How long tasks are looked for: while they are searched, the guest starts and ends some."""
+"""How long tasks and modules are looked for in a kernel that was found: while they are searched, the guest starts and ends some."""
 _MAX_WALKS = 3
 _COMM_SIZE = 15
 """Bytes of a task's name at most (TASK_COMM_LEN, without its NUL)."""
@@ -205,7 +205,7 @@ class Recorder:
         The recording's time begins when this is done.
         """
         give_up_ns = self._clock() + _PREPARE_NS
-        told_by_ns = self._clock() + _TELLING_NS
+        told_by_ns = give_up_ns
         reason, is_seen = None, False
         while reason is None and self._clock() < give_up_ns:
             state = self._target.capture(self._guest.planner)
@@ -216,6 +216,7 @@ class Recorder:
                 reason = watch(self.progress())
             if is_seen and (self._tracker.is_learnt or self._clock() > told_by_ns):
                 break
+            told_by_ns = min(told_by_ns, self._clock() + _TELLING_NS)
             self._sleep(_SHORT_STEP_NS / 1e9)
         self._start_ns = self._stepped_ns = self._clock()
         self._extra_halted_ns = self._target.extra_halted_ns

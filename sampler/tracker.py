@@ -44,6 +44,8 @@ _LAST_STRUCTS_RETRY_NS = 60_000_000_000
 _BEHIND_LAST_SYMBOL = 1 << 16
 _FIRST_SEARCH_NS = 250_000_000
 """Between two searches for what a kernel without type information has not shown yet; twice as long each time."""
+_HURRIED_SEARCH_NS = 2_000_000_000
+"""At most, while stacks go through code that is not known."""
 
 
 def _ignore(*_arguments: object) -> None:
@@ -56,14 +58,19 @@ class _Search:
 
     next_ns: int = 0
     every_ns: int = _FIRST_SEARCH_NS
+    began_ns: int = 0
 
     def is_due(self, now_ns: int) -> bool:
         """Whether to look now. The next time is later."""
         if now_ns < self.next_ns:
             return False
-        self.next_ns = now_ns + self.every_ns
+        self.began_ns, self.next_ns = now_ns, now_ns + self.every_ns
         self.every_ns = min(2 * self.every_ns, _LAST_STRUCTS_RETRY_NS)
         return True
+
+    def hurry(self) -> None:
+        """There is a sign of it."""
+        self.next_ns = min(self.next_ns, self.began_ns + _HURRIED_SEARCH_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +181,7 @@ class KernelTracker:
             self._filters.see(newest)
 
     def _find_work(self, kernel: Kernel, runs_programs: bool, now_ns: int) -> Steps[None] | None:
-        if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
-            settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
-            self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)
-            has_new_text, self._refresh_wanted = self._refresh_wanted, False
-            return self._refresh(kernel, has_new_text=has_new_text)
+        # These come ever more rarely, and go first: stacks through modules that are not known want a refresh again and again.
         if kernel.structs is None and now_ns >= self._next_structs_ns:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
@@ -190,6 +193,11 @@ class KernelTracker:
             tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
             if tables is not None and self._user_search.is_due(now_ns):
                 return self._search_user(kernel, kernel.structs, tables)
+        if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
+            settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
+            self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)
+            has_new_text, self._refresh_wanted = self._refresh_wanted, False
+            return self._refresh(kernel, has_new_text=has_new_text)
         knows_lists = self._modules is not None or self._generated is not None
         if knows_lists and now_ns >= self._next_modules_ns and kernel.has_own_space:
             self._next_modules_ns = now_ns + self._modules_every_ns
@@ -205,8 +213,9 @@ class KernelTracker:
         return generated or (self._filters is not None and self._filters.has_new)
 
     def want_refresh(self) -> None:
-        """A stack did not fit the kernel's code as it was read: it may have been patched since."""
+        """A stack did not fit the kernel's code as it was read: it may have been patched since, or goes through a module."""
         self._refresh_wanted = True
+        self._module_search.hurry()
 
     def lose(self, why: str) -> None:
         """The kernel is gone (a reset, a kexec): forget it and search for the next."""

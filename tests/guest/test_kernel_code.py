@@ -18,6 +18,7 @@ from tests.builders.kernel_structs import HEAP, HEAP_PHYSICAL, HEAP_SIZE, TABLES
 from tests.builders.modules import CALL_ROW, ModuleHeap
 from tests.builders.page_tables import PageTables
 from unwind.arch.arm64 import ARM64
+from unwind.arch.s390x import S390X
 from unwind.arch.x86_64 import X86_64
 from unwind.orc import OrcTable, OrcVersion
 
@@ -198,3 +199,16 @@ def test_entry_code_has_its_names_where_it_is_mapped_once_more() -> None:
     assert found[1].end <= alias + 0x1000
     assert not reader.has_changed(heap.space)
     assert run_steps(reader.read(heap.space))[0] is found[0]
+
+
+def test_code_at_fixed_places_outside_of_the_image_has_its_name() -> None:
+    heap = Heap()
+    reader = GeneratedCodeReader(heap.symbols, heap.structs, S390X)
+    found = run_steps(reader.read(heap.space))
+    assert [(piece.name, piece.start, piece.kind) for piece in found] == [
+        ("return_lpswe", 0x400, FrameKind.KERNEL),
+        ("return_mcck_lpswe", 0x404, FrameKind.KERNEL),
+    ]
+    symbol = code_map(generated=found).find_at(0x400)
+    assert symbol is not None
+    assert (symbol.name, code_map(generated=found).contains(0x400)) == ("return_lpswe", False)

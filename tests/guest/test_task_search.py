@@ -188,28 +188,59 @@ def test_the_same_twice_that_is_no_address() -> None:
     assert tasks.search().field("task_struct", "mm") == Field(tasks.at["mm"], 8)
 
 
-@pytest.mark.parametrize("has_other", [False, True])
-def test_the_running_task_is_in_the_struct_of_each_cpu(has_other: bool) -> None:
-    areas = LOW + 0x7_0000, LOW + 0x7_2000
-    own = replace(
-        WIDE,
-        cpu_areas=CpuAreas("areas", "area", is_pointer=True),
-        running_task=RunningTask(
-            pointer=lambda _registers: None, variables=("area.current",), head=lambda _registers: None, stacks=""
-        ),
-    )
-    tasks = Tasks(own)
-    for place, area in zip((0x7_4000, 0x7_4008), areas, strict=True):
-        tasks.pointer(LOW + place, area)
-    for place, value in ((0x7_4010, 0x1000), (0x7_4018, 0x2000), (0x7_4020, LOW + 0x7_4000)):
-        tasks.pointer(LOW + place, value)
-    for area, task, other in zip(areas, (FIRST, tasks.addresses[-1]), (tasks.addresses[1], 0), strict=True):
-        tasks.pointer(area + 0x40, task)
-        tasks.pointer(area + 0x48, other)  # the first CPU alone has one here
-        tasks.pointer(area + 0x50, LOW + 0x2_0000)
-        tasks.pointer(area + 0x58, task if has_other else 0)
-    found = tasks.search(more=[(LOW + 0x7_4010, "D", "__per_cpu_offset"), (LOW + 0x7_4020, "D", "areas")])
-    assert found.field("area", "current") == (None if has_other else Field(0x40, 8))
+AREAS = LOW + 0x7_0000, LOW + 0x7_2000
+
+
+class CpuTasks(Tasks):
+    """Two CPUs, each with a struct of its own that has the task which runs, and something that looks like one on the first."""
+
+    def __init__(self, **members: int) -> None:
+        running = RunningTask(pointer=lambda _registers: None, variables=("area.current",), head=lambda _registers: None, stacks="")
+        super().__init__(replace(WIDE, cpu_areas=CpuAreas("areas", "area", is_pointer=True, members=members), running_task=running))
+        for place, area in zip((0x7_4000, 0x7_4008), AREAS, strict=True):
+            self.pointer(LOW + place, area)
+        for place, value in ((0x7_4010, 0x1000), (0x7_4018, 0x2000), (0x7_4020, LOW + 0x7_4000)):
+            self.pointer(LOW + place, value)
+        for area, task, other in zip(AREAS, (FIRST, self.addresses[-1]), (self.addresses[1], 0), strict=True):
+            self.pointer(area + 0x40, task)
+            self.pointer(area + 0x48, other)
+            self.pointer(area + 0x50, LOW + 0x2_0000)
+
+    def current(self, other: Tasks | None = None) -> Field | None:
+        """Where it is found; other: memory that the second look at the first CPU's struct sees instead."""
+        damaged = BytesMemory({0: bytes((other or self).memory)})
+
+        class Memory(BytesMemory):
+            looks = 0
+
+            def read_many(self, requests: Sequence[tuple[int, int]]) -> list[bytes | None]:
+                self.looks += any(address <= AREAS[0] - LOW < address + size for address, size in requests)
+                return damaged.read_many(requests) if self.looks == 1 else super().read_many(requests)
+
+        space = AddressSpace(Memory({0: bytes(self.memory)}), TABLES, 0)
+        names = [(FIRST, "D", "init_task"), (STEXT, "T", "_stext"), (LOW + 0x7_4010, "D", "__per_cpu_offset")]
+        symbols = SymbolTable.from_symbols(sorted([*names, (LOW + 0x7_4020, "D", "areas")]))
+        return run_steps(search_structs(space, symbols, self.architecture)).field("area", "current")
+
+
+def test_the_running_task_is_in_the_struct_of_each_cpu() -> None:
+    tasks = CpuTasks()
+    assert tasks.current() == Field(0x40, 8)
+    for area in AREAS:
+        tasks.pointer(area + 0x58, FIRST)
+    assert tasks.current() is None
+
+
+def test_the_running_task_is_not_searched_for_where_its_place_is_known() -> None:
+    assert CpuTasks(current=0x48).current() is None
+
+
+def test_one_look_amid_a_switch_does_not_take_saved_registers_for_the_running_task() -> None:
+    tasks, amid = CpuTasks(), CpuTasks()
+    for area in AREAS:
+        amid.pointer(area + 0x40, 0)
+        amid.pointer(area + 0x58, FIRST)
+    assert tasks.current(amid) is None
 
 
 def test_without_a_leader_the_rest_stays() -> None:

@@ -69,6 +69,7 @@ class PagingFormat:
     tables: the tables' shape.
     kernel_tables: it, by the kernel's own variables (their values by name) where the registers do not say all of it.
     is_shared: whether the tables of processes map the kernel too, so that a root may be one that ends with its process.
+    shows_own: whether a root is that of the kernel's own table.
     enabled: whether paging in this format is on.
     user_tables: the shape of the table that maps the process, None where it is the kernel's.
     """
@@ -78,6 +79,7 @@ class PagingFormat:
     tables: Callable[[Registers], PageTables]
     kernel_tables: Callable[[PageTables, Callable[[str], int | None]], PageTables]
     is_shared: bool
+    shows_own: bool
     enabled: Callable[[Registers], bool]
     user_tables: Callable[[Registers], PageTables] | None
 
@@ -282,6 +284,7 @@ class KernelCode:
     entry_functions: functions elsewhere in the image that this code jumps to before or after there is a kernel stack.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
+    entry_places: by the names that the kernel's source has for it, where code lies there that no symbol names: [start, end).
     saved_words: by name, words of the running CPU's at fixed virtual addresses of the kernel, in which the processor saves what an
         exception has interrupted; ``taken_exception`` has them among the registers.
     taken_exception: (function, bytes into it, registers) -> those that an exception has interrupted, where the vCPU stands at the
@@ -325,6 +328,7 @@ class KernelCode:
     entry_functions: frozenset[str]
     entry_areas: tuple[tuple[int, int], ...]
     entry_copies: tuple[str, ...]
+    entry_places: Mapping[str, tuple[int, int]]
     saved_words: Mapping[str, int]
     taken_exception: Callable[[str, int, Registers], Mapping[str, int] | None]
     module_area: tuple[int, int]

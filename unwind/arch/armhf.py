@@ -178,6 +178,7 @@ ARMHF = Architecture(
         tables=lambda _registers: _SHORT,
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
+        shows_own=True,
         enabled=lambda registers: bool(registers.get("SCTLR", 0) & _SCTLR_M) and not registers.get("TTBCR", 0) & _TTBCR_EAE,
         user_tables=None,
     ),
@@ -245,6 +246,7 @@ ARMHF = Architecture(
         entry_functions=frozenset(),
         entry_areas=(_VECTORS,),
         entry_copies=(),
+        entry_places={},
         saved_words={},
         taken_exception=lambda _name, _offset, _registers: None,  # other modes have a stack pointer and link register of their own
         module_area=_MODULES,

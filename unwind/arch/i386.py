@@ -173,6 +173,7 @@ I386 = Architecture(
         tables=lambda registers: _PAE if registers["cr4"] & _CR4_PAE else _PLAIN,
         kernel_tables=lambda tables, _variable: tables,
         is_shared=True,
+        shows_own=False,
         enabled=lambda registers: bool(registers["cr0"] & _CR0_PG),
         user_tables=None,
     ),
@@ -243,6 +244,7 @@ I386 = Architecture(
         entry_functions=frozenset(),
         entry_areas=(),
         entry_copies=(),
+        entry_places={},
         saved_words={},
         taken_exception=lambda _name, _offset, _registers: None,  # the processor has pushed them
         module_area=_MODULES,

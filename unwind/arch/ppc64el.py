@@ -57,7 +57,7 @@ def _tables(page_shift: int, index_bits: tuple[int, ...]) -> PageTables:
     return PageTables(
         page_shift=page_shift,
         index_bits=index_bits,
-        large_levels=(2, 3, 4),
+        large_levels=(2, 3),
         present=_PRESENT,
         large=(_LEAF, _LEAF),
         address_mask=_TABLE_ADDRESS,
@@ -255,6 +255,7 @@ PPC64EL = Architecture(
         tables=lambda _registers: _RADIX_4K,
         kernel_tables=_kernel_tables,
         is_shared=False,
+        shows_own=False,
         enabled=lambda registers: _is_relocated(registers) and bool(registers["msr"] & _MSR_SF),
         user_tables=None,
     ),
@@ -332,6 +333,7 @@ PPC64EL = Architecture(
         entry_functions=frozenset({"load_up_vsx"}),  # arch/powerpc/kernel/vector.S
         entry_areas=(),
         entry_copies=(),
+        entry_places={},
         saved_words={},
         taken_exception=_taken_exception,
         module_area=(_LINEAR_END, _VIRTUAL_END),

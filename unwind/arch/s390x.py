@@ -102,8 +102,10 @@ def _is_trap_place(end: int) -> bool:
 
 _OLD_PSWS = {"ext_int_handler": 0x130, "system_call": 0x140, "pgm_check_handler": 0x150, "io_int_handler": 0x170}
 """Where the processor saves the PSW that it leaves (Principles of Operation, chapter 3, "Assigned Storage Locations")."""
-_RETURN_CODE, _RETURN_PSW = 0x400, 0x290
-"""``return_lpswe``, the kernel's last instruction, and the PSW that it loads (asm/lowcore.h)."""
+_RETURNS = {"return_lpswe": (0x400, 0x404), "return_mcck_lpswe": (0x404, 0x408)}
+"""The kernel's last instruction, also behind a machine check, lies in the lowcore (asm/lowcore.h)."""
+_RETURN_CODE, _RETURN_PSW = _RETURNS["return_lpswe"][0], 0x290
+"""``return_lpswe``, and the PSW that it loads."""
 _SAVED_WORDS = {
     f"{name}@{place:x}": place + offset
     for place in (*_OLD_PSWS.values(), _RETURN_PSW)
@@ -224,6 +226,7 @@ S390X = Architecture(
         tables=lambda registers: _tables(registers["cr13"]),
         kernel_tables=lambda tables, _variable: tables,
         is_shared=False,
+        shows_own=True,
         enabled=lambda registers: bool(registers["pswm"] & _PSW_DAT),
         user_tables=lambda registers: _tables(registers["cr7"]),
     ),
@@ -302,8 +305,9 @@ S390X = Architecture(
         thunks=(),
         entry_text=("system_call", "__irqentry_text_end"),
         entry_functions=frozenset(),
-        entry_areas=((0, 0x2000),),  # the lowcore, which has the last instruction of the way out (``return_lpswe``, asm/lowcore.h)
+        entry_areas=((0, 0x2000),),  # the lowcore
         entry_copies=(),
+        entry_places=_RETURNS,
         saved_words=_SAVED_WORDS,
         taken_exception=_taken_exception,
         module_area=(0, 1 << 64),

@@ -245,6 +245,7 @@ X86_64 = Architecture(
         tables=_tables,
         kernel_tables=lambda tables, _variable: tables,
         is_shared=True,
+        shows_own=False,
         enabled=lambda registers: bool(registers["cr0"] & _CR0_PG and registers["efer"] & _EFER_LMA),
         user_tables=None,
     ),
@@ -324,6 +325,7 @@ X86_64 = Architecture(
         entry_functions=frozenset(),
         entry_areas=(),
         entry_copies=(),
+        entry_places={},
         saved_words={},
         taken_exception=lambda _name, _offset, _registers: None,  # the processor has pushed them
         module_area=(0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_FF00_0000),
