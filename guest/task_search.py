@@ -11,8 +11,8 @@
     mm, active_mm   a pair that is the same address twice, or nothing in the first: so in kernel threads, thus in pid 2, not pid 1
     flags           a number behind ``stack`` that has PF_KTHREAD in those without mm, and in no other
     mm_struct.pgd   an address in each mm of a page table that maps the kernel's image
-    a CPU's task    where each CPU has a struct of its own (``unwind.arch.CpuAreas``) of which that is not known: an address in all of
-                    them of a task, told by name and stack
+    a CPU's task    where each CPU has a struct of its own (``unwind.arch.CpuAreas``), if its place is not known: an address in all
+                    of them of a task, told by name and stack
 
 Each is taken only where one place fits. What is found so is true; what is not stays unknown.
 """

@@ -2,8 +2,9 @@
 
 Compilers put the making of a frame anywhere in a function, and its end in front of other code, so that what lies before an
 instruction says little. What instructions do is the architecture's (``unwind.machine_code``). Where no way is seen to lead
-(tables of a ``switch``, recovery from faults), the state is that in which the function jumped by a register, else the one that most
-of its instructions have.
+(tables of a ``switch``, recovery from faults, branches that the kernel patches in), the state is that in which the function jumped
+by a register, else the one that most of its instructions have; but none that what follows contradicts: it makes a call, though the
+return address is not saved, takes down another frame, or goes on to instructions that are known to be in another state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unwind.machine_code import FrameState, MachineCode
+from unwind.machine_code import Flow, FrameState, MachineCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def follow_code(machine: MachineCode, start: int, code: bytes, entry: FrameState
     walk.run(start, entry)
     for address in range(start, walk.end, machine.size):
         if address not in walk.states:
-            walk.run(address, walk.usual())
+            walk.run(address, walk.likely(address), is_certain=False)
     return FollowedCode(walk.states, walk.exits)
 
 
@@ -41,23 +42,48 @@ class _Walk:
         self.exits: dict[int, FrameState] = {}
         self._at_jump: FrameState | None = None
 
-    def usual(self) -> FrameState:
+    def likely(self, address: int) -> FrameState:
         """The state of an instruction that no way leads to."""
-        if self._at_jump is None:
-            self._at_jump = Counter(self.states.values()).most_common(1)[0][0]
-        return self._at_jump
+        usual = [state for state, _count in Counter(self.states.values()).most_common()]
+        candidates = usual if self._at_jump is None else [self._at_jump, *usual]
+        return next((state for state in candidates if self._is_possible(address, state)), candidates[0])
+
+    def _is_possible(self, address: int, state: FrameState) -> bool:
+        """Whether nothing of what follows contradicts a state."""
+        seen: set[int] = set()
+        waiting = [(address, state)]
+        while waiting:
+            address, state = waiting.pop()
+            while self._start <= address < self.end and address not in seen:
+                known = self.states.get(address)
+                if known is not None:
+                    if (known.pushed, known.is_saved) != (state.pushed, state.is_saved):
+                        return False
+                    break
+                seen.add(address)
+                code, flow = self._at(address)
+                if not self._machine.fits(state, code):
+                    return False
+                if flow.target is not None:
+                    waiting.append((flow.target, state))
+                if not flow.goes_on:
+                    break
+                address, state = address + self._machine.size, self._machine.step(state, code)
+        return True
+
+    def _at(self, address: int) -> tuple[bytes, Flow]:
+        code = self._code[address - self._start : address - self._start + self._machine.size]
+        return code, self._machine.flow(address, code)
 
     def _is_news(self, address: int, state: FrameState, *, is_certain: bool) -> bool:
         """Whether an instruction has no state yet, or one that is not true on all ways: that its return address is saved."""
         known = self.states.get(address)
         return known is None or (is_certain and known.is_saved and not state.is_saved)
 
-    def run(self, address: int, state: FrameState) -> None:
+    def run(self, address: int, state: FrameState, *, is_certain: bool = True) -> None:
         """Follow all ways from an instruction on; those behind traps last, which may be none."""
-        size, machine = self._machine.size, self._machine
         waiting = [(address, state)]
         traps: list[tuple[int, FrameState]] = []
-        is_certain = True
         while waiting or traps:
             is_certain = is_certain and bool(waiting)
             address, state = waiting.pop() if waiting else traps.pop(0)
@@ -66,14 +92,14 @@ class _Walk:
                     self.exits.setdefault(address, state)
                     break
                 self.states[address] = state
-                code = self._code[address - self._start : address - self._start + size]
-                flow = machine.flow(address, code)
+                code, flow = self._at(address)
+                behind = address + self._machine.size
                 if flow.target is not None:
                     waiting.append((flow.target, state))
                 elif flow.is_computed and state.pushed and self._at_jump is None:
                     self._at_jump = state
                 if flow.is_trap:
-                    traps.append((address + size, state))
+                    traps.append((behind, state))
                 if not flow.goes_on:
                     break
-                address, state = address + size, machine.step(state, code)
+                address, state = behind, self._machine.step(state, code)

@@ -44,8 +44,10 @@ class MachineCode:
     """How instructions of ``size`` bytes are understood, as far as frames are concerned.
 
     step: the state behind an instruction, from that before it. flow: (address, instruction) -> where it goes on.
+    fits: whether an instruction makes sense in a state, which calls without a saved return address do not.
     """
 
     size: int
     step: Callable[[FrameState, bytes], FrameState]
     flow: Callable[[int, bytes], Flow]
+    fits: Callable[[FrameState, bytes], bool]

@@ -51,6 +51,8 @@ NAMES = (
     "warns",
     "pressed",
     "joined",
+    "flushes",
+    "patched",
 )
 AT = {name: TEXT + SIZE * index for index, name in enumerate(NAMES)}
 
@@ -83,6 +85,16 @@ CODE: Mapping[str, list[int]] = {
     "pressed": [NOP, PUSH, MFLR, 0x7C68_03A6, NOP, 0xF801_0040, 0x7D28_02A6, 0x7C88_03A6, NOP, 0xE801_0040, MTLR, POP, BLR],
     # 0 stdu, 1 beq +3 (4), 2 std r0, 64(r1), 3 trap, 4 nop, 5 beq +6 (11), 6 std r0, 64(r1), 7 trap, 8 nop, 9 addi, 10 blr
     "warns": [PUSH, beq(3), 0xF801_0040, TRAP, NOP, beq(6), 0xF801_0040, TRAP, NOP, POP, BLR],
+    # 0 mflr r9, 1 bl +1, 2 bl +1, 3 nop, 4 mtlr r9, 5 blr: as it fills the link stack
+    "flushes": [0x7D28_02A6, b(1) | 1, b(1) | 1, NOP, 0x7D28_03A6, BLR],
+    # The return address is saved on one way only, which joins the other: 0 stdu, 1 beq +8 (9), 2 to 6 nop, 7 addi, 8 blr, 9 mflr,
+    # 10 std r0, 64(r1), 11 nop, 12 ld r0, 64(r1), 13 mtlr, 14 b 7, 15 nop, 16 bl, 17 b 11, 18 nop, 19 ld r0, 64(r1), 20 addi,
+    # 21 mtlr, 22 blr, 23 nop, 24 addi, 25 ld r0, 16(r1), 26 mtlr, 27 blr: to 15, 18 and 23 nothing leads
+    "patched": [
+        *(PUSH, beq(8), NOP, NOP, NOP, NOP, NOP, POP, BLR),
+        *(MFLR, 0xF801_0040, NOP, 0xE801_0040, MTLR, b(-7), NOP, b(1) | 1, b(-6), NOP, 0xE801_0040, POP, MTLR, BLR),
+        *(NOP, POP, LOAD, MTLR, BLR),
+    ],
     "load_up_vsx": [NOP] * 16,
 }
 
@@ -164,6 +176,9 @@ STALE = place("memcpy", 1)
         ("lazy", 8, TOP - 432, FROM_ENTRY),  # on the way that saves nothing
         ("joined", 7, TOP - 432, FROM_ENTRY),
         ("joined", 8, TOP - 432, FROM_ENTRY),
+        ("patched", 6, TOP - 480, FROM_ENTRY),
+        ("flushes", 0, TOP - 432, FROM_ENTRY),
+        ("flushes", 5, TOP - 432, FROM_ENTRY),
         ("warns", 4, TOP - 480, FROM_ENTRY),  # behind a trap that never comes here
     ],
 )
@@ -193,6 +208,12 @@ def test_return_address_in_the_link_register(name: str, instruction: int, sp: in
         ("lazy", 5, TOP - 480),
         ("lazy", 6, TOP - 480),
         ("warns", 8, TOP - 480),  # a trap alone leads here
+        ("patched", 15, TOP - 480),  # it makes a call and goes on where the return address is saved, as hardly any of the code does
+        ("patched", 17, TOP - 480),
+        ("patched", 18, TOP - 480),  # it loads the return address
+        ("patched", 23, TOP - 480),
+        ("patched", 24, TOP - 480),
+        ("patched", 11, TOP - 480),  # what nothing leads to says nothing of others
     ],
 )
 def test_return_address_in_memory(name: str, instruction: int, sp: int) -> None:
@@ -324,6 +345,17 @@ def test_link_register_that_is_used_for_something_else(instruction: int) -> None
     is_saved = instruction >= 6
     stack = user_stack(STALE) if is_saved else ((TOP - 480, frame(TOP - 432)), (TOP - 432, returning(USER_FRAME[1], STALE)))
     assert names(unwind(registers, *stack)) == ["pressed", "system_call_vectored_common"]
+
+
+@pytest.mark.parametrize("instruction", [2, 3, 4])
+def test_calls_to_the_next_instruction_leave_the_return_address_in_another_register(instruction: int) -> None:
+    registers = {
+        "pc": place("flushes", instruction),
+        "r1": TOP - 432,
+        "lr": place("flushes", min(instruction, 3)),
+        "r9": FROM_ENTRY,
+    }
+    assert names(unwind(registers, USER_FRAME)) == ["flushes", "system_call_vectored_common"]
 
 
 def test_chain_that_leads_back_to_itself() -> None:

@@ -138,6 +138,10 @@ def _signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> bits - 1 else value
 
 
+_NEXT_CALLS = (0x4800_0005, 0x429F_0005)
+"""``bl`` and ``bcl`` to the next instruction, which return to nobody: they fill the processor's link stack, or tell the pc."""
+
+
 def _step(state: FrameState, code: bytes) -> FrameState:
     """What an instruction does to the frame (Power ISA, I 3.3.2, 3.3.9): of what compilers and entry code use for that."""
     word = int.from_bytes(code, "little")
@@ -155,6 +159,8 @@ def _step(state: FrameState, code: bytes) -> FrameState:
             return replace(state, is_on_other=True, next_stack=-1)
         case 62 | 58 | 31:
             return _step_link(state, word)
+        case 18 | 16 if word in _NEXT_CALLS and not state.is_saved:
+            return replace(state, is_link_used=True)
         case _:
             return state
 
@@ -193,6 +199,21 @@ def _flow(address: int, code: bytes) -> Flow:
         if extended in (18 << 1, 82 << 1, 274 << 1):
             return Flow(None, goes_on=False)
     return Flow(None, goes_on=True)
+
+
+def _fits(state: FrameState, code: bytes) -> bool:
+    """Calls and loads of the return address come when it is saved, and what takes down a frame takes down all of it."""
+    word = int.from_bytes(code, "little")
+    opcode, target, base = word >> 26, word >> 21 & 31, word >> 16 & 31
+    match opcode:
+        case 16 | 18 | 19 if word & 1:
+            return state.is_saved
+        case 14 if target == base == 1 and not word & 0x8000:
+            return state.pushed == word & 0xFFFF
+        case 58 if not word & 3 and base == 1 and word & 0xFFFC == _LINK_SLOT + state.pushed:
+            return state.is_saved
+        case _:
+            return True
 
 
 def _system_call_number(saved: Registers) -> int | None:
@@ -320,7 +341,7 @@ PPC64EL = Architecture(
         frame_height=lambda _code: None,
         task_switch=("", ""),
         has_left_frame=lambda _before, _after: False,  # the code that was followed says it
-        machine_code=MachineCode(4, _step, _flow),
+        machine_code=MachineCode(4, _step, _flow, _fits),
         follows_own_call=lambda _before: False,
         pushed_words=lambda _before, _after: 0,
         return_labels=frozenset(),
