@@ -19,6 +19,8 @@ _SETTINGS = (
     f"set architecture {os.environ['BENCH_ARCHITECTURE']}",
     f"set endian {os.environ['BENCH_ENDIAN']}",
     "set confirm off",
+    # Both sides share a busy machine; a packet that gdb sends again would be answered twice.
+    "set remotetimeout 60",
     "set pagination off",
     "set height 0",
     "set auto-load off",

@@ -38,7 +38,6 @@ class Expected:
     (in entry code nearly every instruction ends a block of TCG's); entry_single: the same with one instruction per block.
     call: the function that makes system calls, as a stack of one shows it.
     user: of the user stacks whose program's file was found, those that are whole; None where none is found.
-    without_files: suites whose kernels have no type information, so that none is.
     """
 
     call: str
@@ -46,14 +45,13 @@ class Expected:
     entry_single: float
     complete: float = 0.995
     user: float | None = 0.95
-    without_files: tuple[str, ...] = ()
 
 
 EXPECTED = {
     "arm64": Expected("el0_svc", entry=0.4, entry_single=0.2),
     "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=0.9),
     # The loop of busybox httpd never ends and takes its stack by the piece: 78 to 90 %, as httpd runs more or less.
-    "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7, without_files=("bookworm",)),
+    "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7),
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),
     # Interrupts that wait are taken when QEMU halts, and what they interrupt is not shown.
     "mips64el": Expected("syscall_common", entry=0.6, entry_single=0.55, user=0.9),
@@ -63,8 +61,7 @@ EXPECTED = {
     "armhf": Expected("ret_fast_syscall", entry=0.6, entry_single=0.6, complete=0.98, user=None),
     # Of the second vCPU and further ones QEMU 7.2 does not tell SRR0, which has the interrupted pc.
     "ppc64el": Expected("system_call_exception", entry=0.5, entry_single=0.5),
-    # It has no type information.
-    "ppc64el-bookworm": Expected("system_call_exception", entry=0.3, entry_single=0.2, user=None),
+    "ppc64el-bookworm": Expected("system_call_exception", entry=0.3, entry_single=0.2),
 }
 
 
@@ -119,7 +116,7 @@ def test_mixed_workload(ahead: GuestsAhead[Boot], tmp_path: Path, boot: Boot) ->
     single = tmp_path / "single.guestprof"
     check_stacks(record(guest, single, "--scan-stack"), single, expected.complete, expected.entry_single)
     check_guesses(single)
-    if expected.user is not None and boot.suite not in expected.without_files:
+    if expected.user is not None:
         # What processes have mapped may be known from the middle of the first recording on only.
         check_user_stacks((path, single), expected.user)
     assert guest.status() == "running"
