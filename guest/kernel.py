@@ -358,8 +358,9 @@ def _own_space(kernel: Kernel, current: AddressSpace) -> Steps[AddressSpace | No
     tables = paging.kernel_tables(current.tables, variable)
     root = current.translate(table.address) if table else (yield from _search_own_table(kernel, current, tables))
     if root is None:
-        # Without tables the image can be read, at least.
-        return current if current.is_linear(start.address) else None
+        # With the hash MMU of older processors there is none: the image can be read, at least.
+        is_enough = current.is_linear(start.address) and not kernel.architecture.page_table_alignment
+        return current if is_enough else None
     own = AddressSpace(current.memory, tables, root)
     return own if own.translate(start.address) == current.translate(start.address) else None
 
