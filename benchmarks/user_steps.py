@@ -25,6 +25,7 @@ from random import Random
 from typing import Self
 
 from guest.elf.file import ElfFile, open_elf
+from guest.elf.function_starts import FunctionStarts
 from guest.elf.rows import UserRows
 from guest.user.contents import BytesContents
 from guestprof.debian import fetch_package
@@ -36,6 +37,7 @@ from unwind.arch.i386 import I386
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mipsel import MIPSEL
 from unwind.code_rows import CodeRows
+from unwind.instructions import Instruction
 from unwind.rules import Row
 from unwind.user import Region, UserUnwinder
 
@@ -207,20 +209,29 @@ def _connect(path: Path) -> socket.socket:
 class _Code:
     """Rows out of code."""
 
-    def __init__(self, read: Callable[[int, int], bytes | None], architecture: Architecture) -> None:
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes | None],
+        architecture: Architecture,
+        starts: Callable[[int], Sequence[int]] = lambda _address: (),
+    ) -> None:
         abi = architecture.user_abis[-1]
-        self._code = CodeRows(read, abi) if abi.decode is not None else None
+        self._code = CodeRows(read, abi, starts) if abi.decode is not None else None
 
-    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
+    def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
         """See ``unwind.user.UserCodeRows``."""
-        return None if self._code is None else self._code.find_row(address, interrupted=interrupted)
+        return () if self._code is None else self._code.find_rows(address, interrupted=interrupted)
+
+    def find_call(self, address: int) -> Instruction | None:
+        """See ``unwind.user.UserCodeRows``."""
+        return None if self._code is None else self._code.find_call(address)
 
 
 class _File(_Code):
     """Rows of a file, and out of its code."""
 
     def __init__(self, elf: ElfFile, architecture: Architecture) -> None:
-        super().__init__(elf.read, architecture)
+        super().__init__(elf.read, architecture, FunctionStarts(elf).before)
         self.elf = elf
         self.rows = UserRows(elf, architecture.user_abis)
 
@@ -316,7 +327,7 @@ class Truth:
             self._calling = None
         if self.target.pushes:
             size = _x86_call_size(text)
-            if size and sp == sp_before - 4:
+            if size and sp == sp_before - abi.pointer_size and pc != address + size:
                 self.calls.append((address + size, sp_before))
                 return True
         elif self.target.architecture.kernel_code.follows_call(text) and not _is_lazy_stub(text):

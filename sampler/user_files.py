@@ -11,6 +11,7 @@ from typing import Protocol
 
 from guest.elf.cache import ElfCache
 from guest.elf.file import ElfFile, open_elf
+from guest.elf.function_starts import FunctionStarts
 from guest.elf.rows import UserRows
 from guest.elf.sections import read_sections
 from guest.elf.symbols import ElfSymbols, read_symbols
@@ -23,6 +24,7 @@ from recording.symbols import SymbolTable
 from unwind.arch import Architecture, UserAbi
 from unwind.code_rows import CodeRows
 from unwind.eh_frame import Unread
+from unwind.instructions import Instruction
 from unwind.rules import Row
 
 
@@ -67,11 +69,15 @@ class UserFile:
     def adopt_code(self, elf: ElfFile, abi: UserAbi | None) -> None:
         """Make rows out of the code in these contents, where programs of that kind may have no others."""
         if abi is not None and abi.decode is not None:
-            self._code = CodeRows(elf.read, abi)
+            self._code = CodeRows(elf.read, abi, FunctionStarts(elf).before)
 
-    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
+    def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
         """See ``unwind.user.UserCodeRows``."""
-        return None if self._code is None else self._code.find_row(address, interrupted=interrupted)
+        return () if self._code is None else self._code.find_rows(address, interrupted=interrupted)
+
+    def find_call(self, address: int) -> Instruction | None:
+        """See ``unwind.user.UserCodeRows``."""
+        return None if self._code is None else self._code.find_call(address)
 
     @property
     def entry(self) -> int | None:

@@ -21,12 +21,20 @@ class Effect(Enum):
     """``register`` becomes ``source`` plus ``number``."""
     ADD_REGISTER = auto()
     """``register`` becomes ``source`` plus ``other``."""
+    ALIGN = auto()
+    """The stack pointer becomes a round number below it."""
     SUBTRACT_REGISTER = auto()
     """``register`` becomes ``source`` minus ``other``."""
     STORE = auto()
     """``register`` is saved at the stack pointer plus ``number``, and ``more`` behind it."""
     LOAD = auto()
     """``register`` is restored from the stack pointer, or from ``source``, plus ``number``, and ``more`` from behind it."""
+    PUSH = auto()
+    """``register``, or something else, is saved below the stack pointer, which moves there."""
+    POP = auto()
+    """The other way round."""
+    LEAVE = auto()
+    """The stack pointer is what the frame pointer was, and that is restored from there."""
     CALL = auto()
     """It goes on behind it, when the function that it calls has returned; ``register`` has the return address."""
     BRANCH = auto()

@@ -119,6 +119,7 @@ class Row:
     is_window: of a trap: it is not there, or no longer, where the code of the row was itself interrupted.
     leaf: the row instead, for a function that holds its return address in the link register (``unwind/leaf.py`` says when).
     leaf_in_frame: for one that has set its frame pointer already.
+    start: where the function begins for which it holds; None where that does not matter.
     """
 
     kind: RowKind
@@ -135,6 +136,7 @@ class Row:
     is_window: bool = False
     leaf: Row | None = None
     leaf_in_frame: Row | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

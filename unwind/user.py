@@ -22,13 +22,14 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from recording.model import Frame, Space, UserEnd
 from unwind.arch import Architecture, UserAbi
 from unwind.eh_frame import Unread
+from unwind.instructions import Instruction
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa
 
 _DEPTH_LIMIT = 512
@@ -77,8 +78,14 @@ class Region:
 class UserCodeRows(Protocol):
     """The code of a file."""
 
-    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
-        """The row for the instruction at a link-time address, which a call returns to unless it was interrupted."""
+    def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
+        """The rows for the instruction at a link-time address, which a call returns to unless it was interrupted; likeliest first.
+
+        Where calls push their return address, only those hold that lead to one.
+        """
+
+    def find_call(self, address: int) -> Instruction | None:
+        """The call that returns to a link-time address, None where there is none."""
 
 
 class UserCode(Protocol):
@@ -156,7 +163,7 @@ class UserUnwinder:
 class _Walk:
     """One walk."""
 
-    __slots__ = ("_abi", "_code", "_guessed", "_read_word", "_stack_top", "_unread")
+    __slots__ = ("_abi", "_code", "_guessed", "_pushes", "_read_word", "_stack_top", "_unread")
 
     def __init__(self, abi: UserAbi, read_word: ReadWord, code: UserCode, stack_top: int | None) -> None:
         self._abi = abi
@@ -164,6 +171,7 @@ class _Walk:
         self._code = code
         self._stack_top = _ADDRESS_MASK if stack_top is None else stack_top
         self._guessed = False
+        self._pushes = abi.registers[abi.return_column] == abi.pc
         self._unread: int | None = None
 
     def run(self, activation: _Activation, back: int) -> UserWalk:
@@ -191,7 +199,7 @@ class _Walk:
             back = 0
             is_entry = row is None and region.is_entry(lookup, self._abi.entry_size)
             if row is None and not is_entry and region.code is not None:
-                row = region.code.find_code_row(address, interrupted=interrupted)
+                row = self._choose(region.code.find_code_rows(address, interrupted=interrupted), activation)
                 if row is not None and row.is_signal:
                     # The kernel had the handler return to its beginning.
                     lookup = address
@@ -209,6 +217,28 @@ class _Walk:
             else:
                 step = self._step(activation, region, row)
         return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
+
+    def _choose(self, rows: Sequence[Row], activation: _Activation) -> Row | None:
+        """The first of the rows out of code that leads to where a call returns, where calls push that address; else the first."""
+        abi = self._abi
+        if not self._pushes:
+            return rows[0] if rows else None
+        code = None if activation.region is None else activation.region.code
+        likely: Row | None = None
+        for row in rows:
+            step = self._apply(row, activation)
+            caller = step.region if isinstance(step, _Activation) else None
+            if not isinstance(step, _Activation) or caller is None or caller.code is None:
+                continue
+            call = caller.code.find_call(step.registers[abi.pc] - caller.bias & _ADDRESS_MASK)
+            if call is None:
+                continue
+            if caller.code is code and call.number and call.number == row.start:
+                return row
+            # Through a pointer, or of a function that ended with a jump to this one.
+            if likely is None and (row.start is None or not call.number):
+                likely = row
+        return likely
 
     def _is_start(self, region: Region, address: int) -> bool:
         """Whether a return address in front of which there is no row is the very beginning of a function with rows."""

@@ -198,8 +198,11 @@ def test_a_user_stack_goes_through_code_without_tables() -> None:
     rows = rows_of(*NORETURN, RET, *FUNCTION)
 
     class Code:
-        def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
-            return rows.find_row(address, interrupted=interrupted)
+        def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
+            return rows.find_rows(address, interrupted=interrupted)
+
+        def find_call(self, address: int) -> Instruction | None:
+            return rows.find_call(address)
 
         def find_region(self, address: int) -> Region | None:
             return Region(TEXT, TEXT + 0x1000, 0, 5, None, None, self) if TEXT <= address < TEXT + 0x1000 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -203,8 +204,11 @@ class File:
     def __init__(self, rows: CodeRows) -> None:
         self._rows = rows
 
-    def find_code_row(self, address: int, *, interrupted: bool) -> Row | None:
-        return self._rows.find_row(address, interrupted=interrupted)
+    def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
+        return self._rows.find_rows(address, interrupted=interrupted)
+
+    def find_call(self, address: int) -> Instruction | None:
+        return self._rows.find_call(address)
 
     def find_region(self, address: int) -> Region | None:
         return Region(TEXT, TEXT + 0x1000, 0, 0, None, TEXT + 0x100, self) if TEXT <= address < TEXT + 0x1000 else None

@@ -19,6 +19,7 @@ from unwind.arch import (
     UserAbi,
 )
 from unwind.arch.x86_64 import CONTEXTS, follows_call, follows_own_call
+from unwind.arch.x86_code import decoder
 from unwind.rules import TrapFrame
 
 _PAGE_OFFSET = 0xC000_0000
@@ -124,6 +125,8 @@ def _system_call_number(saved: Registers) -> int | None:
     return None if number is None else -1 if number >> 31 else number
 
 
+_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
+
 _USER_ABIS = (
     UserAbi(
         # System V ABI, Intel386 supplement 1.1, table 2.14.
@@ -132,7 +135,7 @@ _USER_ABIS = (
         pc="eip",
         sp="esp",
         fp="ebp",
-        registers=("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip"),
+        registers=(*_GENERAL, "eip"),
         frame_record=0,
         caller_slot=None,
         has_frames_above=True,
@@ -146,7 +149,7 @@ _USER_ABIS = (
         signal_code=(),
         go_clock_sp="ebp",  # Go's src/runtime/sys_linux_386.s
         init_code=None,
-        decode=None,
+        decode=decoder(_GENERAL, 4),
         is_process=lambda _registers: True,
     ),
 )
