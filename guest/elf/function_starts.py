@@ -17,11 +17,12 @@ from guest.user.contents import PAGE_SIZE
 
 _CALL = re.compile(rb"\xe8(?=(....))", re.DOTALL)
 """``call rel32`` (Intel SDM volume 2)."""
-_ALIGNING = b"\x8d\x4c\x24\x04\x83\xe4\xf0"
+_ALIGNING = re.compile(rb"\x8d\x4c\x24\x04\x83\xe4\xf0")
 """``lea 4(%esp), %ecx``, ``and $-16, %esp``: with these a function begins that aligns its stack, as ``main`` does."""
-_DISTANCE = struct.Struct("<i")
+_DISTANCE, _WORD = struct.Struct("<i"), struct.Struct("<I")
 _MAX_SIZE = 1 << 25
 """Bytes of a segment that are looked through."""
+_PATIENCE = 4
 _NEAREST = 6
 _MAX_DISTANCE = 1 << 16
 
@@ -40,7 +41,7 @@ class FunctionStarts:
         """Where the function of an address may begin, likeliest first."""
         self._asked += 1
         if not self._is_whole and self._asked >= self._next:
-            self._next *= 2
+            self._next *= _PATIENCE
             self._find()
         called, kept = (_nearest(starts, address) for starts in (self._called, self._kept))
         return list(dict.fromkeys((*called[:1], *kept[:2], *called[1:], *kept[2:])))
@@ -50,18 +51,17 @@ class FunctionStarts:
         kept: set[int] = set()
         self._is_whole = True
         code = [load for load in self._file.segments if load.is_executable]
+        low = min((load.address for load in code), default=0)
+        high = max((load.address + load.file_size for load in code), default=0)
         for load in self._file.segments:
             for start, data in self._known(load):
                 if load.is_executable:
-                    for match in _CALL.finditer(data):
-                        target = start + match.start() + 5 + _DISTANCE.unpack(match[1])[0]
-                        if any(each.holds(target) for each in code):
-                            called.add(target)
-                    kept.update(start + match.start() for match in re.finditer(re.escape(_ALIGNING), data))
-                words = data[-start % 4 :]
-                for (word,) in struct.iter_unpack("<I", words[: len(words) & -4]):
-                    if any(each.address <= word < each.address + each.file_size for each in code):
-                        kept.add(word)
+                    targets = ((match.start(), _DISTANCE.unpack(match[1])[0]) for match in _CALL.finditer(data))
+                    called.update(target for at, distance in targets if low <= (target := start + at + 5 + distance) < high)
+                    kept.update(start + match.start() for match in _ALIGNING.finditer(data))
+                else:
+                    words = data[-start % 4 :]
+                    kept.update(word for (word,) in _WORD.iter_unpack(words[: len(words) & -4]) if low <= word < high)
         self._called, self._kept = sorted(called), sorted(kept)
 
     def _known(self, load: Segment) -> list[tuple[int, bytes]]:
