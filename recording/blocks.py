@@ -18,7 +18,7 @@ from statistics import median_low
 from recording.profile import Origin, Profile, Stack
 
 _STEADY = (500_000_000, 20, 64)
-_COURSE = (125_000_000, 20, 400)
+_COURSE = (40_000_000, 20, 400)
 """Wanted length of a block in nanoseconds, fewest and most blocks of a recording."""
 _HALTS_IN_BLOCK = 4
 """The fewest, on average."""
@@ -43,7 +43,7 @@ class Side:
 
     by_run: whether its blocks are its recordings.
     is_course: whether its blocks are of boots from the machine's start, which have a course, and not of pieces of steady work.
-    is_bounded: whether running times are the work's, as in boots and up to a chosen moment, and not only how long was recorded.
+    is_bounded: whether running times are the work's, as in boots up to a chosen moment, and not only how long was recorded.
     runs: number of recordings. duration_ns: guest running time that they span in all.
     weights: of the selected samples of each block. firsts: the blocks with which recordings begin.
     squares: sum of the squared weights of all selected samples. left_out_ns: what late ones stand for and was not seen.
@@ -107,10 +107,17 @@ def side_of(profiles: Sequence[Profile], *, by_run: bool = False) -> Side:
     """One side, of one recording or more."""
     are_boots = bool(profiles) and all(profile.begins_with_machine for profile in profiles)
     are_cut = bool(profiles) and all(profile.selection.until_ns is not None for profile in profiles)
-    side = Side(by_run, are_boots and not by_run, are_boots or are_cut)
+    have_ended = bool(profiles) and all(_has_ended_by_itself(profile) for profile in profiles)
+    side = Side(by_run, are_boots and not by_run, (are_boots and have_ended) or are_cut)
     for profile in profiles:
         side.add(profile)
     return side
+
+
+def _has_ended_by_itself(profile: Profile) -> bool:
+    """Whether something in the guest ended a recording, and neither its duration nor a signal; one that was killed does not say."""
+    ended = profile.meta.get("ended")
+    return isinstance(ended, str) and not ended.endswith((" are over", " came"))
 
 
 def _block_count(halts: int, span_ns: int, *, is_course: bool) -> int:

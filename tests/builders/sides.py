@@ -48,3 +48,33 @@ def stack_of(*names: str) -> Stack:
     """A kernel stack of these functions, root first."""
     functions = tuple(Function(name, "[kernel]", FrameKind.KERNEL) for name in names)
     return Stack(functions, tuple(range(len(names))), StackEnd.TASK_ROOT, None, idle=False)
+
+
+def boot_side(random: Random, course: list[tuple[str, float]], *, burst_s: float = 0.01) -> Side:
+    """A boot at 200 Hz: functions run one after the other for so many seconds, each now and then interrupted by ``irq``.
+
+    Blocks are 40 ms long. burst_s: mean length of an interrupt's work.
+    """
+    seconds = sum(length_s for _, length_s in course)
+    halts = round(seconds * 1e9 / PERIOD_NS)
+    count = max(20, round(seconds / 0.04))
+    side = Side(by_run=False, is_course=True, runs=1, duration_ns=halts * PERIOD_NS, weights=[0] * count, firsts={0})
+    cells = {name: Cell(stack_of(name), NOBODY, 0) for name in ("irq", *(name for name, _ in course))}
+    ends_s, now_s = [], 0.0
+    for name, length_s in course:
+        now_s += length_s
+        ends_s.append((now_s, name))
+    irq_s = 0.0
+    for halt in range(halts):
+        moment_s = (halt + random.random()) * PERIOD_NS / 1e9
+        irq_s = random.expovariate(1 / burst_s) if irq_s <= 0 and random.random() < 0.02 else irq_s - PERIOD_NS / 1e9
+        name = "irq" if irq_s > 0 else next(name for end_s, name in ends_s if moment_s < end_s or end_s == ends_s[-1][0])
+        cell = cells[name]
+        block = halt * count // halts
+        cell.samples += 1
+        cell.weights[block] = cell.weights.get(block, 0) + PERIOD_NS
+        side.weights[block] += PERIOD_NS
+        side.squares += PERIOD_NS**2
+    side.cells = list(cells.values())
+    side.samples = halts
+    return side

@@ -18,7 +18,7 @@ from recording.reader import Recording, Selection
 from recording.rows import CompareBy
 from tests.builders.profiles import BUSY, hostile_recording
 from tests.builders.recordings import MS, Names, Stack, write_recording
-from tests.builders.sides import burst_side, stack_of
+from tests.builders.sides import boot_side, burst_side, stack_of
 
 SHARE_SELF, SHARE_TOTAL = (Measure.SHARE, OfRow.SELF), (Measure.SHARE, OfRow.TOTAL)
 COSTS = {"heavy": 1.0, "second": 0.7, "third": 0.5, "fourth": 0.3, "fifth": 0.2, "sixth": 0.1}
@@ -121,6 +121,23 @@ def test_a_function_that_became_30_percent_slower_is_found() -> None:
         first = Comparison(before, after).ordered()[0]
         found += first.name == "heavy" and first.verdict(OfRow.SELF) is Verdict.DIFFERENT and first.cause == 0
     assert found >= 0.9 * pairs
+
+
+COURSE = [("unpack", 1.0), ("memory", 0.4), ("crypto", 1.2), ("pci", 0.5), ("disk", 0.8), ("mount", 0.2), ("login", 0.7)]
+
+
+def test_boots_are_compared_along_their_course() -> None:
+    """What is done once in a boot is no fluctuation: equal boots are told to be equal, a phase that takes 30 % longer is found."""
+    random, pairs, alarms, found = Random(61), 40, 0, 0
+    slower = [(name, seconds * (1.3 if name == "crypto" else 1)) for name, seconds in COURSE]
+    for _ in range(pairs):
+        alarms += bool(Comparison(boot_side(random, COURSE), boot_side(random, COURSE)).differing())
+        comparison = Comparison(boot_side(random, COURSE), boot_side(random, slower))
+        crypto = named(comparison, "crypto")
+        longer = crypto.differences[Measure.TIME, OfRow.SELF].change > 0.2e9
+        found += longer and crypto.verdict(OfRow.SELF) is Verdict.DIFFERENT
+    assert alarms <= LEVEL * pairs
+    assert found >= 0.8 * pairs
 
 
 def test_what_has_another_share_because_of_one_function_follows_from_it() -> None:
@@ -252,7 +269,10 @@ def test_boots_are_known_by_their_first_sample(tmp_path: Path) -> None:
     piece = write_recording(tmp_path / "b", steady("f"))
     with Recording.open(boot) as one, Recording.open(piece) as other:
         assert side_of([Profile(one, Selection(since_ns=50 * MS))]).is_course
-        assert side_of([Profile(one)]).is_bounded
+        assert not side_of([Profile(one)]).is_bounded
+        for ended, is_bounded in (("20 s are over", False), ("SIGINT came", False), ("init was reached", True)):
+            one.meta["ended"] = ended
+            assert side_of([Profile(one)]).is_bounded is is_bounded
         assert not side_of([Profile(other)]).is_course
         assert not side_of([Profile(other)]).is_bounded
         assert side_of([Profile(other, Selection(until_ns=MS))]).is_bounded
