@@ -3,7 +3,8 @@
 /** A table with a caption; rows are lists of texts or elements. */
 function plainTable(caption, heads, rows) {
   const head = make("thead", {}, make("tr", {}, ...heads.map((words) => make(words ? "th" : "td", words ? { scope: "col" } : {}, words))));
-  const body = rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((cell) => make("td", { class: cell.length < 24 ? "short" : "" }, cell))));
+  const cellOf = (cell) => make("td", { class: cell.length < 24 ? "short" : "" }, cell);
+  const body = rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map(cellOf)));
   return make("table", { class: "plain" }, make("caption", {}, caption), head, make("tbody", {}, ...body));
 }
 
@@ -14,7 +15,10 @@ function isolated(text) {
 /** The parts of the page's last tab. */
 function aboutRun(run, version) {
   const parts = [];
-  if (run.selection.length) parts.push(make("p", { class: "notice" }, "The file was made of a part of the recording: " + run.selection.join("; ") + "."));
+  if (run.selection.length) {
+    const words = "The file was made of a part of the recording: " + run.selection.join("; ") + ".";
+    parts.push(make("p", { class: "notice" }, words));
+  }
   parts.push(plainTable("How far to trust it", ["What", "How"], run.quality));
   const count = (row) => grouped.format(row.samples);
   if (run.ends.length) {
@@ -22,7 +26,8 @@ function aboutRun(run, version) {
     parts.push(plainTable("Why kernel stacks end", ["End", "Samples", "Share", "Meaning"], rows));
   }
   if (run.userEnds.length) {
-    parts.push(plainTable("Why user stacks end", ["End", "Samples", "Meaning"], run.userEnds.map((row) => [row.name, count(row), row.meaning])));
+    const rows = run.userEnds.map((row) => [row.name, count(row), row.meaning]);
+    parts.push(plainTable("Why user stacks end", ["End", "Samples", "Meaning"], rows));
   }
   if (run.notes.length) {
     parts.push(make("h2", {}, "What stays unknown"), make("ul", {}, ...run.notes.map((note) => make("li", {}, isolated(note)))));
@@ -33,7 +38,8 @@ function aboutRun(run, version) {
   }
   if (run.console.length) {
     const rows = run.console.map((line) => [moment(line.time), make("bdi", { class: "name" }, line.text)]);
-    parts.push(make("details", {}, make("summary", {}, counted(rows.length, "line") + " of the console"), plainTable("Console", ["At", "Line"], rows)));
+    const summary = make("summary", {}, counted(rows.length, "line") + " of the console");
+    parts.push(make("details", {}, summary, plainTable("Console", ["At", "Line"], rows)));
   }
   const facts = [...run.facts, ["Page written by", "guestprof " + version]];
   parts.push(plainTable("The run", ["What", "Value"], facts.map(([words, value]) => [words, isolated(value)])));

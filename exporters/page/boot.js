@@ -196,7 +196,8 @@ class Boot {
     const waits = waitsOf(this.model, run, range);
     const total = waits.reduce((sum, wait) => sum + wait.until - wait.from, 0);
     const [first, last] = range || wholeSpan(run);
-    const told = percent(total / (last - first)) + " of the time (" + duration(total) + ") every vCPU was idle: " + counted(waits.length, "wait");
+    const part = percent(total / (last - first)) + " of the time (" + duration(total) + ")";
+    const told = part + " every vCPU was idle: " + counted(waits.length, "wait");
     const { wakers } = this.model.data;
     const rows = waitTotals(this.model, waits)
       .slice(0, MOST_WAITS)
@@ -206,7 +207,8 @@ class Boot {
         const waker = wakers[row.waker];
         const who = make("span", {}, isolated(waker.name), " ", make("span", { class: "dim" }, isolated(waker.doing)));
         const select = this.select("the longest wait that " + waker.name + " ended", from, until + 1);
-        return [who, make("data", { value: row.total }, duration(row.total)), grouped.format(row.waits), duration(until - from), leaf, select];
+        const waited = make("data", { value: row.total }, duration(row.total));
+        return [who, waited, grouped.format(row.waits), duration(until - from), leaf, select];
       });
     const heads = ["What ran then", "Waited", "Waits", "Longest", "In", ""];
     return [head, make("p", { class: "dim" }, told), plainTable("By what ended the waits", heads, rows)];

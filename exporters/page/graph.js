@@ -38,7 +38,10 @@ class Graph {
     if (this.focus) this.focus = this.find(pathOf(this.focus));
     /** What is drawn and where, for those who drive the page: pixels from the canvas' corner. */
     this.canvas.boxes = () =>
-      this.boxes.map((box) => ({ name: this.nameOf(box), level: box.level, ...this.place(box), value: box.value, hit: this.isHit(box), colour: this.fill(box) }));
+      this.boxes.map((box) => {
+        const shown = { name: this.nameOf(box), hit: this.isHit(box), colour: this.fill(box) };
+        return { level: box.level, value: box.value, ...shown, ...this.place(box) };
+      });
     this.draw();
     byId("unzoom").disabled = !this.zoom.length;
   }

@@ -191,7 +191,8 @@ class Page {
     put("until", until);
     byId("wholetime").disabled = this.shown.every((run) => !this.ranges[this.data.runs.indexOf(run)]);
     const option = (name, value) => " --" + name + " " + Number((value / 1e9).toFixed(9));
-    byId("same").textContent = this.range && this.run !== null ? "guestprof report FILE" + option("since", from) + option("until", until) : "";
+    const isOfOne = this.range && this.run !== null;
+    byId("same").textContent = isOfOne ? "guestprof report FILE" + option("since", from) + option("until", until) : "";
   }
 
   /** Selects a range of time, which all views follow; null for all. */
@@ -343,6 +344,7 @@ unpack(byId("data").textContent).then(
   },
   (error) => {
     byId("failure").hidden = false;
-    byId("failure").textContent = "This page's data cannot be read (" + error.message + "). A browser of 2023 or later is needed; if it is one, the file is damaged.";
+    byId("failure").textContent =
+      "This page's data cannot be read (" + error.message + "). A browser of 2023 or later is needed; if it is one, the file is damaged.";
   },
 );
