@@ -79,26 +79,26 @@ class LiveGuest:
         data = self.kernel.space.read_many([(address, self.session.architecture.pointer_size)])[0]
         return 0 if data is None else int.from_bytes(data, self.session.architecture.byteorder)
 
-    def run_to(self, address: int) -> None:
-        """Run until a vCPU comes to an address. Raises GuestprofError where none does."""
+    def run_to(self, address: int, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Run until a vCPU comes to an address. Raises GuestprofError where none does in time."""
         target = self.session.target
         target.halt()
         target._stub.request(b"Z0,%x,4" % address)  # noqa: SLF001
         try:
-            self._go(b"c")
+            self._go(b"c", timeout_s)
         finally:
             target._stub.request(b"z0,%x,4" % address)  # noqa: SLF001
 
-    def _go(self, command: bytes) -> None:
+    def _go(self, command: bytes, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         stub = self.session.target._stub  # noqa: SLF001
         stub.stops.clear()
         stub.send(encode_packet(command))
-        give_up = time.monotonic() + _STOP_TIMEOUT_S
+        give_up = time.monotonic() + timeout_s
         while not stub.stops:
             stub.take_waiting()
             if time.monotonic() > give_up:
                 stub.interrupt()
-                raise GuestprofError(f"the guest did not stop within {_STOP_TIMEOUT_S:.0f} s")
+                raise GuestprofError(f"the guest did not stop within {timeout_s:.0f} s")
         stub.stops.clear()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from recording.errors import StubError, TransportError
 from sampler.rsp.codec import PacketReader, StopReply, encode_packet, parse_stop_reply
@@ -22,6 +22,9 @@ DETACH_PROCESS = encode_packet(b"D;1")
 DETACH = encode_packet(b"D")
 _STOPS = (b"T", b"S", b"W", b"X")
 _CURRENT_THREAD = encode_packet(b"qC")
+_OK = encode_packet(b"OK")
+_MAX_RUN_S = 0.1
+_SIGTRAP = 5
 _MAX_GARBAGE = 1 << 16
 _MAX_FILE = 1 << 22
 _MAX_MONITOR_OUTPUT = 1 << 24
@@ -62,7 +65,7 @@ class GuestStoppedError(StubError):
     @property
     def is_breakpoint(self) -> bool:
         """Whether the guest reached a breakpoint."""
-        return self.signal == 5
+        return self.signal == _SIGTRAP
 
 
 class Stub:
@@ -330,6 +333,45 @@ class Stub:
             output += decode_hex(reply[1:], "qRcmd")
             if len(output) > _MAX_MONITOR_OUTPUT:
                 raise StubError(f"{self.address} never ends its answer to the monitor command {command!r}; it is no sound gdb stub")
+
+    def ask_monitor(self, commands: Sequence[str]) -> str:
+        """The joined output of short human monitor commands, with as little work as possible (a line of it is a packet)."""
+        self._connection.send(b"".join(encode_packet(b"qRcmd," + binascii.hexlify(command.encode())) for command in commands))
+        deadline = self._clock() + int(self._timeout_s * 1e9)
+        data = b""
+        while data.count(_OK) < len(commands):
+            try:
+                data += self._connection.receive()
+            except TimeoutError:
+                raise self._no_answer() from None
+            self.received_ns = self._clock()
+            if self.received_ns > deadline or len(data) > _MAX_MONITOR_OUTPUT:
+                raise self._no_answer()
+        self._unverified.append(data)
+        lines = (part.partition(b"#")[0] for part in data.split(b"$O")[1:])
+        return b"".join(decode_hex(line, "qRcmd") for line in lines if line != b"K").decode("utf-8", "replace")
+
+    def run_alone(self, thread: bytes) -> None:
+        """Let one vCPU run until it stops at a breakpoint, the others standing still; or halt it, where it does not soon.
+
+        Raises GuestStoppedError where somebody else paused the guest meanwhile.
+        """
+        self._connection.send(encode_packet(b"vCont;c:" + thread))
+        self._connection.set_timeout(_MAX_RUN_S)
+        try:
+            while not self.stops:
+                self._reader.feed(self._connection.receive())
+                while (payload := self._reader.next_packet()) is not None:
+                    self._set_aside(payload)
+        except TimeoutError:
+            self.interrupt()
+            return
+        finally:
+            self._connection.set_timeout(self._timeout_s)
+        signal = self.stops[0].signal
+        self.stops.clear()
+        if signal != _SIGTRAP:
+            raise GuestStoppedError(self.address, signal)
 
     def detach(self) -> None:
         """Let a halted guest run and end the conversation: the last bytes that the stub gets."""

@@ -14,6 +14,7 @@ from typing import Self
 
 from recording.errors import GuestMemoryError, GuestprofError, StubError, TransportError, UnsupportedTargetError
 from sampler.halt import Batch, HaltedState, Planner, Read
+from sampler.hidden import HiddenRegisters, with_hidden
 from sampler.rsp.codec import encode_packet
 from sampler.rsp.registers import RegisterFile, choose_architecture, layout_of, parse_target_description, system_registers_of
 from sampler.stub import (
@@ -67,6 +68,7 @@ class Target:
         self._selected: int | None = None
         self._breakpoint: int | None = None
         self._wanted: Sequence[Read] = ()
+        self._hidden: HiddenRegisters | None = None
         self._detached: bool | None = None
         self.extra_halted_ns = 0
         self.resume_at_exit = resume_at_exit
@@ -107,6 +109,10 @@ class Target:
         layout = layout_of(description, self.architecture, size)
         single = system_registers_of(description, self.architecture)
         self.layout = layout.with_registers(single, size) if single else layout
+        if self.architecture.hidden is not None:
+            size += sum(bytes_ for _number, _name, bytes_ in single)
+            self.layout = with_hidden(self.layout, self.architecture.hidden, size)
+            self._hidden = HiddenRegisters(stub, self.architecture, threads, self._read_registers)
         # Behind ``g``, which makes QEMU fetch them from the accelerator.
         self._system_registers = [(encode_packet(b"p%x" % number), bytes_) for number, _name, bytes_ in single]
         self._index = self.layout.index
@@ -174,9 +180,7 @@ class Target:
         selected = self._selected
         for vcpu in self.vcpus:
             selected = self._add_select(batch, selected, vcpu)
-            batch.add(_REGISTERS, vcpu)
-            for packet, size in self._system_registers:
-                batch.add(packet, vcpu, size)
+            self._add_registers(batch, vcpu)
         selected = self._add_reads(batch, selected, planner.probes())
         self._rehearse(batch, selected)
         asked_at_ns = self._clock()
@@ -204,6 +208,8 @@ class Target:
         trips = self._exchange(batch, registers, reads)
         if was_running:
             self._take_stop()
+        if self._hidden is not None and (more_trips := self._hidden.show_all(registers, self._breakpoint)):
+            trips, selected = trips + more_trips, None
         files = tuple(registers[vcpu] for vcpu in self.vcpus)
         while True:
             state = HaltedState(self.vcpus, files, reads, asked_at_ns, stub.received_ns - asked_at_ns, trips)
@@ -230,6 +236,21 @@ class Target:
         replies = self._stub.exchange(b"".join(batch.packets), len(batch.slots))
         batch.sort(replies, self._make_registers, registers, reads)
         return 1 if replies else 0
+
+    def _read_registers(self, vcpu: int, packets: Sequence[bytes]) -> RegisterFile:
+        """A vCPU's registers now, behind packets that are answered with "OK"."""
+        batch = Batch()
+        for packet in (*packets, self._select[vcpu]):
+            batch.add(packet, None)
+        self._add_registers(batch, vcpu)
+        registers: dict[int, RegisterFile] = {}
+        self._exchange(batch, registers, {})
+        return registers[vcpu]
+
+    def _add_registers(self, batch: Batch, vcpu: int) -> None:
+        batch.add(_REGISTERS, vcpu)
+        for packet, size in self._system_registers:
+            batch.add(packet, vcpu, size)
 
     def _rehearse(self, batch: Batch, selected: int | None) -> None:
         """Do what the halt will do with the replies of the last one.
@@ -357,6 +378,8 @@ class Target:
         try:
             self._stub.interrupt()
             self._state = _Run.HALTED
+            if self._hidden is not None:
+                self._hidden.remove_breakpoints()
             if self._stub.has_physical_mode:
                 self._stub.request(b"Qqemu.PhyMemMode:0")
             if self.resume_at_exit:

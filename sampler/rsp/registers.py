@@ -139,6 +139,15 @@ class RegisterFile(Mapping[str, int]):
                 digits[first:last] = b"".join(own[at : at + 2] for at in range(len(own) - 2, -1, -2))
         return type(self)(self._layout, bytes(digits), self._index)
 
+    def with_values(self, values: Mapping[str, int]) -> Self:
+        """The file with other values of registers that the layout has; what does not fit into one is cut."""
+        digits = bytearray(self._digits.ljust(2 * self._layout.size, b"x"))
+        for name, value in values.items():
+            register = self._index[name]
+            own = (value & (1 << 8 * register.size) - 1).to_bytes(register.size, self._layout.byteorder)
+            digits[2 * register.offset : 2 * (register.offset + register.size)] = binascii.hexlify(own)
+        return type(self)(self._layout, bytes(digits), self._index)
+
     @property
     def layout(self) -> RegisterLayout:
         """Where the registers lie in ``raw``."""

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from recording.model import Context
+from unwind.hidden import Hidden
 from unwind.instructions import Instruction
 from unwind.machine_code import MachineCode
 from unwind.rules import TrapFrame
@@ -281,6 +282,7 @@ class KernelCode:
     entry_text: symbols that enclose the entry and exit code.
     entry_ranges: more of it: the first symbol of a piece, the first one behind it.
     in_entry: whether the vCPU's registers say that an exception is being taken or left, so that its frame is not whole.
+    saves_before_calls: whether entry code that is about to call has saved all registers where those lie that it calls.
     entry_functions: functions elsewhere in the image that this code jumps to before or after there is a kernel stack.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
@@ -343,6 +345,7 @@ class KernelCode:
     frame_code: FrameCode | None
     entry_ranges: tuple[tuple[str, str], ...]
     in_entry: Callable[[Registers], bool]
+    saves_before_calls: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +436,7 @@ class Architecture:
     image_alignment: KASLR moves the image in steps of this.
     image_mark: an address in the image that runs, by the registers and what is mapped; None where only one image is mapped there.
     page_table_alignment: of that table, where its content tells it (``guest.own_table.find_pointer_table``), else 0.
+    hidden: how to learn what an exception has interrupted where the stub does not tell it, None where it always does.
     shows_image: whether registers in kernel or user mode may tell that mark.
     is_image_in_linear_map: whether the image is a piece of the mapping of all RAM: it begins at the last step in front of the mark.
     image_mark_symbols: one of these is at the mark; none where other things may be.
@@ -484,3 +488,4 @@ class Architecture:
     firmware: Firmware | None
     shows_image: Callable[[Registers], bool]
     page_table_alignment: int
+    hidden: Hidden | None

@@ -101,6 +101,9 @@ def _image_physical(address: int, numbers: Mapping[str, int]) -> int | None:
 
 _EL0, _EL1_MODES, _USER32 = 0b0_0000, (0b0_0100, 0b0_0101), 0b1_0000
 _STACK_SIZE = 0x4000
+_TRAMPOLINES = ((0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000), (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000))
+"""The fixmap with KPTI's trampoline (asm/fixmap.h): to 6.11 below the array of pages, since then at the very top."""
+_VECTORS_SIZE = 0x800
 _NEWER_TRAP = 16
 """Bytes that ``struct pt_regs`` is shorter in kernels with generic entry code."""
 
@@ -124,21 +127,26 @@ def _taken_exception(name: str, offset: int, registers: Registers) -> Mapping[st
     """At the start of a vector, 128 bytes each (Arm ARM, D1.3.1.5), the processor has saved PC and PSTATE in registers.
 
     QEMU delivers an interrupt that is pending when it is asked to halt, so that a halt falls here far more often than time does.
+    Further on, code at the vectors for EL0 uses x30 and, while it looks whether the kernel's stack overflows, x0; the trampoline
+    uses x30 on the way in, and x29 on the way out (``kernel_ventry``, ``tramp_ventry``, ``tramp_exit``, arch/arm64/kernel/entry.S).
     """
-    if name not in ("vectors", "tramp_vectors") or offset % 0x80:
-        return None
-    pc, pstate = registers.get("ELR_EL1"), registers.get("SPSR_EL1")
-    if pc is None or pstate is None:
+    pc, pstate, at = registers.get("ELR_EL1"), registers.get("SPSR_EL1"), registers["pc"]
+    if name != "vectors":
+        offset = at - registers.get("VBAR_EL1", 0)
+    is_vector, is_trampoline = 0 <= offset < _VECTORS_SIZE, any(low <= at < high for low, high in _TRAMPOLINES)
+    if pc is None or pstate is None or not (is_vector or is_trampoline):
         return None
     is_kernel = pstate & 0x1F == _EL1_MODES[1]
+    is_first = is_vector and not offset % 0x80
     taken = {
-        **{each: registers[each] for each in _GENERAL},
+        **{each: registers[each] for each in (_GENERAL if is_first else _GENERAL[1:30] if is_vector else _GENERAL[:29])},
         "pc": pc,
         "sp": registers["sp"] if is_kernel else registers.get("SP_EL0", 0),
         "cpsr": pstate,
     }
     # The second group of four vectors is for EL1 with its own stack pointer, the other two behind it are for EL0.
-    fits = is_kernel if offset & 0x600 == 0x200 else _is_user(taken) and bool(offset & 0x400)
+    is_from_kernel = is_first and offset & 0x600 == 0x200
+    fits = is_kernel if is_from_kernel else _is_user(taken) and (is_trampoline or bool(offset & 0x400))
     return taken if fits and _is_trap(taken) else None
 
 
@@ -336,11 +344,7 @@ ARM64 = Architecture(
         thunks=(),
         entry_text=("__entry_text_start", "__entry_text_end"),
         entry_functions=frozenset(),
-        entry_areas=(
-            # The fixmap with KPTI's trampoline (asm/fixmap.h): to 6.11 below the array of pages, since then at the very top.
-            (0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000),
-            (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000),
-        ),
+        entry_areas=_TRAMPOLINES,
         entry_copies=("tramp_vectors", "tramp_exit"),
         entry_places={},
         saved_words={},
@@ -381,9 +385,11 @@ ARM64 = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
+        saves_before_calls=False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,
     shows_image=lambda _registers: True,
     page_table_alignment=0,
+    hidden=None,
 )

@@ -17,6 +17,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.hidden import EntryRun
 from unwind.rules import TrapFrame
 
 _PAGE_OFFSET = 0xC000_0000
@@ -91,6 +92,93 @@ def _call_target(address: int, code: bytes) -> int | None:
         return None
     words = instruction & 0x00FF_FFFF
     return address + 8 + 4 * (words - (words >> 23 << 24)) & 0xFFFF_FFFF
+
+
+def _landings(registers: Registers, read: ReadMemory) -> tuple[int, ...]:
+    """Calls that entry code comes to behind the vector of an interrupt or abort (kernel/entry-armv.S, ``vector_stub``).
+
+    The stub tells neither SPSR nor the stack pointer and link register of the mode that was interrupted. Code of the vectors
+    ends with ``movs pc, lr``, behind which the entries for each mode stand: those for user and supervisor mode count.
+    """
+    pc = registers["pc"]
+    if not _VECTORS[0] <= pc < _VECTORS[1] or _mode(registers) not in _EXCEPTION_MODES:
+        return ()
+    words = _Words(read)
+    ways, _calls = _follow(pc, words)
+    if len(ways) != 1 or words.at(ways[0]) != _TO_ENTRY:
+        return ()
+    landings: set[int] = set()
+    for number in (0, _SUPERVISOR & 0xF):
+        entry = words.at(ways[0] + 4 + 4 * number)
+        ends, calls = ([0], []) if entry is None else _follow(entry, words)
+        if ends:
+            return ()
+        landings.update(calls)
+    return tuple(sorted(landings))
+
+
+class _Words:
+    """Instructions, read in pieces that do not leave a page."""
+
+    def __init__(self, read: ReadMemory) -> None:
+        self._read = read
+        self._pieces: dict[int, bytes | None] = {}
+
+    def at(self, address: int) -> int | None:
+        start = address & -_PIECE
+        if start not in self._pieces:
+            self._pieces[start] = self._read(start, _PIECE)
+        piece = self._pieces[start]
+        return None if piece is None else int.from_bytes(piece[address - start : address - start + 4], "little")
+
+
+def _follow(start: int, words: _Words) -> tuple[list[int], list[int]]:
+    """Where ways through code end otherwise than at a call: in a jump that is no branch, or out of reach; and the first calls."""
+    ends, calls, known, waiting = [], [], set(), [start]
+    while waiting:
+        address = waiting.pop()
+        if address in known:
+            continue
+        known.add(address)
+        word = words.at(address) if len(known) <= _MAX_FOLLOWED else None
+        if word is None:
+            ends.append(address)
+            continue
+        is_always = word >> 28 == 0xE
+        if word >> 28 < 0xF and word & 0x0F00_0000 == 0x0B00_0000:  # bl
+            calls.append(address)
+        elif word >> 28 < 0xF and word & 0x0F00_0000 == 0x0A00_0000:  # b
+            offset = word & 0x00FF_FFFF
+            waiting.append(address + 8 + 4 * (offset - (offset >> 23 << 24)) & 0xFFFF_FFFF)
+        elif _writes_pc(word):
+            ends.append(address)
+        else:
+            is_always = False
+        if not is_always:
+            waiting.append(address + 4)
+    return ends, calls
+
+
+def _writes_pc(word: int) -> bool:
+    """``ldm`` with pc; data processing, loads with the pc as their target; ``bx`` and the like (Arm ARM for ARMv7-A, A5)."""
+    group = word >> 25 & 7
+    if word >> 28 == 0xF:
+        return word & 0x0E50_0000 == 0x0810_0000  # rfe
+    if group == 4:
+        return bool(word & 1 << 20) and bool(word & 1 << 15)
+    if word & 0x0FFF_FF00 == 0x012F_FF00:
+        return True
+    is_load = group in (2, 3) and bool(word & 1 << 20)
+    is_result = group in (0, 1) and word & 0x0180_0000 != 0x0100_0000
+    return word >> 12 & 0xF == 0xF and (is_load or is_result)
+
+
+_TO_ENTRY = 0xE1B0_F00E
+"""``movs pc, lr``"""
+_EXCEPTION_MODES = (0x12, 0x17, 0x1B)
+"""IRQ, abort, undefined (Arm ARM for ARMv7-A, table B1-1)."""
+_PIECE = 0x100
+_MAX_FOLLOWED = 256
 
 
 def _entry_task(code: bytes) -> int | None:
@@ -279,9 +367,11 @@ ARMHF = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
+        saves_before_calls=True,
     ),
     user_abis=_USER_ABIS,
     firmware=None,
     shows_image=lambda _registers: True,
     page_table_alignment=0,
+    hidden=EntryRun(_landings),
 )

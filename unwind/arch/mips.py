@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from recording.model import Context
 from unwind.arch import CodeStep, FrameCode, ReadMemory, Registers
+from unwind.hidden import MonitorRegisters
 
 ALIGNMENT = 0x400
 """KASLR moves the image in steps of 64 KiB (``determine_relocation_address``, kernel/relocate.c); in front of its code this much
@@ -53,7 +54,7 @@ def is_user(registers: Registers) -> bool:
 def in_entry(registers: Registers) -> bool:
     """EXL is set by every exception, also at the vectors and in TLB handlers, until the kernel has saved all registers; the kernel
 
-    sets it again before it restores the last ones (SAVE_ALL, CLI, RESTORE_SOME in asm/stackframe.h). EPC cannot be read.
+    sets it again before it restores the last ones (SAVE_ALL, CLI, RESTORE_SOME in asm/stackframe.h).
     """
     return bool(registers.get("status", 0) & (_EXL | _ERL))
 
@@ -289,6 +290,28 @@ KERNEL_STACKS = "kernelsp"
 DATA_IN_CODE = {KERNEL_STACKS: ("handle_int", kernelsp)}
 
 
-def no_exception(_name: str, _offset: int, _registers: Registers) -> Mapping[str, int] | None:
-    """What an exception has interrupted is in a register (EPC) that QEMU does not show."""
-    return None
+_VECTORS = (0x000, 0x180, 0x200)
+"""TLB refill, general, interrupt: counted from the base that the kernel chose, a page's start (volume III, table 6.4)."""
+
+
+def taken_exception(name: str, offset: int, registers: Registers) -> Mapping[str, int] | None:
+    """The processor has saved the pc in EPC, and only Status has changed: until code at the vectors uses another register than $k0
+
+    and $k1. QEMU delivers an interrupt that is pending when it is asked to halt, so that a halt falls there far more often than
+    time does.
+    """
+    pc, status = registers.get("epc"), registers["status"]
+    is_first = offset == 0 and (name.startswith("handle_") or (not name and registers["pc"] & 0xFFF in _VECTORS))
+    if pc is None or not status & _EXL or status & _ERL or not is_first:
+        return None
+    return {**registers, "pc": pc, "status": status & ~_EXL, SAVED_STATUS: status}
+
+
+def monitor_registers(size: int) -> MonitorRegisters:
+    """EPC, which the stub does not tell: ``mips_cpu_dump_state`` (target/mips/cpu.c) of QEMU."""
+    return MonitorRegisters(
+        registers=(("epc", size),),
+        is_needed=lambda registers: bool(registers["status"] & _EXL),
+        commands=("cpu {vcpu}", "info registers"),
+        pattern=r"\bEPC +0x(?P<epc>[0-9a-f]+)\b",
+    )

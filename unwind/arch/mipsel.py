@@ -166,7 +166,7 @@ MIPSEL = Architecture(
         entry_copies=(),
         entry_places={},
         saved_words={},
-        taken_exception=mips.no_exception,
+        taken_exception=mips.taken_exception,
         module_area=_MODULES,
         has_only_code=False,
         module_reach=0,
@@ -182,9 +182,11 @@ MIPSEL = Architecture(
             ("handle_sys", "sys_syscall"),  # kernel/scall32-o32.S
         ),
         in_entry=mips.in_entry,
+        saves_before_calls=False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,
     shows_image=mips.shows_image(_KSEG0),
     page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
+    hidden=mips.monitor_registers(4),
 )

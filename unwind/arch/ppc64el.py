@@ -20,6 +20,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.hidden import MonitorRegisters
 from unwind.machine_code import Flow, FrameState, MachineCode
 from unwind.rules import TrapFrame
 
@@ -117,6 +118,11 @@ def _taken_exception(name: str, offset: int, registers: Registers) -> Mapping[st
         return None
     taken = {**{each: registers[each] for each in (*_GENERAL, "lr", "ctr")}, "pc": pc, "msr": msr}
     return taken if _is_trap(taken) else None
+
+
+def _is_virtual_vector(pc: int) -> bool:
+    """Where exceptions begin that are taken with relocation on: 0x80 bytes each (asm/head-64.h)."""
+    return _KERNEL_HALF + 0x4000 <= pc < _KERNEL_HALF + 0x6000 and not pc & 0x7F
 
 
 def _follows_call(before: bytes) -> bool:
@@ -393,9 +399,16 @@ PPC64EL = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
+        saves_before_calls=False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,
     shows_image=lambda _registers: True,
     page_table_alignment=0,
+    hidden=MonitorRegisters(
+        registers=(("srr0", 8), ("srr1", 8)),
+        is_needed=lambda registers: "srr0" not in registers and _is_virtual_vector(registers["pc"]),
+        commands=("cpu {vcpu}", "print /x $srr0", "print /x $srr1"),
+        pattern=r"(?P<srr0>0x[0-9a-f]+)\s+(?P<srr1>0x[0-9a-f]+)",
+    ),
 )

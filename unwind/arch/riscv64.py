@@ -347,6 +347,7 @@ RISCV64 = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
+        saves_before_calls=False,
     ),
     user_abis=_USER_ABIS,
     firmware=Firmware(
@@ -361,4 +362,5 @@ RISCV64 = Architecture(
     ),
     shows_image=lambda _registers: True,
     page_table_alignment=0,
+    hidden=None,
 )

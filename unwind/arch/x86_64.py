@@ -340,9 +340,11 @@ X86_64 = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
+        saves_before_calls=False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,
     shows_image=lambda _registers: True,
     page_table_alignment=0,
+    hidden=None,
 )
