@@ -22,7 +22,7 @@ from tests.qemu.guests import MACHINES
 from unwind.capture import Capture
 from unwind.outside import Unwound
 
-_ARRIVALS = 12
+_ARRIVALS = 50
 _PATIENCE_S = 1.0
 
 
@@ -43,6 +43,15 @@ def is_met(live: LiveGuest, told: Unwound) -> bool:
         elif user is not None and _has_kept(live, capture, user):
             return True
     return False
+
+
+def _has_interrupted(live: LiveGuest, told: Unwound) -> bool:
+    """Whether the innermost frame is one of an exception."""
+    frames = told.callchain.frames
+    if len(frames) == 1:
+        return told.callchain.end is StackEnd.USER_ENTRY
+    code = live.session.architecture.kernel_code
+    return frames[1].lookup_pc == frames[1].pc and live.name(frames[1].pc) not in code.return_labels | code.task_roots
 
 
 def _has_kept(live: LiveGuest, capture: Capture, user: Mapping[str, int]) -> bool:
@@ -67,9 +76,7 @@ def measure(live: LiveGuest, halts: int, rng: Random) -> tuple[Counter[str], lis
         verdicts["kernel stacks"] += 1
         if chain.end is StackEnd.ENTRY_WINDOW:
             verdicts["entry windows"] += 1
-        if not chain.end.is_proper or (len(chain.frames) > 1 and chain.frames[1].lookup_pc != chain.frames[1].pc):
-            continue
-        if len(chain.frames) == 1 and chain.end is not StackEnd.USER_ENTRY:
+        if not chain.end.is_proper or not _has_interrupted(live, told):
             continue
         try:
             verdict = "met" if is_met(live, told) else "not met"

@@ -67,7 +67,7 @@ class HiddenRegisters:
                 return self._ask(monitor, vcpu, registers)
             case EntryRun() as run:
                 landings = self._find_landings(run, vcpu, registers)
-                return self._run(vcpu, landings, breakpoint_) if landings else None
+                return self._run(vcpu, registers[self._pc], landings, breakpoint_) if landings else None
         return None
 
     def _ask(self, monitor: MonitorRegisters, vcpu: int, registers: RegisterFile) -> RegisterFile | None:
@@ -75,6 +75,8 @@ class HiddenRegisters:
         output = self._stub.ask_monitor([command.format(vcpu=vcpu) for command in monitor.commands])
         found = None if self._pattern is None else self._pattern.search(output)
         if found is None:
+            # Another QEMU than those that were tried.
+            self._hidden = None
             return None
         return registers.with_values({name: int(found[name], 16) for name, _size in monitor.registers})
 
@@ -94,8 +96,11 @@ class HiddenRegisters:
                 self._landings[pc] = known
         return known
 
-    def _run(self, vcpu: int, landings: tuple[int, ...], breakpoint_: int | None) -> RegisterFile | None:
-        """Let one vCPU run to one of a few addresses. Where it does not come to any in time, it is halted where it is."""
+    def _run(self, vcpu: int, pc: int, landings: tuple[int, ...], breakpoint_: int | None) -> RegisterFile | None:
+        """Let one vCPU run to one of a few addresses; its registers there, but for the pc, which is still that of before.
+
+        Where it does not come to any in time, it is halted where it is.
+        """
         stub = self._stub
         self._inserted = [address for address in landings if address != breakpoint_]
         self._trips += 1
@@ -111,7 +116,7 @@ class HiddenRegisters:
         self._inserted = []
         if registers[self._pc] == breakpoint_:
             raise GuestStoppedError(stub.address, _SIGTRAP)
-        return registers
+        return registers.with_values({self._pc: pc}) if registers[self._pc] in landings else registers
 
     def _removals(self) -> list[bytes]:
         return [encode_packet(b"z1,%x,4" % address) for address in self._inserted]

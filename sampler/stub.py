@@ -7,6 +7,7 @@ and are set aside. No byte but ``^C`` is ever sent while the guest runs: any oth
 from __future__ import annotations
 
 import binascii
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,7 +23,8 @@ DETACH_PROCESS = encode_packet(b"D;1")
 DETACH = encode_packet(b"D")
 _STOPS = (b"T", b"S", b"W", b"X")
 _CURRENT_THREAD = encode_packet(b"qC")
-_OK = encode_packet(b"OK")
+_LAST_OF_OUTPUT = re.compile(rb"\$(?!O[0-9a-f])[^#]*#..", re.DOTALL)
+"""The packet that ends a monitor command's output: ``OK``, or an error."""
 _MAX_RUN_S = 0.1
 _SIGTRAP = 5
 _MAX_GARBAGE = 1 << 16
@@ -335,11 +337,14 @@ class Stub:
                 raise StubError(f"{self.address} never ends its answer to the monitor command {command!r}; it is no sound gdb stub")
 
     def ask_monitor(self, commands: Sequence[str]) -> str:
-        """The joined output of short human monitor commands, with as little work as possible (a line of it is a packet)."""
+        """The joined output of short human monitor commands, with as little work as possible (a line of it is a packet).
+
+        Nothing for those that are refused.
+        """
         self._connection.send(b"".join(encode_packet(b"qRcmd," + binascii.hexlify(command.encode())) for command in commands))
         deadline = self._clock() + int(self._timeout_s * 1e9)
         data = b""
-        while data.count(_OK) < len(commands):
+        while len(_LAST_OF_OUTPUT.findall(data)) < len(commands):
             try:
                 data += self._connection.receive()
             except TimeoutError:
@@ -349,7 +354,7 @@ class Stub:
                 raise self._no_answer()
         self._unverified.append(data)
         lines = (part.partition(b"#")[0] for part in data.split(b"$O")[1:])
-        return b"".join(decode_hex(line, "qRcmd") for line in lines if line != b"K").decode("utf-8", "replace")
+        return b"".join(decode_hex(line, "qRcmd") for line in lines if line != b"K").decode("ascii", "replace")
 
     def run_alone(self, thread: bytes) -> None:
         """Let one vCPU run until it stops at a breakpoint, the others standing still; or halt it, where it does not soon.

@@ -345,6 +345,8 @@ class Target:
         self._state = _Run.HALTED
         self._selected = None
         self._halted_since = self._clock()
+        if self._hidden is not None:
+            self._hidden.remove_breakpoints()
         if error.is_paused:
             self.resume_at_exit = False
         elif error.is_breakpoint:

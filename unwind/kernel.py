@@ -370,12 +370,11 @@ class KernelUnwinder:
 
     def _leave_entry(self, place: _Place, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
         """From entry code: what was interrupted, where that is still in the registers, or saved already."""
-        pc = registers[self._architecture.pc]
-        if self._code.saves_before_calls and self._is_call(pc):
-            return self._step(self._place(pc + self._code.call_size - 1), registers, False, False, read_word)
+        if self._code.has_saved(registers):
+            return self._leave_trap(Row(RowKind.TRAP_RECORD, self._architecture.sp), registers, read_word)
         if self._code.saved_words:
             registers = with_saved_words(self._code, registers, read_word)
-        taken = self._code.taken_exception(place.name, pc - place.start, registers)
+        taken = self._code.taken_exception(place.name, registers[self._architecture.pc] - place.start, registers)
         return StackEnd.ENTRY_WINDOW if taken is None else _Caller(taken, interrupted=True, is_in_register=True)
 
     def _leave_trap(self, row: Row, registers: Mapping[str, int], read_word: ReadWord) -> _Step:
@@ -445,10 +444,6 @@ class KernelUnwinder:
     def _is_start(self, address: int, names: frozenset[str]) -> bool:
         place = self._place(address) if names else None
         return place is not None and place.start == address and place.name in names
-
-    def _is_call(self, address: int) -> bool:
-        code = self._text.read(address, self._code.call_size)
-        return code is not None and self._code.follows_call(code)
 
     def _is_return_address(self, address: int) -> bool:
         """Whether a word can be a return address: code, after a call instruction where its bytes are known.

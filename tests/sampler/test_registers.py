@@ -206,3 +206,11 @@ def test_system_registers_lie_behind_the_others() -> None:
     batch.add(b"$p7#0", 0, 4)
     batch.sort([RAW.hex().encode() + b"0" * 8, b"05" + b"00" * 7, b"E14"], lambda reply: RegisterFile(layout, reply), found, {})
     assert dict(found[0]) == {"rax": 1, "rip": 0x1_8000_0000, "eflags": 0x246, "SCTLR": 5}
+
+
+def test_other_values_of_registers() -> None:
+    layout = LAYOUT.with_registers(((0, "epc", 4),), 24)
+    file = RegisterFile(layout, RAW.hex().encode()).with_values({"epc": 0x1_8000_0004, "rip": 7})
+    assert dict(file) == {"rax": 1, "rip": 7, "eflags": 0x246, "epc": 0x8000_0004}
+    assert RegisterFile.from_raw(layout, file.raw)["epc"] == 0x8000_0004
+    assert "epc" not in RegisterFile(layout, RAW.hex().encode()).with_values({"rip": 7})

@@ -219,6 +219,23 @@ def test_entry_windows(pc: int, mode: int) -> None:
     assert len(unwound.callchain.frames) == 1
 
 
+def test_a_vcpu_that_ran_on_from_a_vector_has_saved_all_registers() -> None:
+    """What it has interrupted is behind the vector, as if it had been halted there."""
+    kernel = Kernel()
+    link = kernel.call("sys_read", "vfs_read")
+    stack = system_call()
+    stack = saved(pc=AT["vfs_read"], sp=TOP - len(stack), lr=link, r11=0x11, cpsr=0x6000_0013) + bytes(8) + stack
+    chain = unwind(kernel, stack, pc=0xFFFF_0018).callchain
+    assert [frame.pc for frame in chain.frames][:3] == [0xFFFF_0018, AT["vfs_read"], link]
+    assert chain.end is StackEnd.USER_ENTRY
+    user = unwind(kernel, USER, pc=0xFFFF_0018)
+    assert (len(user.callchain.frames), user.callchain.end) == (1, StackEnd.USER_ENTRY)
+    assert user.user_registers is not None
+    assert (user.user_registers["pc"], user.user_registers["sp"]) == (USER_PC, USER_SP)
+    # The vector of system calls, which enter in that mode.
+    assert unwind(kernel, USER, pc=0xFFFF_0008).callchain.end is StackEnd.ENTRY_WINDOW
+
+
 @pytest.mark.parametrize(
     ("user", "end"),
     [

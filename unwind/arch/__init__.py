@@ -282,7 +282,8 @@ class KernelCode:
     entry_text: symbols that enclose the entry and exit code.
     entry_ranges: more of it: the first symbol of a piece, the first one behind it.
     in_entry: whether the vCPU's registers say that an exception is being taken or left, so that its frame is not whole.
-    saves_before_calls: whether entry code that is about to call has saved all registers where those lie that it calls.
+    has_saved: whether registers of a vCPU at an exception vector are those of later on (``EntryRun``): at their stack pointer all
+        registers of what was interrupted are saved.
     entry_functions: functions elsewhere in the image that this code jumps to before or after there is a kernel stack.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
@@ -345,7 +346,7 @@ class KernelCode:
     frame_code: FrameCode | None
     entry_ranges: tuple[tuple[str, str], ...]
     in_entry: Callable[[Registers], bool]
-    saves_before_calls: bool
+    has_saved: Callable[[Registers], bool]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ _MODULES = (_PAGE_OFFSET - 0x100_0000, _PAGE_OFFSET)
 _VECTORS = (0xFFFF_0000, 0xFFFF_2000)
 """The page of exception vectors, which ends with the code that programs may call, and the page of their stubs (kernel/traps.c)."""
 _USER_HELPERS = (0xFFFF_0000, 0xFFFF_1000)
-_SYSTEM_CALL_ENTRY = 0xFFFF_1000
+_SYSTEM_CALL_VECTOR, _SYSTEM_CALL_ENTRY = 0xFFFF_0008, 0xFFFF_1000
 """The first word of the stubs is the address of ``vector_swi`` (kernel/entry-armv.S)."""
 _SCTLR_M = 1 << 0
 _TTBCR_EAE = 1 << 31
@@ -115,6 +115,12 @@ def _landings(registers: Registers, read: ReadMemory) -> tuple[int, ...]:
             return ()
         landings.update(calls)
     return tuple(sorted(landings))
+
+
+def _has_saved(registers: Registers) -> bool:
+    """At the vectors, in the mode to which their code switches when it leaves them; system calls enter in it."""
+    at_vector = _VECTORS[0] <= registers["pc"] < _VECTORS[1] and registers["pc"] != _SYSTEM_CALL_VECTOR
+    return at_vector and _mode(registers) == _SUPERVISOR
 
 
 class _Words:
@@ -367,7 +373,7 @@ ARMHF = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
-        saves_before_calls=True,
+        has_saved=_has_saved,
     ),
     user_abis=_USER_ABIS,
     firmware=None,

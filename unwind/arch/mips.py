@@ -245,7 +245,9 @@ ENTRY_RANGES = (
     ("tlb_do_page_fault_0", "tlbmiss_handler_setup_pgd"),  # mm/tlbex-fault.S
 )
 _EXCEPTIONS = "adel ades ibe dbe bp ri cpu ov tr msa_fpe fpe ftlb gsexc msa mdmx watch mcheck mt dsp reserved".split()
-"""``BUILD_HANDLER`` (kernel/genex.S): behind these labels the registers are saved."""
+"""``BUILD_HANDLER`` (kernel/genex.S)."""
+_SAVED = frozenset(f"handle_{name}_int" for name in _EXCEPTIONS)
+"""Behind these labels the registers are saved."""
 CONTEXTS = (
     ("syscall_common", Context.SYSTEM_CALL),  # kernel/scall*.S
     ("syscall_trace_entry", Context.SYSTEM_CALL),
@@ -301,7 +303,8 @@ def taken_exception(name: str, offset: int, registers: Registers) -> Mapping[str
     time does.
     """
     pc, status = registers.get("epc"), registers["status"]
-    is_first = offset == 0 and (name.startswith("handle_") or (not name and registers["pc"] & 0xFFF in _VECTORS))
+    is_handler = name.startswith("handle_") and name not in _SAVED
+    is_first = offset == 0 and (is_handler or (not name and registers["pc"] & 0xFFF in _VECTORS))
     if pc is None or not status & _EXL or status & _ERL or not is_first:
         return None
     return {**registers, "pc": pc, "status": status & ~_EXL, SAVED_STATUS: status}

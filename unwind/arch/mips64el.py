@@ -192,7 +192,7 @@ MIPS64EL = Architecture(
             ("handle_sys", "sys32_call_table"),
         ),
         in_entry=mips.in_entry,
-        saves_before_calls=False,
+        has_saved=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,

@@ -182,7 +182,7 @@ MIPSEL = Architecture(
             ("handle_sys", "sys_syscall"),  # kernel/scall32-o32.S
         ),
         in_entry=mips.in_entry,
-        saves_before_calls=False,
+        has_saved=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
     firmware=None,

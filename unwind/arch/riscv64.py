@@ -347,7 +347,7 @@ RISCV64 = Architecture(
         frame_code=None,
         entry_ranges=(),
         in_entry=lambda _registers: False,
-        saves_before_calls=False,
+        has_saved=lambda _registers: False,
     ),
     user_abis=_USER_ABIS,
     firmware=Firmware(
