@@ -79,15 +79,17 @@ class LiveGuest:
         data = self.kernel.space.read_many([(address, self.session.architecture.pointer_size)])[0]
         return 0 if data is None else int.from_bytes(data, self.session.architecture.byteorder)
 
-    def run_to(self, address: int, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """Run until a vCPU comes to an address. Raises GuestprofError where none does in time."""
+    def run_to(self, *addresses: int, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Run until a vCPU comes to one of some addresses. Raises GuestprofError where none does in time."""
         target = self.session.target
         target.halt()
-        target._stub.request(b"Z0,%x,4" % address)  # noqa: SLF001
+        for address in addresses:
+            target._stub.request(b"Z0,%x,4" % address)  # noqa: SLF001
         try:
             self._go(b"c", timeout_s)
         finally:
-            target._stub.request(b"z0,%x,4" % address)  # noqa: SLF001
+            for address in addresses:
+                target._stub.request(b"z0,%x,4" % address)  # noqa: SLF001
 
     def _go(self, command: bytes, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         stub = self.session.target._stub  # noqa: SLF001

@@ -110,9 +110,10 @@ def _taken_exception(name: str, offset: int, registers: Registers) -> Mapping[st
 
     QEMU delivers an interrupt that is pending when it is asked to halt, so that a halt falls here far more often than time does.
     """
-    if not name.startswith("exc_virt_0x") or offset:
+    # The end of what lies in front has the same address, and may be the name that is found.
+    is_vectored_call = name.startswith("exc_virt_0x3000") or name == "end_real_trampolines"
+    if offset or not (is_vectored_call or name.startswith("exc_virt_0x")):
         return None
-    is_vectored_call = name.startswith("exc_virt_0x3000")
     pc, msr = (registers.get(each) for each in (("lr", "ctr") if is_vectored_call else ("srr0", "srr1")))
     if pc is None or msr is None:
         return None
