@@ -16,7 +16,7 @@ import orjson
 from exporters.text import encodable, halted_line, machine, rate_line, stacks_line
 from recording.milestones import selected_milestones
 from recording.processes import thread_of
-from recording.profile import Origin, Profile
+from recording.profile import Origin, Profile, Walk
 
 _GUEST = 1
 """The process that all tracks belong to."""
@@ -81,22 +81,22 @@ def _instant(category: str, time_ns: int, name: str, text: str) -> dict[str, Any
 def _slices(profile: Profile) -> Iterator[bytes]:
     """Complete events, each when its slice is known to be over. A vCPU that was not sampled for some time has a gap there."""
     running: dict[int, _Slice] = {}
-    names: dict[tuple[int, bool], bytes] = {}
     interned: dict[bytes, bytes] = {}
-    for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
-        idle = walk.stack.idle
-        what = names.get((id(origin), idle))
-        if what is None:
-            described = _described(origin, idle=idle)
-            what = names[id(origin), idle] = interned.setdefault(described, described)
-        last = running.get(vcpu)
-        start_ns = time_ns - weight_ns
-        if last is not None and last.what is what and start_ns <= last.end_ns:
-            last.end_ns = time_ns
-            continue
-        if last is not None:
-            yield _complete(vcpu, last)
-        running[vcpu] = _Slice(what, start_ns if last is None else max(start_ns, last.end_ns), time_ns)
+
+    def described(walk: Walk, origin: Origin) -> bytes:
+        what = _described(origin, idle=walk.stack.idle)
+        return interned.setdefault(what, what)
+
+    for batch in profile.batches(described):
+        for what, vcpu, time_ns, weight_ns in zip(*batch, strict=True):
+            last = running.get(vcpu)
+            start_ns = time_ns - weight_ns
+            if last is not None and last.what is what and start_ns <= last.end_ns:
+                last.end_ns = time_ns
+                continue
+            if last is not None:
+                yield _complete(vcpu, last)
+            running[vcpu] = _Slice(what, start_ns if last is None else max(start_ns, last.end_ns), time_ns)
     for vcpu in sorted(running):
         yield _complete(vcpu, running[vcpu])
 

@@ -15,8 +15,6 @@ from exporters.text import encodable, halted_line, machine, printable, rate_line
 from recording.model import FrameKind
 from recording.profile import Origin, Place, Profile, Walk
 
-_EVENT = "guest-clock"
-_CHUNK = 1 << 8
 _BLANK = re.compile(r"\s")
 _LOOKS_LIKE_OFFSET = re.compile(r"\+0x[0-9a-f]+$")
 _NOBODY = 0xFFFF_FFFF
@@ -29,23 +27,25 @@ def export_perf_script(profile: Profile) -> Iterator[bytes]:
     told = [machine(profile.meta), rate_line(quality), f"guest halted {halted_line(quality)}", stacks_line(quality)]
     # The first line is as perf's own, by which the Firefox Profiler knows the format.
     yield "".join([f"# {line}\n" for line in ("========", *told, "========")]).encode()
+    frames: dict[int, str] = {}
     walks: dict[int, bytes] = {}
-    threads: dict[int, str] = {}
-    pieces: list[bytes] = []
-    for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
+    threads: dict[int, bytes] = {}
+
+    def parts(walk: Walk, origin: Origin) -> tuple[bytes, bytes]:
         stack = walks.get(id(walk))
         if stack is None:
-            stack = walks[id(walk)] = _frames(profile, walk)
+            stack = walks[id(walk)] = _frames(profile, walk, frames)
         thread = threads.get(id(origin))
         if thread is None:
-            thread = threads[id(origin)] = _thread(origin)
-        time_us = time_ns // 1000
-        head = f"{thread} [{vcpu:03}] {time_us // 1_000_000:5}.{time_us % 1_000_000:06}: {weight_ns:10} {_EVENT}: \n"
-        pieces += (head.encode(), stack)
-        if len(pieces) >= _CHUNK:
-            yield b"".join(pieces)
-            pieces.clear()
-    yield b"".join(pieces)
+            thread = threads[id(origin)] = _thread(origin).encode()
+        return thread, stack
+
+    for batch in profile.batches(parts):
+        pieces: list[bytes] = []
+        for (thread, stack), vcpu, time_ns, weight_ns in zip(*batch, strict=True):
+            moment = divmod(time_ns // 1000, 1_000_000)
+            pieces += (b"%b [%03d] %5d.%06d: %10d guest-clock: \n" % (thread, vcpu, *moment, weight_ns), stack)
+        yield b"".join(pieces)
 
 
 def _thread(origin: Origin) -> str:
@@ -56,8 +56,15 @@ def _thread(origin: Origin) -> str:
     return f"{word}  {_NOBODY}/{_NOBODY}" if task is None else f"{word}  {task.tgid}/{task.pid}"
 
 
-def _frames(profile: Profile, walk: Walk) -> bytes:
-    return "".join([*[_frame(profile, place) for place in reversed(profile.places(walk))], "\n"]).encode()
+def _frames(profile: Profile, walk: Walk, known: dict[int, str]) -> bytes:
+    """The lines of a stack. known: lines by their places, which stacks share."""
+    lines = []
+    for place in reversed(profile.places(walk)):
+        line = known.get(id(place))
+        if line is None:
+            line = known[id(place)] = _frame(profile, place)
+        lines.append(line)
+    return "".join([*lines, "\n"]).encode()
 
 
 def _frame(profile: Profile, place: Place) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import orjson
@@ -110,14 +111,14 @@ def export_speedscope(
 
 
 def _vcpu_lines(profile: Profile, roots: _Roots) -> list[tuple[str, _Line]]:
+    for count in sorted(profile.counts, key=attrgetter("vcpu", "first")):
+        roots.rooted(count.stack, count.origin)  # which numbers processes in the order in which they are shown
     lines = []
-    for vcpu, moments in profile.timelines():
+    for vcpu, pieces in profile.courses(lambda walk, origin: (roots.rooted(walk.stack, origin), not walk.stack.idle)):
         line = _Line()
-        for stack, origin, _, duration_ns in moments:
-            if stack is None or origin is None:
-                line.add((), duration_ns, busy=False)
-            else:
-                line.add(roots.rooted(stack, origin), duration_ns, busy=not stack.idle)
+        for value, _, duration_ns in pieces:
+            indexes, busy = value or ((), False)
+            line.add(indexes, duration_ns, busy=busy)
         lines.append((f"vCPU {vcpu}", line))
     return lines
 
@@ -125,18 +126,15 @@ def _vcpu_lines(profile: Profile, roots: _Roots) -> list[tuple[str, _Line]]:
 def _process_lines(profile: Profile) -> list[tuple[str, _Line]]:
     """The processes that took most time first. Where several vCPUs ran one at once, their stacks follow each other."""
     rows: dict[Owner, list[tuple[int, int, Stack, int]]] = {}
-    of_origin: dict[int, list[tuple[int, int, Stack, int]]] = {}
-    for vcpu, moments in profile.timelines():
-        for stack, origin, start_ns, duration_ns in moments:
-            if stack is not None and origin is not None:
-                known = of_origin.get(id(origin))
-                if known is None:
-                    known = of_origin[id(origin)] = rows.setdefault(origin.process, [])
-                known.append((start_ns, vcpu, stack, duration_ns))
+    for vcpu, pieces in profile.courses(lambda walk, origin: (rows.setdefault(origin.process, []), walk.stack)):
+        for value, start_ns, duration_ns in pieces:
+            if value is not None:
+                of_process, stack = value
+                of_process.append((start_ns, vcpu, stack, duration_ns))
     lines = []
     for owner, moments_of in rows.items():
         line = _Line()
-        for _, _, stack, duration_ns in sorted(moments_of, key=lambda row: row[:2]):
+        for _, _, stack, duration_ns in sorted(moments_of, key=itemgetter(0, 1)):
             line.add(stack.indexes, duration_ns, busy=not stack.idle)
         lines.append((owner.name if owner.pid is None else f"{owner.name} ({owner.pid})", line))
     return sorted(lines, key=lambda named: (-sum(named[1].weights), named[0]))

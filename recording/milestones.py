@@ -104,7 +104,9 @@ def find_milestones(
     whole = profile.unselected()
     boots: dict[int, _Boot] = {}
     levels = initcall_levels(whole.images)
-    for seen in whole.appearances() if appearances is None else appearances:
+    if appearances is None:
+        appearances = whole.appearances() if _shows_start(whole) else ()
+    for seen in appearances:
         boot = seen.walk.boot
         found = boots.get(boot)
         if found is None:
@@ -115,6 +117,20 @@ def find_milestones(
     milestones += (each for each in _recorded(whole, wanted or {}) if each.time_ns < known.get(each.name, each.time_ns + 1))
     milestones.sort(key=lambda milestone: (milestone.time_ns, _ORDER.get(milestone.name.partition("#")[0], len(_ORDER))))
     return _unique(milestones)
+
+
+def _shows_start(profile: Profile) -> bool:
+    """Whether any stack is of a boot's start: looking at when each was seen takes a second for a million samples."""
+    start, init, idle = (
+        {place for place, function in enumerate(profile.functions) if function.kind is FrameKind.KERNEL and function.name in names}
+        for names in ({"start_kernel"}, {KERNEL_INIT}, _IDLE_ROOTS)
+    )
+    return any(
+        stack.end is StackEnd.FIRMWARE
+        or not init.isdisjoint(stack.indexes)
+        or (not start.isdisjoint(stack.indexes) and idle.isdisjoint(stack.indexes))
+        for stack in {count.stack for count in profile.counts}
+    )
 
 
 def selected_milestones(profile: Profile) -> list[Milestone]:

@@ -5,11 +5,12 @@ Samples are counted by callchain inside SQLite first and named afterwards, so th
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress, groupby
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
+from itertools import compress
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
@@ -31,7 +32,11 @@ UNKNOWN = "unknown"
 """The kind of events which say what cannot be known of a kernel."""
 _WITHOUT_CONTEXT = {StackEnd.USER_MODE: Context.USER, StackEnd.FIRMWARE: Context.FIRMWARE}
 _BEFORE_KERNEL = frozenset({StackEnd.FIRMWARE, StackEnd.NO_KERNEL})
+_What = tuple[int, int, int | None, int | None, int | None]
+"""Callchain, boot, task, context and system call of a sample, by their ids."""
 _T = TypeVar("_T")
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +96,7 @@ class Place:
 class Count(NamedTuple):
     """How often a stack was seen on a vCPU, and the guest running time it stands for.
 
+    first, last: the halts between which that was.
     A tuple, as there may be a million of them: making a frozen dataclass takes several times as long.
     """
 
@@ -100,6 +106,8 @@ class Count(NamedTuple):
     samples: int
     weight_ns: int
     walk: Walk
+    first: int
+    last: int
 
 
 class Sighting(NamedTuple):
@@ -128,16 +136,37 @@ class Appearance(NamedTuple):
     before_ns: int | None
 
 
-class Stretch(NamedTuple):
-    """Some selected samples of one vCPU that follow each other, by columns: for those who look at a million of them.
+class Batch(NamedTuple):
+    """Some selected samples, by columns: for those who look at a million of them.
 
-    numbers: of walk and origin together, as who asks has them. times_ns, weights_ns: see ``Sighting``.
+    values: what stands for walk and origin together, as who asks has them. times_ns, weights_ns: see ``Sighting``.
     """
 
-    vcpu: int
-    numbers: Sequence[int]
+    values: Sequence[Any]
+    vcpus: Sequence[int]
     times_ns: Sequence[int]
     weights_ns: Sequence[int]
+
+
+class Stretch(NamedTuple):
+    """Some selected samples of one vCPU that follow each other, by columns as those of ``Batch``."""
+
+    vcpu: int
+    values: Sequence[Any]
+    times_ns: Sequence[int]
+    weights_ns: Sequence[int]
+
+
+class _Answers(dict[_K, _V]):
+    """What a function gives, asked once for each key."""
+
+    def __init__(self, ask: Callable[[_K], _V]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, key: _K) -> _V:
+        value = self[key] = self._ask(key)
+        return value
 
 
 class Moment(NamedTuple):
@@ -154,7 +183,7 @@ class Moment(NamedTuple):
 
 
 class Profile:
-    """The selected samples of a recording, named. The recording must stay open while ``timelines`` is read."""
+    """The selected samples of a recording, named. The recording must stay open while this is read."""
 
     def __init__(self, recording: Recording, selection: Selection | None = None) -> None:
         """Raises BadRecordingError where the recording is damaged."""
@@ -166,11 +195,11 @@ class Profile:
         self.images = recording.images()
         self._namer = Namer(self.images)
         self._namer.prepare(recording.frames().values())
-        self._frame_indexes: dict[tuple[int, int], int] = {}
+        self._frame_indexes: dict[int, dict[int, int]] = {}
         self._function_indexes: dict[Function, int] = {}
-        self._walks: dict[tuple[int, int, int], Walk] = {}
+        self._walks: dict[tuple[int, int, Stack], Walk] = {}
         self._stacks: dict[tuple[int, int, int | None], Stack] = {}
-        self._resolved: dict[tuple[int, int, int | None, int | None, int | None], tuple[Stack | None, Origin | None]] = {}
+        self._resolved = _Answers(self._resolve)
         self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
         self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
         self._places: dict[tuple[int, int], Place] = {}
@@ -185,10 +214,12 @@ class Profile:
         self.vcpus = sorted({count.vcpu for count in self.counts})
 
     def _counted(self) -> Iterator[Count]:
-        for row in self._recording.stack_totals(self.selection):
-            stack, origin = self._resolve(row.callchain, row.boot, row.task, row.context, row.system_call)
-            if stack is not None and origin is not None:
-                yield Count(stack, origin, row.vcpu, row.samples, row.weight_ns, self._walk(row.callchain, row.boot, stack))
+        resolved = self._resolved
+        for callchain, boot, vcpu, samples, weight_ns, task, context, call, *halts in self._recording.stack_totals(self.selection):
+            found = resolved[callchain, boot, task, context, call]
+            if found is not None:
+                walk, origin = found
+                yield Count(walk.stack, origin, vcpu, samples, weight_ns, walk, *halts)
 
     @property
     def has_tasks(self) -> bool:
@@ -217,22 +248,48 @@ class Profile:
         return list(dict.fromkeys(text for text in kernels if text is not None))
 
     def timelines(self) -> Iterator[tuple[int, Iterator[Moment]]]:
-        """Each vCPU with its moments in time order, which follow each other without holes. Read one before the next."""
-        origin_ns = self._recording.timeline_start(self.selection)
-        for vcpu, of_vcpu in groupby(self._recording.timeline(self.selection), key=itemgetter(0)):
-            yield vcpu, self._moments(of_vcpu, origin_ns)
+        """Each vCPU with its moments in time order, which follow each other without holes."""
+        for vcpu, pieces in self.courses(lambda walk, origin: (walk.stack, origin)):
+            yield vcpu, (Moment._make((*(value or (None, None)), *times)) for value, *times in pieces)
+
+    def courses(self, value_of: Callable[[Walk, Origin], object]) -> Iterator[tuple[int, Iterator[tuple[Any, int, int]]]]:
+        """What ``timelines`` gives, with a value for stack and origin; ``value_of`` is asked once for each of these."""
+        lines: dict[int, _Line] = {}
+        for vcpu, values, times_ns, weights_ns in _by_vcpu(self._batches(value_of)):
+            line = lines.setdefault(vcpu, _Line())
+            line.values.extend(values)
+            line.times_ns.extend(times_ns)
+            line.weights_ns.extend(weights_ns)
+        start_ns = self._recording.timeline_start(self.selection)
+        for vcpu in sorted(lines):
+            yield vcpu, lines[vcpu].pieces(start_ns)
 
     def sightings(self) -> Iterator[Sighting]:
         """Every selected sample in time order, and by vCPU within a halt."""
-        known: dict[tuple[Any, ...], tuple[Walk, Origin] | None] = {}
-        for row in self._recording.sightings(self.selection):
-            what = row[3:]
-            if what not in known:
-                stack, origin = self._resolve(*what)
-                known[what] = None if stack is None or origin is None else (self._walk(what[0], what[1], stack), origin)
-            found = known[what]
-            if found is not None:
-                yield Sighting(found[0], found[1], row[0], row[1], row[2])
+        for values, *columns in self.batches(lambda walk, origin: (walk, origin)):
+            for (walk, origin), vcpu, time_ns, weight_ns in zip(values, *columns, strict=True):
+                yield Sighting(walk, origin, vcpu, time_ns, weight_ns)
+
+    def batches(self, value_of: Callable[[Walk, Origin], object]) -> Iterator[Batch]:
+        """Every selected sample in time order, and by vCPU within a halt; ``value_of`` is asked once for each walk and origin."""
+        for batch in self._batches(value_of):
+            chosen = [value is not None for value in batch.values]
+            yield batch if all(chosen) else Batch(*[list(compress(column, chosen)) for column in batch])
+
+    def stretches(self, value_of: Callable[[Walk, Origin], object]) -> Iterator[Stretch]:
+        """What ``batches`` gives, with the samples of a batch by vCPU."""
+        yield from _by_vcpu(self.batches(value_of))
+
+    def _batches(self, value_of: Callable[[Walk, Origin], object]) -> Iterator[Batch]:
+        """With None for samples that are not selected."""
+
+        def value(what: _What) -> object:
+            found = self._resolved[what]
+            return None if found is None else value_of(*found)
+
+        values = _Answers(value)
+        for vcpus, times_ns, weights_ns, *what in self._recording.sightings(self.selection):
+            yield Batch(list(map(values.__getitem__, zip(*what, strict=True))), vcpus, times_ns, weights_ns)
 
     def appearances(self) -> list[Appearance]:
         """When each selected stack was seen first and last, in the order of the first time."""
@@ -241,11 +298,11 @@ class Profile:
         return self._appearances
 
     def _find_appearances(self) -> Iterator[Appearance]:
-        for vcpu, samples, weight_ns, first_ns, last_ns, *what, before_ns in self._recording.appearances(self.selection):
-            stack, origin = self._resolve(*what)
-            if stack is not None and origin is not None:
-                walk = self._walk(what[0], what[1], stack)
-                yield Appearance(walk, origin, vcpu, samples, weight_ns, first_ns, last_ns, before_ns)
+        times_ns = self._recording.halt_times(self.selection)
+        for count in sorted(self.counts, key=attrgetter("first", "vcpu")):
+            _, origin, vcpu, samples, weight_ns, walk, first, last = count
+            first_ns, last_ns = (self._looked_up(times_ns, halt, "halt") for halt in (first, last))
+            yield Appearance(walk, origin, vcpu, samples, weight_ns, first_ns, last_ns, times_ns.get(first - 1))
 
     def unselected(self) -> Profile:
         """All of the recording: this very profile where nothing is left out."""
@@ -253,36 +310,13 @@ class Profile:
 
     def halt_times(self) -> list[int]:
         """The guest running time of each halt within the selected time, in nanoseconds since the recording's start."""
-        return [halt.running_time_ns for halt in self._recording.halts(self.selection)]
+        return list(self._recording.halt_times(self.selection).values())
 
     @property
     def begins_with_machine(self) -> bool:
         """Whether the recording's first sample is of code from before the kernel: it is of a boot from its start."""
-        first = next(self._recording.sightings(Selection()), None)
-        return first is not None and self._looked_up(self._callchains, first[3], "callchain").end in _BEFORE_KERNEL
-
-    def stretches(self, number_of: Callable[[Walk, Origin], int]) -> Iterator[Stretch]:
-        """Every selected sample, by vCPU and then in time order; ``number_of`` says by which numbers their walks and origins go."""
-        known: dict[tuple[Any, ...], int | None] = {}
-        all_selected = True
-        for columns in self._recording.timeline_columns(self.selection):
-            keys = list(zip(*columns[3:], strict=True))
-            for key in set(keys).difference(known):
-                stack, origin = self._resolve(*key)
-                if stack is None or origin is None:
-                    known[key], all_selected = None, False
-                else:
-                    known[key] = number_of(self._walk(key[0], key[1], stack), origin)
-            rows = [list(map(known.__getitem__, keys)), *columns[:3]]
-            if not all_selected:
-                chosen = [number is not None for number in rows[0]]
-                rows = [list(compress(column, chosen)) for column in rows]
-            numbers, vcpus, times_ns, weights_ns = rows
-            begin = 0
-            while begin < len(vcpus):
-                end = bisect_right(vcpus, vcpus[begin], begin)
-                yield Stretch(vcpus[begin], numbers[begin:end], times_ns[begin:end], weights_ns[begin:end])
-                begin = end
+        columns = next(self._recording.sightings(Selection()), None)
+        return columns is not None and self._looked_up(self._callchains, columns[3][0], "callchain").end in _BEFORE_KERNEL
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""
@@ -306,28 +340,18 @@ class Profile:
             if (since_ns is None or event.running_time_ns >= since_ns) and (until_ns is None or event.running_time_ns < until_ns):
                 yield event
 
-    def _moments(self, rows: Iterable[tuple[Any, ...]], origin_ns: int) -> Iterator[Moment]:
-        """A sample stands for the time up to its halt; what no sample stands for is a moment without a stack."""
-        now_ns = origin_ns
-        for _, time_ns, weight_ns, *what in rows:
-            if (gap_ns := time_ns - weight_ns - now_ns) > 0:
-                yield Moment(None, None, now_ns - origin_ns, gap_ns)
-                now_ns += gap_ns
-            stack, origin = self._resolve(*what)
-            yield Moment(stack, origin, now_ns - origin_ns, weight_ns)
-            now_ns += weight_ns
-
-    def _resolve(
-        self, callchain: int, boot: int, task: int | None, context: int | None, call: int | None
-    ) -> tuple[Stack | None, Origin | None]:
-        """A sample's stack and origin, both None where it is not selected."""
-        key = (callchain, boot, task, context, call)
-        known = self._resolved.get(key)
-        if known is None:
-            stack = self._stack(callchain, boot, context)
-            origin = self._origin(stack, task, context, call)
-            known = self._resolved[key] = (stack, origin) if self._is_selected(stack, origin) else (None, None)
-        return known
+    def _resolve(self, what: _What) -> tuple[Walk, Origin] | None:
+        """A sample's walk and origin, None where it is not selected."""
+        callchain, boot, task, context, call = what
+        stack = self._stack(callchain, boot, context)
+        origin = self._origin(stack, task, context, call)
+        if not self._is_selected(stack, origin):
+            return None
+        key = (callchain, boot, stack)
+        walk = self._walks.get(key)
+        if walk is None:
+            walk = self._walks[key] = Walk(self._callchains[callchain], boot, stack)
+        return walk, origin
 
     def _is_selected(self, stack: Stack, origin: Origin) -> bool:
         wanted = self.selection
@@ -362,13 +386,6 @@ class Profile:
             )
         return origin
 
-    def _walk(self, callchain: int, boot: int, stack: Stack) -> Walk:
-        key = (callchain, boot, id(stack))
-        known = self._walks.get(key)
-        if known is None:
-            known = self._walks[key] = Walk(self._callchains[callchain], boot, stack)
-        return known
-
     def _place(self, frame: Frame, boot: int, function: int) -> Place:
         key = (id(frame), boot)
         known = self._places.get(key)
@@ -387,7 +404,11 @@ class Profile:
         return known
 
     def _named(self, callchain: Callchain, boot: int, context: Context) -> Stack:
-        indexes = tuple([self._frame_index(frame, boot) for frame in reversed(callchain.frames)])
+        # Callchains share their frames, and hashing a frame takes longer than all else here.
+        places = self._frame_indexes.setdefault(boot, {})
+        indexes = tuple([places.get(id(frame), -1) for frame in reversed(callchain.frames)])
+        if -1 in indexes:
+            indexes = tuple([self._frame_index(frame, boot) for frame in reversed(callchain.frames)])
         if not indexes:
             # A walk that kept no frame still was a sample: it is shown by the reason of its end.
             indexes = (self._function_index(Function(f"[{callchain.end.value}]", "[unknown]", FrameKind.UNKNOWN)),)
@@ -400,14 +421,13 @@ class Profile:
         return known
 
     def _frame_index(self, frame: Frame, boot: int) -> int:
-        key = (id(frame), boot)  # callchains share their frames, and hashing a frame takes longer than all else here
-        known = self._frame_indexes.get(key)
+        known = self._frame_indexes[boot].get(id(frame))
         if known is None:
             function = self._namer.name(frame, boot).function
             if frame.guess and frame.space is Space.KERNEL:
                 # As the kernel's own stack dumps mark such.
                 function = replace(function, name=f"? {function.name}")
-            known = self._frame_indexes[key] = self._function_index(function)
+            known = self._frame_indexes[boot][id(frame)] = self._function_index(function)
         return known
 
     def _function_index(self, function: Function) -> int:
@@ -415,3 +435,34 @@ class Profile:
         if known == len(self.functions):
             self.functions.append(function)
         return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """All samples of one vCPU in time order; the value is None where one is not selected."""
+
+    values: list[Any] = field(default_factory=list)
+    times_ns: array[int] = field(default_factory=lambda: array("q"))
+    weights_ns: array[int] = field(default_factory=lambda: array("q"))
+
+    def pieces(self, start_ns: int) -> Iterator[tuple[Any, int, int]]:
+        """Value, start and duration. A sample stands for the time up to its halt; what no sample stands for has no value."""
+        now_ns = 0
+        for value, time_ns, weight_ns in zip(self.values, self.times_ns, self.weights_ns, strict=True):
+            if (gap_ns := time_ns - weight_ns - start_ns - now_ns) > 0:
+                yield None, now_ns, gap_ns
+                now_ns += gap_ns
+            yield value, now_ns, weight_ns
+            now_ns += weight_ns
+
+
+def _by_vcpu(batches: Iterable[Batch]) -> Iterator[Stretch]:
+    """The samples of each batch by vCPU."""
+    for batch in batches:
+        order = sorted(range(len(batch.vcpus)), key=batch.vcpus.__getitem__)
+        values, vcpus, times_ns, weights_ns = (list(map(column.__getitem__, order)) for column in batch)
+        begin = 0
+        while begin < len(order):
+            end = bisect_right(vcpus, vcpus[begin], begin)
+            yield Stretch(vcpus[begin], values[begin:end], times_ns[begin:end], weights_ns[begin:end])
+            begin = end

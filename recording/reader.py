@@ -18,6 +18,8 @@ from pathlib import Path
 from types import NoneType, TracebackType
 from typing import Any, NamedTuple, Self
 
+import orjson
+
 from recording import files
 from recording.errors import BadRecordingError
 from recording.loaded import from_pieces
@@ -60,43 +62,29 @@ _DAMAGE = (
 )
 """What damaged content raises where it is taken apart."""
 _HALTS = """
-    SELECT host_time_ns, running_time_ns, halted_ns, lateness_ns FROM halts h
+    SELECT id, host_time_ns, running_time_ns, halted_ns, lateness_ns FROM halts h
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
     ORDER BY id"""
 _STACK_TOTALS = """
-    SELECT callchain, boot, vcpu, count(*), sum(weight_ns), task, context, system_call FROM samples s
+    SELECT callchain, boot, vcpu, count(*), sum(weight_ns), task, context, system_call, min(halt), max(halt) FROM samples s
     WHERE ((?1 IS NULL AND ?2 IS NULL) OR EXISTS (
             SELECT 1 FROM halts h WHERE h.id = s.halt
             AND (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)))
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     GROUP BY vcpu, boot, callchain, task, context, system_call ORDER BY vcpu, boot, callchain, task, context, system_call"""
-_TIMELINE = """
-    SELECT vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call
-    FROM samples s JOIN halts h ON h.id = s.halt
-    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
-        AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
-    ORDER BY vcpu, halt"""
-
 _TIMELINE_START = """
-    SELECT min(running_time_ns - weight_ns) FROM samples s JOIN halts h ON h.id = s.halt
+    SELECT min(running_time_ns - weight_ns) AS start_ns FROM samples s JOIN halts h ON h.id = s.halt
     WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))"""
-_SIGHTINGS = _TIMELINE.replace("ORDER BY vcpu, halt", "ORDER BY halt, vcpu")
-_APPEARANCES = """
-    WITH seen AS (
-        SELECT vcpu, boot, callchain, task, context, system_call,
-            count(*) AS samples, sum(weight_ns) AS weight_ns, min(halt) AS first, max(halt) AS last
-        FROM samples s
-        WHERE ((?1 IS NULL AND ?2 IS NULL) OR EXISTS (
-                SELECT 1 FROM halts h WHERE h.id = s.halt
-                AND (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)))
-            AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
-        GROUP BY vcpu, boot, callchain, task, context, system_call)
-    SELECT vcpu, samples, weight_ns, f.running_time_ns, l.running_time_ns, callchain, boot, task, context, system_call,
-        b.running_time_ns
-    FROM seen JOIN halts f ON f.id = first JOIN halts l ON l.id = last
-        LEFT JOIN halts b ON b.id = first - 1 AND (?1 IS NULL OR b.running_time_ns >= ?1)
-    ORDER BY first, vcpu"""
+_SIGHTINGS = """
+    SELECT vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call
+    FROM samples s CROSS JOIN halts h ON h.id = s.halt
+    WHERE (?1 IS NULL OR h.running_time_ns >= ?1) AND (?2 IS NULL OR h.running_time_ns < ?2)
+        AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
+    ORDER BY halt, vcpu"""
+"""A cross join, so that SQLite goes through the samples in their own order and sorts nothing."""
+_OPTIONAL = frozenset({"task", "context", "system_call", "start_ns"})
+"""Columns that may be NULL."""
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
     WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
@@ -127,16 +115,21 @@ class Selection:
 
 
 class StackTotal(NamedTuple):
-    """How often one callchain was seen on one vCPU in one boot, in one task, context and system call (all by their ids)."""
+    """How often one callchain was seen on one vCPU in one boot, in one task, context and system call (all by their ids).
+
+    first, last: the halts between which that was.
+    """
 
     callchain: int
     boot: int
     vcpu: int
     samples: int
     weight_ns: int
-    task: int | None = None
-    context: int | None = None
-    system_call: int | None = None
+    task: int | None
+    context: int | None
+    system_call: int | None
+    first: int
+    last: int
 
 
 class Recording:
@@ -195,20 +188,16 @@ class Recording:
         with self._damage_told():
             yield from self._connection.execute(statement, parameters)
 
-    def _integers(
-        self, statement: str, parameters: tuple[int | str | None, ...] = (), *, optional: int = 0
-    ) -> Iterator[tuple[Any, ...]]:
-        """Rows of integers and nothing else; the last ``optional`` columns may be None."""
-        for columns in self._integer_columns(statement, parameters, optional=optional):
+    def _integers(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows of integers and nothing else, or None where a column is optional."""
+        for columns in self._columns(statement, parameters):
             yield from zip(*columns, strict=True)
 
-    def _integer_columns(
-        self, statement: str, parameters: tuple[int | str | None, ...] = (), *, optional: int = 0
-    ) -> Iterator[list[tuple[Any, ...]]]:
+    def _columns(self, statement: str, parameters: tuple[int | str | None, ...] = ()) -> Iterator[list[tuple[Any, ...]]]:
         """The same by columns, some thousand rows at once."""
         with self._damage_told():
             cursor = self._connection.execute(statement, parameters)
-            allowed = [{int}] * (len(cursor.description) - optional) + [{int, NoneType}] * optional
+            allowed = [{int, NoneType} if name in _OPTIONAL else {int} for name, *_ in cursor.description]
             while rows := cursor.fetchmany(_ROWS):
                 # By columns, as looking at each of a million values takes longer than all else.
                 columns = list(zip(*rows, strict=True))
@@ -221,7 +210,11 @@ class Recording:
     def halts(self, selection: Selection | None = None) -> Iterator[Halt]:
         """The halts within a selection's time, all without one, in time order."""
         for row in self._integers(_HALTS, _parameters(selection)[:2]):
-            yield Halt(*row)
+            yield Halt(*row[1:])
+
+    def halt_times(self, selection: Selection) -> dict[int, int]:
+        """The guest running time of each halt within a selection's time, by the halt's index, in time order."""
+        return {halt: time_ns for halt, _, time_ns, _, _ in self._integers(_HALTS, _parameters(selection)[:2])}
 
     def images(self) -> list[Image]:
         """All images in the order in which they were added, so that ``Frame.image`` is the place in this list."""
@@ -257,10 +250,10 @@ class Recording:
     def callchains(self) -> dict[int, Callchain]:
         """All distinct callchains by their id."""
         frames, callchains = self.frames(), {}
-        for index, end, ids, user_end in self._query('SELECT id, "end", frames, user_end FROM callchains'):
-            with self._damage_told():
+        with self._damage_told():
+            for index, end, ids, user_end in self._query('SELECT id, "end", frames, user_end FROM callchains'):
                 ends = StackEnd(end), None if user_end is None else UserEnd(user_end)
-                callchains[index] = Callchain(tuple([frames[i] for i in json.loads(ids)]), *ends)
+                callchains[index] = Callchain(tuple(map(frames.__getitem__, orjson.loads(ids))), *ends)
         return callchains
 
     def tasks(self) -> dict[int, Task]:
@@ -295,7 +288,7 @@ class Recording:
         """All samples in time order, and by vCPU within a halt."""
         callchains, tasks, contexts, calls = self.callchains(), self.tasks(), self.contexts(), self.system_calls()
         for halt, vcpu, boot, weight_ns, callchain, task, context, call in self._integers(
-            "SELECT halt, vcpu, boot, weight_ns, callchain, task, context, system_call FROM samples ORDER BY halt, vcpu", optional=3
+            "SELECT halt, vcpu, boot, weight_ns, callchain, task, context, system_call FROM samples ORDER BY halt, vcpu"
         ):
             with self._damage_told():
                 chain = callchains[callchain]
@@ -311,37 +304,20 @@ class Recording:
 
         Of the selection only vCPUs and times are looked at here: the others need names.
         """
-        for row in self._integers(_STACK_TOTALS, _parameters(selection), optional=3):
-            yield StackTotal(*row)
-
-    def timeline(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
-        """(vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call) of each sample.
-
-        By vCPU and then in time order. The last three are ids or None. Of the selection only vCPUs and times are looked at here.
-        """
-        yield from self._integers(_TIMELINE, _parameters(selection), optional=3)
-
-    def timeline_columns(self, selection: Selection) -> Iterator[list[tuple[Any, ...]]]:
-        """What ``timeline`` gives, by columns and some thousand samples at once."""
-        yield from self._integer_columns(_TIMELINE, _parameters(selection), optional=3)
+        yield from map(StackTotal._make, self._integers(_STACK_TOTALS, _parameters(selection)))
 
     def timeline_start(self, selection: Selection) -> int:
         """Where the first moment of all vCPUs begins, in guest running time; 0 where there is none."""
-        ((start_ns,),) = self._integers(_TIMELINE_START, _parameters(selection), optional=1)
+        ((start_ns,),) = self._integers(_TIMELINE_START, _parameters(selection))
         return start_ns or 0
 
-    def sightings(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
-        """The same rows as ``timeline`` in time order, and by vCPU within a halt."""
-        yield from self._integers(_SIGHTINGS, _parameters(selection), optional=3)
+    def sightings(self, selection: Selection) -> Iterator[list[tuple[Any, ...]]]:
+        """The samples in time order, and by vCPU within a halt: some thousand at once, as columns.
 
-    def appearances(self, selection: Selection) -> Iterator[tuple[Any, ...]]:
-        """When each callchain was seen first and last on one vCPU in one boot, task, context and system call.
-
-        (vcpu, samples, weight_ns, first_ns, last_ns, callchain, boot, task, context, system_call, before_ns), in order of the first
-        sighting. Times are guest running time; before_ns: of the halt before the first one. The last four may be None. Of the
+        vcpu, running_time_ns, weight_ns, callchain, boot, task, context, system_call; the last three are ids or None. Of the
         selection only vCPUs and times are looked at here.
         """
-        yield from self._integers(_APPEARANCES, _parameters(selection), optional=4)
+        yield from self._columns(_SIGHTINGS, _parameters(selection))
 
     def events(self) -> list[Event]:
         """All events in the order in which they were added."""

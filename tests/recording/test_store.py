@@ -130,7 +130,7 @@ def test_tasks_contexts_and_user_stacks_come_back_and_are_kept_once(tmp_path: Pa
         first = next(iter(recording.stack_totals(Selection())))
         assert (first.callchain, first.samples, first.task, first.system_call) == (0, 2, 0, 0)
         assert recording.contexts()[first.context or 0] is Context.SYSTEM_CALL
-        assert next(iter(recording.timeline(Selection()))) == (0, 0, 1, 0, 0, 0, first.context, 0)
+        assert [column[0] for column in next(recording.sightings(Selection()))] == [0, 0, 1, 0, 0, 0, first.context, 0]
 
 
 def test_symbols_and_name_of_a_file_may_come_later(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_recording_of_format_1_still_opens(tmp_path: Path) -> None:
             (None, Context.UNKNOWN, None, None)
         }
         assert sum(total.samples for total in recording.stack_totals(Selection(since_ns=20_000_000))) == 14
-        assert len(list(recording.timeline(Selection(frozenset({1}))))) == 8
+        assert sum(len(columns[0]) for columns in recording.sightings(Selection(frozenset({1})))) == 8
         assert (recording.tasks(), recording.system_calls(), recording.contexts()) == ({}, {}, {})
         assert [image.name for image in recording.images()] == ["vmlinux", "ext4", "e1000"]
     assert path.read_bytes() == before
@@ -193,21 +193,24 @@ def test_totals_and_time_lines_obey_the_selection(tmp_path: Path) -> None:
             writer.add_sample(sample(index, 1, TRUNCATED if index == 2 else NOTHING, 10))
     with Recording.open(path) as recording:
         assert list(recording.stack_totals(Selection())) == [
-            StackTotal(0, 0, 0, 4, 40, None, 9),
-            StackTotal(1, 0, 1, 3, 30, None, 9),
-            StackTotal(2, 0, 1, 1, 10, None, 9),
+            StackTotal(0, 0, 0, 4, 40, None, 9, None, 0, 3),
+            StackTotal(1, 0, 1, 3, 30, None, 9, None, 0, 3),
+            StackTotal(2, 0, 1, 1, 10, None, 9, None, 2, 2),
         ]
         assert list(recording.stack_totals(Selection(frozenset({1}), 10, 30))) == [
-            StackTotal(1, 0, 1, 1, 10, None, 9),
-            StackTotal(2, 0, 1, 1, 10, None, 9),
+            StackTotal(1, 0, 1, 1, 10, None, 9, None, 1, 1),
+            StackTotal(2, 0, 1, 1, 10, None, 9, None, 2, 2),
         ]
-        assert list(recording.timeline(Selection(since_ns=20))) == [
-            (0, 20, 10, 0, 0, None, 9, None),
-            (0, 30, 10, 0, 0, None, 9, None),
-            (1, 20, 10, 2, 0, None, 9, None),
-            (1, 30, 10, 1, 0, None, 9, None),
+        assert [list(zip(*columns, strict=True)) for columns in recording.sightings(Selection(since_ns=20))] == [
+            [
+                (0, 20, 10, 0, 0, None, 9, None),
+                (1, 20, 10, 2, 0, None, 9, None),
+                (0, 30, 10, 0, 0, None, 9, None),
+                (1, 30, 10, 1, 0, None, 9, None),
+            ]
         ]
-        assert list(recording.timeline(Selection(frozenset()))) == []
+        assert list(recording.sightings(Selection(frozenset()))) == []
+        assert recording.halt_times(Selection(since_ns=10, until_ns=30)) == {1: 10, 2: 20}
         assert list(recording.halts(Selection(since_ns=10, until_ns=20))) == [Halt(11, 10, 1, 0)]
 
 
