@@ -18,8 +18,6 @@ from pathlib import Path
 from types import NoneType, TracebackType
 from typing import Any, NamedTuple, Self
 
-import orjson
-
 from recording import files
 from recording.errors import BadRecordingError
 from recording.loaded import from_pieces
@@ -253,7 +251,7 @@ class Recording:
         with self._damage_told():
             for index, end, ids, user_end in self._query('SELECT id, "end", frames, user_end FROM callchains'):
                 ends = StackEnd(end), None if user_end is None else UserEnd(user_end)
-                callchains[index] = Callchain(tuple(map(frames.__getitem__, orjson.loads(ids))), *ends)
+                callchains[index] = Callchain(tuple(map(frames.__getitem__, json.loads(ids))), *ends)
         return callchains
 
     def tasks(self) -> dict[int, Task]:
