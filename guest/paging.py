@@ -104,6 +104,10 @@ class AddressSpace:
             entry = 0 if table is None or index >= len(table) else table[index]
             is_last = shift == tables.page_shift
             is_large = not is_last and entry & large_mask == large
+            if is_last and tables.own_entry and not entry & present:
+                table = self._table(table_address + tables.own_entry, mask)
+                own = 0 if table is None or index >= len(table) else table[index]
+                entry = own | present if own & tables.own_present else 0
             if tables.has_pointers and not is_last and not is_large:
                 pointed = linear_address(tables, entry)
                 if pointed is None:
@@ -224,23 +228,33 @@ class FreshSpace:
             size -= length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _entry(self, place: int) -> int | None:
+        """The entry at a physical address, None where there is no RAM."""
+        entry = self._entries.get(place)
+        if entry is None:
+            try:
+                data = self.memory.read(place, self.tables.entry_size)
+            except GuestMemoryError:
+                return None
+            entry = self._entries[place] = int.from_bytes(data, self.tables.byteorder)
+        return entry
+
     def translate(self, address: int) -> int | None:
         """Physical address of a virtual one, or None where it is not mapped."""
         tables = self.tables
         if (physical := linear_address(tables, address)) is not None:
             return physical
         present, (large_mask, large) = tables.present, tables.large
-        entry_size = tables.entry_size
         table = self._root
         for shift, mask, may_be_large, valid_mask, valid in self._levels:
-            place = table + entry_size * (address >> shift & mask)
-            entry = self._entries.get(place)
-            if entry is None:
-                try:
-                    entry = self._entries[place] = int.from_bytes(self.memory.read(place, entry_size), tables.byteorder)
-                except GuestMemoryError:
-                    return None
+            place = table + tables.entry_size * (address >> shift & mask)
+            entry = self._entry(place)
             is_last = shift == tables.page_shift
+            if is_last and tables.own_entry and entry is not None and not entry & present:
+                own = self._entry(place + tables.own_entry) or 0
+                entry = own | present if own & tables.own_present else 0
+            if entry is None:
+                return None
             is_large = not is_last and entry & large_mask == large
             if tables.has_pointers and not is_last and not is_large:
                 pointed = linear_address(tables, entry)

@@ -22,6 +22,7 @@ from guest.user.page_cache import PageCache
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture, UserAbi
+from unwind.checked_rows import CheckedCodeRows
 from unwind.code_rows import CodeRows
 from unwind.eh_frame import Unread
 from unwind.instructions import Instruction
@@ -45,6 +46,7 @@ class UserFile:
 
     image: its index in the recording. is_final: nothing more will become known. is_foreign: it is no ELF file, so it has no table.
     is_missed: a stack could not be walked for want of it. problem: why not all of it is known, "" otherwise.
+    code, checked: rows out of its code, None where there are always others, or where these are of the other kind.
     """
 
     def __init__(self, image: int, path: str) -> None:
@@ -55,29 +57,27 @@ class UserFile:
         self.is_final = self.is_foreign = self.is_missed = False
         self.problem = ""
         self._rows: UserRows | None = None
-        self._code: CodeRows | None = None
+        self.code: CodeRows | None = None
+        self.checked: CheckedCodeRows | None = None
 
     def adopt(self, elf: ElfFile, rows: UserRows) -> None:
         """Use these contents from now on."""
         self.elf, self._rows = elf, rows
 
-    @property
-    def has_code(self) -> bool:
-        """Whether there may be rows out of its code."""
-        return self._code is not None
-
     def adopt_code(self, elf: ElfFile, abi: UserAbi | None) -> None:
         """Make rows out of the code in these contents, where programs of that kind may have no others."""
-        if abi is not None and abi.decode is not None:
-            self._code = CodeRows(elf.read, abi, FunctionStarts(elf).before)
+        if abi is not None and abi.follows_call is not None:
+            self.checked = CheckedCodeRows(elf.read, abi)
+        elif abi is not None and abi.decode is not None:
+            self.code = CodeRows(elf.read, abi, FunctionStarts(elf).before)
 
     def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
         """See ``unwind.user.UserCodeRows``."""
-        return () if self._code is None else self._code.find_rows(address, interrupted=interrupted)
+        return () if self.code is None else self.code.find_rows(address, interrupted=interrupted)
 
     def find_call(self, address: int) -> Instruction | None:
         """See ``unwind.user.UserCodeRows``."""
-        return None if self._code is None else self._code.find_call(address)
+        return None if self.code is None else self.code.find_call(address)
 
     @property
     def entry(self) -> int | None:

@@ -16,7 +16,7 @@ from guest.kernel import Kernel
 from guest.memory import PhysicalMemory, Steps
 from guest.paging import AddressSpace
 from guest.tasks import TaskWords
-from guest.user.contents import PagePool, ProcessContents
+from guest.user.contents import PAGE_SIZE, BytesContents, PagePool, ProcessContents
 from guest.user.mappings import FileIdentity, Mapping, MappingReader, Mappings
 from guest.user.page_cache import PageCache
 from guest.user.perf_files import PerfMapFinder
@@ -28,10 +28,12 @@ from sampler.made_code import ANONYMOUS, MadeCode
 from sampler.user_files import FileFinder, UserFile, UserFileReader
 from unwind.arch import Architecture, Registers
 from unwind.capture import Capture
+from unwind.checked_rows import CheckedCodeRows
 from unwind.user import Region, UserUnwinder, UserWalk
 
 _MAX_PROCESSES = 4096
 _VDSO = "[vdso]"
+_SIGNAL_PAGE = "[sigpage]"
 _SHARED_MEMORY = ("/memfd:", "/dev/zero", "/SYSV")
 """Memory that may be mapped twice, to be written and to be run, which are files to the kernel only."""
 _MAX_VDSO = 1 << 16
@@ -54,8 +56,14 @@ class ImageStore(Protocol):
 class ProcessCode:
     """What a process had mapped when a sample saw it, as ``unwind.user.UserCode``."""
 
-    def __init__(self, mappings: Mappings, file_of: Callable[[Mapping], UserFile | int]) -> None:
-        """``file_of``: the file of an executable mapping, or the image that stands for memory of no file."""
+    def __init__(
+        self, mappings: Mappings, file_of: Callable[[Mapping], UserFile | int], shared: Callable[[], Region | None]
+    ) -> None:
+        """``file_of``: the file of an executable mapping, or the image that stands for memory of no file.
+
+        shared: the kernel's code that all processes may call.
+        """
+        self._shared = shared
         self._mappings = mappings
         self._file_of = file_of
         self.stack_top = mappings.stack_top
@@ -65,15 +73,17 @@ class ProcessCode:
         """The executable mapping at an address."""
         mapping = self._mappings.find(address)
         if mapping is None or not mapping.is_executable:
-            return None
+            shared = self._shared()
+            return shared if shared is not None and shared.start <= address < shared.end else None
         known = self._regions.get(mapping.start)
         if known is not None:
             return known
         file = self._file_of(mapping)
         if not isinstance(file, UserFile):
             return Region(mapping.start, mapping.end, 0, file)
-        code = file if file.has_code else None
-        region = Region(mapping.start, mapping.end, file.bias(mapping.start, mapping.offset), file.image, file, file.entry, code)
+        bias = file.bias(mapping.start, mapping.offset)
+        code = None if file.code is None else file
+        region = Region(mapping.start, mapping.end, bias, file.image, file, file.entry, code, file.checked)
         if file.elf is not None:
             self._regions[mapping.start] = region
         return region
@@ -110,6 +120,8 @@ class UserSpaces:
         self._mappings: MappingReader | None = None
         self._page_cache: PageCache | None = None
         self._processes: OrderedDict[int, _Process] = OrderedDict()
+        self._shared: Region | None = None
+        self._signal_page: bytes | None = None
         self._files: dict[tuple[object, ...], UserFile] = {}
         self._plain: dict[str, int] = {}
         self._jobs: deque[tuple[UserFile, Steps[None]]] = deque()
@@ -123,7 +135,7 @@ class UserSpaces:
         self._kernel, self._boot = kernel, boot
         if kernel is not None and before is not None and kernel.structs is before.structs and kernel.space is before.space:
             return
-        self._mappings = self._page_cache = None
+        self._mappings = self._page_cache = self._shared = None
         self._processes.clear()
         self._made.set_kernel(None, None)
         if kernel is None or kernel.structs is None or kernel.structs.field("vm_area_struct", "vm_file") is None:
@@ -169,7 +181,7 @@ class UserSpaces:
         self._looks += 1
         if self._looks % _LOOKS_TO_FORGET == 0:
             self._pages.forget_missing()
-        code = ProcessCode(mappings, lambda mapping: self._file_of(mapping, mappings, words))
+        code = ProcessCode(mappings, lambda mapping: self._file_of(mapping, mappings, words), self._shared_code)
         self._processes[words.mm] = _Process(stamp, code)
         if len(self._processes) > _MAX_PROCESSES:
             self._processes.popitem(last=False)
@@ -186,6 +198,9 @@ class UserSpaces:
                 image = self._made.image(words)
                 return image if self._made.has_map(words) else file
             return file
+        signal_code = self._signal_code(mapping, mappings)
+        if signal_code is not None:
+            return signal_code
         if mapping.path == ANONYMOUS:
             return self._made.image(words)
         if mapping.path == _VDSO:
@@ -215,6 +230,46 @@ class UserSpaces:
         file = self._files[key] = UserFile(self._add_image(_VDSO), _VDSO)
         self._jobs.append((file, self._reader.read_image(file, ProcessContents(space, mapping))))
         return file
+
+    def _signal_code(self, mapping: Mapping, mappings: Mappings) -> UserFile | None:
+        """The page with what signal handlers return to, of kernels that have no vDSO for it; None for other memory.
+
+        Kernels without type information do not tell its name.
+        """
+        abi = self._architecture.user_abis[-1]
+        find = abi.known_row
+        if find is None or mapping.end - mapping.start != PAGE_SIZE:
+            return None
+        key = (_SIGNAL_PAGE, self._boot)
+        if key in self._files:
+            # Each process has it somewhere else.
+            return self._files[key] if self._read_page(mapping, mappings) == self._signal_page else None
+        data = self._read_page(mapping, mappings)
+        if data is None or not any(find(at, data[at : at + 8]) for at in range(0, PAGE_SIZE, 4)):
+            return None
+        self._signal_page = data
+        file = self._files[key] = UserFile(self._add_image(_SIGNAL_PAGE), _SIGNAL_PAGE)
+        file.is_final = file.is_foreign = True
+        file.checked = CheckedCodeRows(BytesContents(data).read, abi)
+        return file
+
+    def _read_page(self, mapping: Mapping, mappings: Mappings) -> bytes | None:
+        if self._kernel is None or mappings.page_table is None:
+            return None
+        space = AddressSpace(self._memory, self._kernel.space.tables, mappings.page_table)
+        return space.read_many([(mapping.start, PAGE_SIZE)])[0]
+
+    def _shared_code(self) -> Region | None:
+        """The kernel's code that all processes may call; it changes with the kernel alone."""
+        abi = self._architecture.user_abis[-1]
+        where, kernel = abi.kernel_code, self._kernel
+        if self._shared is None and where is not None and kernel is not None:
+            name, start, end, functions = where
+            names = SymbolTable.from_symbols((address, "t", function) for function, address in functions.items())
+            image = self._images.add_image(Image(name, FrameKind.USER, self._boot, None, (), names))
+            code = CheckedCodeRows(lambda address, size: kernel.space.read_many([(address, size)])[0], abi)
+            self._shared = Region(start, end, 0, image, checked=code)
+        return self._shared
 
     def _plain_image(self, path: str) -> int:
         if path not in self._plain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ class Effect(Enum):
     STUB = auto()
     """It goes on in another function, which returns to the caller: the end of a stub of the linker's (``.plt``), a tail call.
 
-    ``register``, if any, is written like a call's.
+    ``register``, if any, is written like a call's. If there is a ``source``, where that points to: in another function if a
+    pointer was loaded, elsewhere in this one if it was computed.
     """
     RETURN = auto()
     END = auto()
@@ -60,6 +62,7 @@ class Instruction(NamedTuple):
 
     size: in bytes. more: registers that are saved or restored with ``register``, a word from each other.
     slot: what stands behind it and is done before it jumps; it counts to its size. skips_slot: only where it does jump.
+    then: what it does after that, for those that do several things; the last of these has its size.
     """
 
     effect: Effect
@@ -71,3 +74,13 @@ class Instruction(NamedTuple):
     more: tuple[str, ...] = ()
     slot: Instruction | None = None
     skips_slot: bool = False
+    then: Instruction | None = None
+
+
+def in_order(parts: Sequence[Instruction], size: int) -> Instruction:
+    """One instruction of that size which does several things, one after the other; nothing if there are none."""
+    *first, last = parts or (Instruction(Effect.NOTHING, 0),)
+    done = last._replace(size=size, then=None)
+    for part in reversed(first):
+        done = part._replace(size=0, then=done)
+    return done

@@ -120,6 +120,7 @@ class Row:
     leaf: the row instead, for a function that holds its return address in the link register (``unwind/leaf.py`` says when).
     leaf_in_frame: for one that has set its frame pointer already.
     start: where the function begins for which it holds; None where that does not matter.
+    only_calls: it is true where the function calls another one; elsewhere its code tells more.
     """
 
     kind: RowKind
@@ -137,6 +138,7 @@ class Row:
     leaf: Row | None = None
     leaf_in_frame: Row | None = None
     start: int | None = None
+    only_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
   there.
 * Unwind data led to the very beginning of a function, which no call does: glibc's makecontext() has its thread return to
   ``__start_context``.
+* The code is known to end a thread (``UserAbi.known_row``): glibc's ``clone`` for Arm, which has no unwind data.
 * There is no row, and the pc is within the program's entry point (static programs have no row there).
 * There is no row, and the frame pointer is 0 at most a few words below the arguments: entry code that has pushed something.
 * A back chain that was followed here is 0, or its return address (ELFv2 ABI 2.2.2.1: "the first stack frame ... shall be zero").
@@ -22,8 +23,9 @@ A stack is whole, THREAD_START, where one of these says so, each of which somebo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from recording.model import Frame, Space, UserEnd
@@ -59,7 +61,7 @@ class Region:
     image: index of the file's image; None for memory of no file, whose frames keep their run-time addresses.
     rows: its unwind table, None where it is known to have none. (Not known yet: an object that answers UNREAD.)
     entry: link-time address at which its program begins, None where that is not known.
-    code: rows out of its code, where there may be no others.
+    code: rows out of its code, where there may be no others. checked: those of programs whose return addresses are looked at.
     """
 
     start: int
@@ -69,6 +71,7 @@ class Region:
     rows: UserRows | None = None
     entry: int | None = None
     code: UserCodeRows | None = None
+    checked: CheckedUserCode | None = None
 
     def is_entry(self, address: int, size: int) -> bool:
         """Whether a link-time address is in the few instructions with which its program begins; ``size``: their bytes."""
@@ -86,6 +89,19 @@ class UserCodeRows(Protocol):
 
     def find_call(self, address: int) -> Instruction | None:
         """The call that returns to a link-time address, None where there is none."""
+
+
+class CheckedUserCode(Protocol):
+    """The code of a file (``unwind/checked_rows.py``). Addresses are link-time ones, odd in the other instruction set."""
+
+    def find_rows(self, address: int, *, interrupted: bool) -> Iterator[Row]:
+        """Rows for the instruction at an address, which a call returns to unless it was interrupted, the best first."""
+
+    def find_known_row(self, address: int, *, interrupted: bool) -> Row | None:
+        """The row for code that is known by its bytes, None for other code."""
+
+    def is_return(self, address: int) -> bool:
+        """False for an address that no call returns to, where that can be told."""
 
 
 class UserCode(Protocol):
@@ -108,6 +124,7 @@ class _Activation(NamedTuple):
     """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it.
 
     has_sp: its stack pointer is known, and not just a lower bound of it.
+    mode: 1 in the other instruction set (``UserAbi.mode_flag``).
     """
 
     registers: Mapping[str, int]
@@ -115,6 +132,7 @@ class _Activation(NamedTuple):
     interrupted: bool = False
     by_pointer: bool = False
     has_sp: bool = True
+    mode: int = 0
 
 
 _Step = _Activation | UserEnd
@@ -143,12 +161,14 @@ class UserUnwinder:
         """
         abi = next((abi for abi in self._abis if abi.is_process(registers)), self._abis[-1])
         mask = (1 << 8 * abi.pointer_size) - 1
-        known = {name: value & mask for name in abi.registers if (value := registers.get(name)) is not None}
+        names = abi.registers if abi.mode_flag is None else (*abi.registers, abi.mode_flag[0])
+        known = {name: value & mask for name in names if (value := registers.get(name)) is not None}
         if abi.pc not in known or abi.sp not in known:
             return UserWalk((), UserEnd.NO_REGISTERS)
         walk = _Walk(abi, self._read_word(abi, read), code, stack_top)
         back = abi.system_call_size + 1 if in_system_call else 0
-        return walk.run(_Activation(known, code.find_region(known[abi.pc]), interrupted=True), back)
+        first = _Activation(known, code.find_region(known[abi.pc]), interrupted=True, mode=flagged_mode(abi, known))
+        return walk.run(first, back)
 
     def _read_word(self, abi: UserAbi, read: Callable[[int, int], bytes | None]) -> ReadWord:
         size, byteorder = abi.pointer_size, self._byteorder
@@ -158,6 +178,11 @@ class UserUnwinder:
             return None if data is None else int.from_bytes(data, byteorder)
 
         return read_word
+
+
+def flagged_mode(abi: UserAbi, registers: Mapping[str, int]) -> int:
+    """1 where an interrupted pc is of the other instruction set."""
+    return 0 if abi.mode_flag is None else int(bool(registers.get(abi.mode_flag[0], 0) & abi.mode_flag[1]))
 
 
 class _Walk:
@@ -185,7 +210,7 @@ class _Walk:
         step: _Step = activation
         while isinstance(step, _Activation):
             activation = step
-            registers, region, interrupted, by_pointer, _has_sp = activation
+            registers, region, interrupted, by_pointer, _has_sp, _mode = activation
             pc = registers[self._abi.pc]
             if region is None:
                 frames.append(Frame(pc, pc if interrupted else pc - 1 & _ADDRESS_MASK, Space.USER, by_pointer))
@@ -242,10 +267,18 @@ class _Walk:
 
     def _is_start(self, region: Region, address: int) -> bool:
         """Whether a return address in front of which there is no row is the very beginning of a function with rows."""
-        return not self._guessed and region.rows is not None and isinstance(region.rows.find_row(address), Row)
+        row = None if self._guessed or region.rows is None else region.rows.find_row(address)
+        return isinstance(row, Row) and not row.only_calls
 
     def _step(self, activation: _Activation, region: Region, row: Row | Unread | None) -> _Step:
         """From one frame to its caller, or why the walk ends here."""
+        table = row if isinstance(row, Row) and row.only_calls else None
+        if region.checked is not None and (row is None or table is not None):
+            step = self._follow_code(activation, region.checked, table)
+            if step is not None:
+                return step
+        if table is not None and activation.interrupted:
+            return UserEnd.NO_UNWIND_INFO
         if row is None:
             return self._follow_pointer(activation)
         if row is Unread.UNREAD:
@@ -259,6 +292,41 @@ class _Walk:
             return self._follow_pointer(activation)
         return self._apply(row, activation)
 
+    def _follow_code(self, activation: _Activation, code: CheckedUserCode, table: Row | None) -> _Step | None:
+        """The caller by the function's code, or by a row that a table has for calls; None where neither tells anything.
+
+        A row for calls is the best there is where one was made, and the worst elsewhere.
+        """
+        interrupted = activation.interrupted
+        address = self._code_address(activation)
+        known = code.find_known_row(address, interrupted=interrupted)
+        if known is not None and known.kind is RowKind.CALL:
+            return self._apply(known, activation)
+        if known is not None and not interrupted:
+            return UserEnd.THREAD_START
+        if table is not None and not interrupted:
+            return self._apply(table, activation)
+        failed: UserEnd | None = None
+        for row in chain(code.find_rows(address, interrupted=interrupted), () if table is None else (table,)):
+            step = self._apply(row, activation)
+            if isinstance(step, _Activation) and self._is_return(step):
+                return step
+            is_unreadable = step is UserEnd.UNREADABLE_MEMORY
+            failed = failed or (UserEnd.UNREADABLE_MEMORY if is_unreadable else UserEnd.NO_UNWIND_INFO)
+        return failed
+
+    def _code_address(self, activation: _Activation) -> int:
+        """Where an activation stands in its file, odd in the other instruction set."""
+        bias = 0 if activation.region is None else activation.region.bias
+        return (activation.registers[self._abi.pc] - bias & _ADDRESS_MASK) | activation.mode
+
+    def _is_return(self, activation: _Activation) -> bool:
+        """Whether a call may return to where an activation stands."""
+        region = activation.region
+        if region is None or region.checked is None:
+            return True
+        return region.checked.is_return(self._code_address(activation))
+
     def _apply(self, row: Row, activation: _Activation) -> _Step:
         abi, registers = self._abi, activation.registers
         cfa = find_cfa(row, registers, self._read_word)
@@ -269,10 +337,15 @@ class _Walk:
         caller = find_caller(row, registers, cfa, abi.pointer_size, (abi.pc, abi.sp), self._read_word)
         if isinstance(caller, Missing):
             return UserEnd.NO_UNWIND_INFO if caller.address is None else UserEnd.UNREADABLE_MEMORY
-        pc = caller[abi.pc] = caller[abi.pc] & (1 << abi.address_bits) - 1
+        pc = caller[abi.pc] & (1 << abi.address_bits) - 1
+        mode = 0
+        if abi.mode_flag is not None:
+            mode = flagged_mode(abi, caller) if row.is_signal else pc & 1
+            pc &= ~1
+        caller[abi.pc] = pc
         if row.is_signal:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
-            return _Activation(caller, self._code.find_region(pc), interrupted=True)
+            return _Activation(caller, self._code.find_region(pc), interrupted=True, mode=mode)
         # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own; on
         # s390x and ppc64el a function saves its own in the caller's frame, before it makes one.
         is_in_register = row.return_address is not None and row.return_address.is_value
@@ -283,7 +356,7 @@ class _Walk:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START
         # The code that signal handlers return to may be the first of its mapping.
         region = self._code.find_region(pc - 1) or self._code.find_region(pc)
-        return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region)
+        return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region, mode=mode)
 
     def _follow_pointer(self, activation: _Activation) -> _Step:
         """The caller by the frame pointer, which leads to two words: the caller's frame pointer and the return address."""
@@ -302,15 +375,17 @@ class _Walk:
         saved, pc = self._read_word(record), self._read_word(record + word)
         if saved is None or pc is None:
             return UserEnd.UNREADABLE_MEMORY if record - sp < _STACK_REACH else UserEnd.NO_UNWIND_INFO
-        pc &= (1 << abi.address_bits) - 1
+        mode = 0 if abi.mode_flag is None else pc & 1
+        pc &= (1 << abi.address_bits) - 1 - mode
         if saved == 0 and pc == 0 and activation.by_pointer:
             return UserEnd.THREAD_START
         region = self._code.find_region(pc - 1) if pc else None
-        if region is None:
+        caller = {abi.pc: pc, abi.sp: record + 2 * word, abi.fp: saved}
+        step = _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above, mode=mode)
+        if region is None or not self._is_return(step):
             return UserEnd.NO_UNWIND_INFO
         self._guessed = True
-        caller = {abi.pc: pc, abi.sp: record + 2 * word, abi.fp: saved}
-        return _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above)
+        return step
 
     def _follow_chain(self, activation: _Activation, sp: int, slot: int) -> _Step:
         """The caller by the back chain, which every function with a frame keeps: only a halt may be in one without.

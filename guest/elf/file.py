@@ -52,7 +52,7 @@ class ElfFile:
     @property
     def entry(self) -> int | None:
         """Link-time address at which the program begins; None where the file names none that is code (most libraries)."""
-        address = self.header.entry
+        address = self.header.place(self.header.entry)
         return address if address and any(load.is_executable and load.holds(address) for load in self._loads) else None
 
     @property

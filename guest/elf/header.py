@@ -26,6 +26,7 @@ MAX_NOTES = 1 << 16
 _NT_GNU_BUILD_ID = 3
 
 ET_EXEC = 2
+EM_386, EM_ARM, EM_X86_64 = 3, 40, 62
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_GNU_EH_FRAME = 1, 2, 3, 4, 0x6474E550
 _EXECUTABLE = 1
 SHN_XINDEX = 0xFFFF
@@ -122,6 +123,10 @@ class Header:
     def loads(self) -> tuple[Segment, ...]:
         """The segments that are mapped."""
         return tuple(segment for segment in self.segments if segment.type == PT_LOAD)
+
+    def place(self, address: int) -> int:
+        """Where the code at an address lies: those of Thumb functions are odd (ELF for the Arm Architecture, 5.5.3)."""
+        return address & ~1 if self.machine == EM_ARM else address
 
     @property
     def segments_size(self) -> int:

@@ -1,13 +1,15 @@
 """The unwind tables of a file, wherever they are.
 
 ``.eh_frame`` is found by PT_GNU_EH_FRAME, or by the section headers where there is no such segment. Where it says nothing, a Go
-program's own table does: it has the one for C code alone, or none at all. Two functions of every library never have any.
+program's own table does: it has the one for C code alone, or none at all. Files for Arm have another one. Two functions of every
+library never have any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from guest.elf.ehabi_rows import EhabiRows
 from guest.elf.file import ElfFile
 from guest.elf.go_rows import GoRows
 from guest.elf.init_rows import InitRows
@@ -27,6 +29,7 @@ class UserRows:
         self._abi = next((abi for abi in abis if abi.pointer_size == file.pointer_size), None)
         self._table: EhFrame | None = None
         self._go = None if self._abi is None else GoRows(file, self._abi)
+        self._calls = None if self._abi is None else EhabiRows(file, self._abi)
         self._init = None if self._abi is None else InitRows(file, self._abi)
 
     def find_row(self, address: int) -> Row | Unread | None:
@@ -39,6 +42,8 @@ class UserRows:
         row = None if self._table is None else self._table.find_row(address)
         if row is None and self._go is not None and self._file.sections:
             row = self._go.find_row(address)
+        if row is None and self._calls is not None:
+            row = self._calls.find_row(address)
         if row is None and self._init is not None:
             row = self._init.find_row(address)
         return None if row is Unread.UNREAD and self._file.is_final else row

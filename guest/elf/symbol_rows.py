@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from heapq import merge
 from typing import NamedTuple
 
-from guest.elf.header import Format
+from guest.elf.header import Header
 from guest.elf.partial import Partial
 from guest.memory import Steps
 from recording.symbols import SymbolTable
@@ -82,9 +82,10 @@ class Code:
         return end if self._is_exact else min(end, address + _LABEL_REACH)
 
 
-def parse_symbols(layout: Format, entries: Partial, names: Partial, code: Code) -> Steps[list[ElfSymbol]]:
+def parse_symbols(header: Header, entries: Partial, names: Partial, code: Code) -> Steps[list[ElfSymbol]]:
     """The functions of a symbol table, as far as it is known."""
     found: list[ElfSymbol] = []
+    layout = header.format
     size = layout.symbol.size
     wide = layout.pointer_size == 8
     room = names.most_text
@@ -97,6 +98,7 @@ def parse_symbols(layout: Format, entries: Partial, names: Partial, code: Code) 
         else:
             name, address, length, info, _, section = row
         kind = info & 15
+        address = header.place(address)
         if kind not in {_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE} or not name or not _is_section(section):
             continue
         limit = code.end_at(address)

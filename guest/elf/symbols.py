@@ -70,7 +70,7 @@ def read_symbols(file: ElfFile, debug: ElfFile | None = None) -> Steps[ElfSymbol
     stubs, is_plt_complete = yield from read_plt(file, entries, names)
     found = static.symbols + stubs
     if not is_whole:
-        found += yield from parse_symbols(file.header.format, entries, names, code)
+        found += yield from parse_symbols(file.header, entries, names, code)
     if static.is_complete:
         found += _entry_point(file, code, found)
     table = yield from make_table(found, code)
@@ -97,7 +97,7 @@ def _read_symtab(file: ElfFile, code: Code) -> Steps[_Found]:
     if found is None:
         return _NOT_THERE
     entries, names = yield from _read_pair(file, *found)
-    symbols = yield from parse_symbols(file.header.format, entries, names, code)
+    symbols = yield from parse_symbols(file.header, entries, names, code)
     return _Found(symbols, not entries.missing and not names.missing)
 
 

@@ -34,6 +34,23 @@ def test_sections_and_pages() -> None:
         assert space.translate(0xC040_0000) is None
 
 
+def test_pages_that_are_marked_as_not_used_lately() -> None:
+    """After fork() all of the child's are: the processor's entries are empty, Linux' own are two KiB in front of them."""
+    first, second, own = bytearray(0x4000), bytearray(0x400), bytearray(0x400)
+    struct.pack_into("<I", first, 4 * 0xBEA, SECOND | 0x11)
+    struct.pack_into("<I", second, 4 * 0xCA, 0x5EFF_905E)
+    struct.pack_into("<III", own, 4 * 0xCA, 0x5EFF_901F, 0x5EFF_A75D, 0x0000_1204)  # used, not used, swapped out
+    backing = BytesMemory({ROOT: bytes(first), SECOND: bytes(second), SECOND - 0x800: bytes(own)})
+    tables = ARMHF.paging.tables(REGISTERS)
+    for space in (AddressSpace(backing, tables, ROOT), FreshSpace(backing, tables, ROOT)):
+        assert space.translate(0xBEAC_A988) == 0x5EFF_9988
+        assert space.translate(0xBEAC_B010) == 0x5EFF_A010
+        assert space.translate(0xBEAC_C000) is None
+    alone = BytesMemory({ROOT: bytes(first), SECOND: bytes(second)})
+    for space in (AddressSpace(alone, tables, ROOT), FreshSpace(alone, tables, ROOT)):
+        assert space.translate(0xBEAC_B010) is None
+
+
 def test_long_descriptors_and_no_paging() -> None:
     assert not ARMHF.paging.enabled({**REGISTERS, "TTBCR": 0x8000_0000})
     assert not ARMHF.paging.enabled({**REGISTERS, "SCTLR": 0x10C5_387C})

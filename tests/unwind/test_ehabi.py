@@ -52,6 +52,10 @@ def call(
         ("d1 84 00", call("sp", 20)),  # vpop {d8, d9}
         ("b3 81 84 00", call("sp", 24)),  # fldmfdx {d8, d9}
         ("b9 84 00", call("sp", 24)),
+        ("c1 84 00", call("sp", 20)),  # pop {wR10, wR11}
+        ("c6 a2 84 00", call("sp", 28)),  # pop {wR10-wR12}
+        ("c7 05 84 00", call("sp", 12)),  # pop {wCGR0, wCGR2}
+        ("b4 84 00", call("sp", 8)),  # pop {ra_auth_code}
         # pop {fp, sp, lr}, as functions with frames of the old kind do
         (
             "9b 40 86 80",
@@ -79,7 +83,10 @@ def test_instructions(code: str, row: Row) -> None:
         "b1 00",
         "b1 10",
         "b2 80",
-        "b4",  # spare
+        "b5",
+        "b6",  # spare
+        "c7 00",
+        "c7 10",
         "9d",
         "9f",
         "a8 94 b0",  # sp = r4, which was popped

@@ -5,8 +5,7 @@ To add an architecture:
 1. Copy the file of the one that is most like it and keep the order of its lines.
 2. Fill in the registers by their gdb names, the paging format and the kernel's fixed addresses, each with its source.
 3. Name the unwinding method; if none fits, write one beside ``orc.py`` and lower it to the rules of ``rules.py``.
-4. Add it to ``ARCHITECTURES`` of ``registry.py``, and rows to the tables of ``tests/unwind/test_arch.py``,
-   ``tests/qemu/guests.py`` and ``tests/qemu/test_architectures.py``.
+4. Add it to ``registry.py``, to the tables of ``tests/unwind/test_arch.py``, ``tests/qemu/guests.py``, ``test_architectures.py``.
 5. Run ``make test``: the guests of ``tests/qemu`` are the judge. Then the oracles: docs/adding-an-architecture.md.
 """
 
@@ -21,11 +20,10 @@ from recording.model import Context
 from unwind.hidden import Hidden
 from unwind.instructions import Instruction
 from unwind.machine_code import MachineCode
-from unwind.rules import TrapFrame
+from unwind.rules import Row, TrapFrame
 
 Registers = Mapping[str, int]
 ByteOrder = Literal["little", "big"]
-
 
 ReadMemory = Callable[[int, int], "bytes | None"]
 """Bytes at (address, size), None where not all of them can be read."""
@@ -43,8 +41,8 @@ class PageTables:
     address_mask: bits of an entry that are a physical address, shifted right by ``address_shift``; left where that is negative.
     linear: pieces of the address space that the processor maps without tables: (low, high, physical address of low).
     valid: by level, (mask, value) of bits that a valid entry has besides; empty where ``present`` says it all.
-    has_pointers: whether entries above the last level, but for large ones, are kernel addresses of tables, all of which are there:
-        the kernel's own affair, not the processor's.
+    has_pointers: whether entries above the last level, but for large ones, are kernel addresses of tables, all of which are there.
+    own_entry, own_present: how far from a page's entry the kernel's own is, the bit that says it is there; 0 where there is none.
     """
 
     page_shift: int
@@ -59,6 +57,8 @@ class PageTables:
     has_pointers: bool = False
     linear: tuple[tuple[int, int, int], ...] = ()
     valid: tuple[tuple[int, int], ...] = ()
+    own_entry: int = 0
+    own_present: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +393,9 @@ class UserAbi:
     decode: the instruction at (address, bytes from there on), None where it is none; for programs that may have neither unwind
         tables nor frame pointers, else None.
     is_process: whether registers of user mode belong to such a program.
+    mode_flag: the register and its bit that tell the instruction set which has odd addresses in calls; None where there is one.
+    index_segment: type of an EHABI index program header. kernel_code: the kernel's for programs: name, start, end, functions.
+    known_row: of code at (address, bytes) that signal handlers, threads return to. follows_call: bytes before one are a call.
     """
 
     name: str
@@ -416,6 +419,11 @@ class UserAbi:
     init_code: tuple[bytes, bytes, int] | None
     decode: Callable[[int, bytes], Instruction | None] | None
     is_process: Callable[[Registers], bool]
+    mode_flag: tuple[str, int] | None
+    index_segment: int
+    known_row: Callable[[int, bytes], Row | None] | None
+    follows_call: Callable[[int, bytes], bool] | None
+    kernel_code: tuple[str, int, int, Mapping[str, int]] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,6 +215,11 @@ _USER_ABIS = (
         init_code=None,
         decode=None,
         is_process=lambda registers: registers.get("cpsr", 0) & 0x1F == _USER32,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
     UserAbi(
         # DWARF for the Arm 64-bit Architecture, table 1; AAPCS64 6.1.1 (callee-saved), 6.4.5 (no red zone).
@@ -240,6 +245,11 @@ _USER_ABIS = (
         init_code=None,
         decode=None,
         is_process=lambda _registers: True,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
 )
 

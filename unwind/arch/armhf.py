@@ -17,6 +17,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.arch.armhf_code import decode, follows_call, known_row
 from unwind.hidden import EntryRun
 from unwind.rules import TrapFrame
 
@@ -49,6 +50,8 @@ _SHORT = PageTables(
     address_mask=0xFFFF_FC00,
     entry_size=4,
     byteorder="little",
+    own_entry=-0x800,  # PTE_HWTABLE_OFF, L_PTE_PRESENT (asm/pgtable-2level.h): processors have no bit that says "used"
+    own_present=1,
 )
 
 
@@ -213,6 +216,17 @@ def _system_call_number(saved: Registers) -> int | None:
     return -1 if first == 0xFFFF_FFFF and saved["r0"] != first else saved["r7"]
 
 
+_KERNEL_CODE = (
+    "[vectors]",
+    *_USER_HELPERS,
+    # Documentation/arch/arm/kernel_user_helpers.rst
+    {
+        "__kuser_cmpxchg64": 0xFFFF_0F60,
+        "__kuser_memory_barrier": 0xFFFF_0FA0,
+        "__kuser_cmpxchg": 0xFFFF_0FC0,
+        "__kuser_get_tls": 0xFFFF_0FE0,
+    },
+)
 _GENERAL = tuple(f"r{number}" for number in range(13))
 _SAVED = (*_GENERAL, "sp", "lr", "pc", "cpsr")
 
@@ -238,8 +252,13 @@ _USER_ABIS = (
         signal_code=(),
         go_clock_sp="",
         init_code=None,
-        decode=None,
+        decode=decode,
         is_process=lambda _registers: True,
+        mode_flag=("cpsr", 1 << 5),  # CPSR.T
+        index_segment=0x7000_0001,  # PT_ARM_EXIDX (ELF for the Arm Architecture, 5.2)
+        known_row=known_row,
+        follows_call=follows_call,
+        kernel_code=_KERNEL_CODE,
     ),
 )
 

@@ -151,6 +151,11 @@ _USER_ABIS = (
         init_code=None,
         decode=decoder(_GENERAL, 4),
         is_process=lambda _registers: True,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
 )
 

@@ -168,6 +168,11 @@ _USER_ABIS = (
         init_code=None,
         decode=None,
         is_process=lambda registers: not registers.get("pswm", _PSW_64BIT) & (_PSW_64BIT ^ _PSW_31BIT),
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
     UserAbi(
         # s390x ELF ABI supplement 1.6: DWARF numbers, callee-saved registers; there is no frame pointer.
@@ -197,6 +202,11 @@ _USER_ABIS = (
         init_code=None,
         decode=decode,
         is_process=lambda _registers: True,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
 )
 

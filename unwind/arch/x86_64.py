@@ -189,6 +189,11 @@ _USER_ABIS = (
         init_code=None,
         decode=None,
         is_process=lambda registers: registers.get("cs") == _USER32_CS,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
     UserAbi(
         # System V ABI, AMD64 supplement 1.0, figure 3.36 (DWARF numbers) and section 3.2.2 (red zone).
@@ -216,6 +221,11 @@ _USER_ABIS = (
         init_code=(b"\x48\x83\xec\x08", b"\x48\x83\xc4\x08\xc3", 8),  # sub $8,%rsp; add $8,%rsp, ret
         decode=None,
         is_process=lambda _registers: True,
+        mode_flag=None,
+        index_segment=0,
+        known_row=None,
+        follows_call=None,
+        kernel_code=None,
     ),
 )
 

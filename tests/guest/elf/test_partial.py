@@ -48,7 +48,7 @@ def test_symbols_that_share_a_long_name_do_not_fill_memory() -> None:
     entry = header.format.symbol.pack(0 + 1, 0x12, 0, 1, 0x1000, 16)
     entries = Partial(entry * 100_000, ())
     names = Partial(b"\0" + b"a" * 8192, ())
-    found = run_steps(parse_symbols(header.format, entries, names, Code([(0x1000, 0x2000)], is_exact=True)))
+    found = run_steps(parse_symbols(header, entries, names, Code([(0x1000, 0x2000)], is_exact=True)))
     assert sum(len(symbol.name) for symbol in found) < 2 << 20
 
 
@@ -60,7 +60,7 @@ def test_many_gaps_cost_no_more_time_than_few() -> None:
     gaps = tuple((at, at + size) for at in range(0, len(entries), 2 * size))
     code = Code([(0x1000, 0x100000)], is_exact=True)
     start = time.process_time()
-    found = run_steps(parse_symbols(header.format, Partial(entries, gaps), Partial(b"\0f\0", ()), code))
+    found = run_steps(parse_symbols(header, Partial(entries, gaps), Partial(b"\0f\0", ()), code))
     assert len(found) == 10_000
     assert time.process_time() - start < 2
 
@@ -74,7 +74,7 @@ def test_functions_within_functions_and_gaps() -> None:
     entries = b"".join(struct.pack("<IBBHQQ", name, info, 0, 1, address, size) for name, info, address, size in rows)
     for is_exact, reach in ((True, None), (False, 0x1210)):
         code = Code([(0x1000, 0x2000)], is_exact=is_exact)
-        table = run_steps(make_table(run_steps(parse_symbols(header.format, Partial(entries, ()), names, code)), code))
+        table = run_steps(make_table(run_steps(parse_symbols(header, Partial(entries, ()), names, code)), code))
         expected = [(0x1000, "outer"), (0x1020, "inner"), (0x1030, "outer"), (0x1100, ""), (0x1200, "unsized")]
         expected += [] if reach is None else [(reach, "")]
         expected += [(0x1240, "next"), (0x1248, "")]
