@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from guest.paging import AddressSpace
@@ -59,6 +59,12 @@ def read_mapped(space: AddressSpace, address: int, size: int) -> bytes:
     if extent is None or extent.address != address:
         return b""
     return space.read_many([(address, extent.size)])[0] or b""
+
+
+def most(fits: Iterable[bool]) -> bool:
+    """As ``are_most`` of what fits and what does not; False of nothing."""
+    answers = list(fits)
+    return bool(answers) and are_most(sum(answers), len(answers))
 
 
 def are_most(count: int, total: int) -> bool:

@@ -13,7 +13,7 @@
     vm_file           an object where the program begins, nothing where the stack is; in front of it the page of the file, and the
                       operations, which there are or are not in the same way
 
-Each is taken only where one place fits.
+Each is taken only where one place fits in most processes: some change what they have mapped, or end, while they are looked at.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from operator import itemgetter
 
-from guest.found_types import FoundTypes, Members, are_most, read_mapped
+from guest.found_types import FoundTypes, Members, are_most, most, read_mapped
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
 from guest.paging import AddressSpace
@@ -270,12 +270,12 @@ class _Search:
         if not begins or not stacks:
             raise BadImageError("no process shows where its program begins and where its stack is")
         all_areas = [(process.mm, area) for process in self.processes for area in process.areas]
-        owner = _only(range(2, _AREA_WORDS), lambda index: all(area.words[index] == mm for mm, area in all_areas))
+        owner = _only(range(2, _AREA_WORDS), lambda index: most(area.words[index] == mm for mm, area in all_areas))
         flags = _only(
             range(2, _AREA_WORDS),
             lambda index: (
-                all(is_code(area.words[index]) for area in begins)
-                and all(area.words[index] & (_GROWS_DOWN | 3) == _GROWS_DOWN | _READ | _WRITE for area in stacks)
+                most(is_code(area.words[index]) for area in begins)
+                and most(area.words[index] & (_GROWS_DOWN | 3) == _GROWS_DOWN | _READ | _WRITE for area in stacks)
             ),
         )
         areas = [area for _mm, area in all_areas]
@@ -321,11 +321,11 @@ class _Search:
         if (index - place) % 2 and self.processes[0].words[index - 1] == _AT_SYSINFO_EHDR:
             return False
         told = [(process.words[index], process.told.get(_AT_SYSINFO_EHDR)) for process in self.processes]
-        return all(here == there for here, there in told)
+        return most(here == there for here, there in told)
 
     def _is_page_table(self, index: int) -> bool:
         """Whether a word is the address of a table by which something that programs were told of is there."""
-        return are_most(sum(self._has_pages(process, process.words[index]) for process in self.processes), len(self.processes))
+        return most(self._has_pages(process, process.words[index]) for process in self.processes)
 
     def _has_pages(self, process: Process, table: int) -> bool:
         root = self._space.translate(table) if self._is_kernel(table) and not table % _LEAST_TABLE else None
@@ -342,7 +342,7 @@ class _Search:
 
         def counts(mask: int, value: int) -> Callable[[int], bool]:
             expected = [pages(process, mask, value) for process in self.processes]
-            return lambda index: all(
+            return lambda index: most(
                 process.words[index] == number for process, number in zip(self.processes, expected, strict=True)
             )
 
@@ -361,24 +361,21 @@ class _Search:
 
         low, high = (root + 1) * per_word, (place - len(_PLACES)) * per_word
         found = _only(
-            range(low, high), lambda index: all(number(process, index) == len(process.areas) for process in self.processes)
+            range(low, high), lambda index: most(number(process, index) == len(process.areas) for process in self.processes)
         )
         return None if found is None else 4 * found
 
     def _is_file(self, index: int, areas: Sequence[Area], begins: Sequence[Area], stacks: Sequence[Area]) -> bool:
-        if not all(self._is_kernel(area.words[index]) and self._is_kernel(area.words[index - 2]) for area in begins):
-            return False
-        if any(area.words[index] or area.words[index - 2] for area in stacks):
-            return False
-        with_file = [area for area in areas if area.words[index]]
-        if not all(
-            self._is_kernel(area.words[index])
-            and not area.words[index] % self._words.size
-            and self._is_kernel(area.words[index - 2])
-            for area in with_file
-        ):
-            return False
-        return all(area.words[index - 1] < _MAX_FILE_PAGE for area in with_file)
+        def has_file(area: Area) -> bool:
+            operations, page, file = area.words[index - 2 : index + 1]
+            is_object = self._is_kernel(file) and not file % self._words.size
+            return is_object and self._is_kernel(operations) and page < _MAX_FILE_PAGE
+
+        return (
+            most(map(has_file, begins))
+            and most(not area.words[index] and not area.words[index - 2] for area in stacks)
+            and most(has_file(area) for area in areas if area.words[index])
+        )
 
     def special_operations(self, file: int) -> int | None:
         """The operations of the mapping at which the kernel has put its own library."""

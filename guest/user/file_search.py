@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from guest.found_types import Members, are_most, read_mapped
+from guest.found_types import Members, are_most, most, read_mapped
 from guest.kernel_lists import read_pointer, read_string
 from guest.memory import Steps
 from guest.paging import AddressSpace
@@ -130,15 +130,17 @@ class FileSearch:
         places = []
         for index in range(1, count):
             addresses = {file.words[index] for file in self._files}
-            if not all(map(self._is_object, addresses)):
+            if not most(map(self._is_object, addresses)):
                 continue
             blocks = {block.address: block for block in self._read(sorted(addresses), _DENTRY_SIZE)}
             name = self._find_name(list(blocks.values()))
-            if name is not None and len(blocks) == len(addresses):
+            if name is not None:
                 places.append((index - 1, name, blocks))
         if len(places) != 1:
             raise BadImageError(_FILE_SHAPE)
         path, self._name_at, dentries = places[0]
+        # Those that are closed meanwhile may be something else by now.
+        self._files = [file for file in self._files if file.words[path + 1] in dentries]
 
         def is_inode(index: int) -> bool:
             same = sum(file.words[index] == self._inode_of(dentries[file.words[path + 1]]) for file in self._files)
@@ -214,10 +216,10 @@ class FileSearch:
         """Of inodes, each with a file that it is of and its file system; and where each has its pages."""
         size = self._words.size
         count = min(len(block.words) for block in inodes)
-        supers = self._only(count // 2, lambda index: all(block.words[index] == pairs[block.address][1] for block in inodes))
+        supers = self._only(count // 2, lambda index: most(block.words[index] == pairs[block.address][1] for block in inodes))
         mappings = {block.address: block.words[supers + 1] for block in inodes}
         hosts = self._space.read_many([(mapping, size) for mapping in mappings.values()])
-        if not all(
+        if not most(
             0 < mapping - inode < _INODE_SIZE and host is not None and self._words.number(host) == inode
             for (inode, mapping), host in zip(mappings.items(), hosts, strict=True)
         ):
@@ -229,7 +231,7 @@ class FileSearch:
         ):
             number += 1
         length = _aligned(number * size + size + 8, self._long_alignment)
-        if not all(ends.get(pairs[block.address][0], 0) <= self._number(block, length, 8) < _MAX_SIZE for block in inodes):
+        if not most(ends.get(pairs[block.address][0], 0) <= self._number(block, length, 8) < _MAX_SIZE for block in inodes):
             raise BadImageError(_FILE_SHAPE)
         members: dict[str, tuple[int, int | Members]] = {
             "i_sb": (supers * size, size),
