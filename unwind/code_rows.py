@@ -293,11 +293,12 @@ class CodeRows:
     def _ways(self, start: Way) -> Iterator[Way]:
         """The ways from a start on, before each instruction that one of them is the first to come to."""
         ways = [start]
-        # A way that has lost the return address may have come round a call that never returns.
-        seen: set[tuple[int, bool | Place]] = set()
+        # A way that has lost the return address may have come round a call that never returns; one that has lost the stack pointer
+        # may not find it again.
+        seen: set[tuple[int, bool | Place, bool]] = set()
         while ways and self._left:
             way = ways[-1]
-            state = (way.pc, self._link in way.lost if self._link else way.sp)
+            state = (way.pc, self._link in way.lost if self._link else way.sp, bool(way.sp[0]))
             instruction = None if state in seen else self._instruction(way.pc)
             if instruction is None:
                 ways.pop()

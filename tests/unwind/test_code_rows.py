@@ -92,6 +92,8 @@ LI_T0, ADD_SP_T0, LUI_T0, ADDI_T0 = 0x6285, 0x9116, 0x72FD, 0x8302_8293  # lui t
         ((0xFE04_0113, LD_RA, LD_S0, ADDI_SP_BACK, RET), ("fp", 0, SAVED_RA, {"fp": -16})),
         # beqz a0, +4 to the second of two ways; the first never ends.
         ((0xC111, 0xA001, LD_RA, ADDI_SP_BACK, RET), ("sp", 32, SAVED_RA, {})),
+        # The first of two ways to the same end loses the stack pointer: add sp, sp, a5.
+        ((0xC111, 0x913E, LD_RA, ADDI_SP_BACK, RET), ("sp", 32, SAVED_RA, {})),
         # A tail call, far and by a register, behind the end of the frame.
         ((LD_RA, ADDI_SP_BACK, 0x0000_0317, 0x00C3_0067, NOP, NOP, RET), ("sp", 32, SAVED_RA, {})),
         ((LD_RA, ADDI_SP_BACK, JR_A5), ("sp", 32, SAVED_RA, {})),
