@@ -123,6 +123,8 @@ class UserSpaces:
         self._shared: Region | None = None
         self._signal_page: bytes | None = None
         self._files: dict[tuple[object, ...], UserFile] = {}
+        self._uncached: list[tuple[UserFile, FileIdentity]] = []
+        """Files that were read while it was not known where the page cache is."""
         self._plain: dict[str, int] = {}
         self._jobs: deque[tuple[UserFile, Steps[None]]] = deque()
         self._looks = 0
@@ -138,6 +140,8 @@ class UserSpaces:
         self._mappings = self._page_cache = self._shared = None
         self._processes.clear()
         self._made.set_kernel(None, None)
+        if kernel is None:
+            self._uncached.clear()
         if kernel is None or kernel.structs is None or kernel.structs.field("vm_area_struct", "vm_file") is None:
             return
         try:
@@ -148,6 +152,10 @@ class UserSpaces:
             self._page_cache = PageCache(kernel.space, kernel.symbols, kernel.structs)
         except BadImageError as error:
             self._tell("no-page-cache", f"the guest's page cache cannot be read: {error}")
+        else:
+            for file, identity in self._uncached:
+                self._read_file(file, identity)
+            self._uncached.clear()
         if kernel.unknown is not None:
             return
         try:
@@ -215,8 +223,14 @@ class UserSpaces:
         file = self._files.get(key)
         if file is None:
             file = self._files[key] = UserFile(self._add_image(path), path)
-            self._jobs.append((file, self._reader.read(file, identity, self._page_cache, self._pages)))
+            self._read_file(file, identity)
+            if self._page_cache is None:
+                self._uncached.append((file, identity))
         return file
+
+    def _read_file(self, file: UserFile, identity: FileIdentity) -> None:
+        file.is_final = False
+        self._jobs.append((file, self._reader.read(file, identity, self._page_cache, self._pages)))
 
     def _vdso(self, mapping: Mapping, mappings: Mappings) -> UserFile | int:
         """The kernel's own library; there is one for each kind of process, told by its size."""
