@@ -338,12 +338,11 @@ class KernelTracker:
             yield from self._read_loaded(kernel)
 
     def _user_tables(self, kernel: Kernel) -> PageTables | None:
-        """The shape of processes' page tables: of one that runs, or (likely) ran last. None where there are no registers."""
+        """The shape of processes' page tables, None where no vCPU shows it now."""
         find = self._architecture.paging.user_tables
         if find is None:
             return kernel.space.tables
-        ordered = sorted(self._registers, key=self._architecture.is_user, reverse=True)
-        return find(ordered[0]) if ordered else None
+        return next((find(registers) for registers in self._registers if self._architecture.is_user(registers)), None)
 
     def _search_user(self, kernel: Kernel, structs: Structs, tables: PageTables) -> Steps[None]:
         """Look for what processes have mapped where no types say it; until it also shows how the pages of files are kept."""

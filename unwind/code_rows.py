@@ -21,6 +21,8 @@ from unwind.rules import Memory, Row, RowKind, Saved
 
 _MAX_INSTRUCTIONS = 4000
 """That are followed for one row, on ways out and as many on ways in: some 20 ms."""
+_MAX_WHERE_PUSHED = 300
+"""The same where calls push their return address: several ways are looked at there, and instructions are of many kinds."""
 _MAX_STARTS = 16
 _MAX_BACK = 1 << 14
 _SMALLEST = 2
@@ -102,7 +104,7 @@ class CodeRows:
         """Rows by the ways from where the function may begin, where calls push their return address."""
         abi = self._abi
         for start in starts:
-            self._left, self._through_tables = _MAX_INSTRUCTIONS, True
+            self._left, self._through_tables = _MAX_WHERE_PUSHED, True
             for way in self._ways(Way(start, (abi.sp, 0))):
                 row = self._row_from_start(way, start) if way.pc == address else None
                 if row is not None:
@@ -178,7 +180,7 @@ class CodeRows:
 
         through_tables: what stands behind the jump of a ``switch`` is one of its cases, more likely than not.
         """
-        self._left, self._through_tables = _MAX_INSTRUCTIONS, through_tables
+        self._left, self._through_tables = _MAX_INSTRUCTIONS if self._link else _MAX_WHERE_PUSHED, through_tables
         found: set[tuple[str, int]] = set()
         for way in self._ways(start):
             instruction = self._instruction(way.pc)

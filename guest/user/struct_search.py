@@ -11,6 +11,7 @@ from guest.structs import Structs
 from guest.user.area_search import AreaLayout, Process, is_code, maple_layouts, read_processes, search_areas
 from guest.user.file_search import FileLayout, FileSearch
 from guest.user.page_search import MappedFile, search_pages
+from recording.errors import BadImageError
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture, PageTables
 
@@ -37,8 +38,11 @@ def search_user_structs(
     yield
     files = yield from FileSearch(space, words, architecture, areas.files(processes)).find(areas.ends(processes, page_size))
     yield
+    table = {} if "pgd" in areas.mm else _known_table(structs)
+    if not table and "pgd" not in areas.mm:
+        raise BadImageError("no process shows where its page table is")
     found: dict[str, Members] = {
-        "mm_struct": areas.mm if "pgd" in areas.mm else {**areas.mm, **_known_table(structs)},
+        "mm_struct": {**areas.mm, **table},
         "vm_area_struct": areas.area,
         "vm_special_mapping": {"name": (0, words.size)},
         **maple_layouts(words.size),
