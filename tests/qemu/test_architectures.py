@@ -50,7 +50,7 @@ class Expected:
 EXPECTED = {
     # In the trampoline the link register or the frame pointer is hidden, so that some user stacks are cut.
     "arm64": Expected("el0_svc", entry=0.1, entry_single=0.1, user=0.9),
-    "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.2, user=0.9),
+    "riscv64": Expected("do_trap_ecall_u", entry=0.4, entry_single=0.4, user=0.9),
     # The loop of busybox httpd never ends and takes its stack by the piece: 78 to 90 %, as httpd runs more or less.
     "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7),
     # Its busybox has no unwind data, and only some of its stacks follow from code.
