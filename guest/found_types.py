@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from guest.paging import AddressSpace
@@ -59,6 +59,12 @@ def read_mapped(space: AddressSpace, address: int, size: int) -> bytes:
     if extent is None or extent.address != address:
         return b""
     return space.read_many([(address, extent.size)])[0] or b""
+
+
+def only(indexes: Iterable[int], fits: Callable[[int], bool]) -> int | None:
+    """The one that fits, None where none or several do."""
+    found = [index for index in indexes if fits(index)]
+    return found[0] if len(found) == 1 else None
 
 
 def most(fits: Iterable[bool]) -> bool:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from guest.cpus import read_cpus
-from guest.found_types import FoundTypes, Members, are_most, read_mapped
+from guest.found_types import FoundTypes, Members, are_most, only, read_mapped
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
 from guest.paging import PAGE_SIZE, AddressSpace
@@ -202,12 +202,8 @@ class _Search:
         self._pointers = min(len(task.pointers) for task in tasks)
         self._numbers = min(len(task.numbers) for task in tasks)
 
-    def _only(self, fits: Callable[[int], bool], count: int) -> int | None:
-        found = [index for index in range(count) if fits(index)]
-        return found[0] if len(found) == 1 else None
-
     def _pointer(self, fits: Callable[[int], bool], beyond: int = 1) -> int | None:
-        index = self._only(fits, self._pointers - beyond)
+        index = only(range(self._pointers - beyond), fits)
         return None if index is None else index * self._words.size
 
     def pid(self) -> int | None:
@@ -219,7 +215,7 @@ class _Search:
                 return False
             return pids == [task.numbers[index + 1] for task in self._tasks]
 
-        index = self._only(fits, self._numbers - 1)
+        index = only(range(self._numbers - 1), fits)
         return None if index is None else 4 * index
 
     def stack(self) -> int | None:
@@ -274,7 +270,7 @@ class _Search:
                 mark and task.pointers[index] for mark, task in zip(marks, self._tasks, strict=True)
             )
 
-        found = self._only(fits, _BEHIND_STACK // 4)
+        found = only(range(_BEHIND_STACK // 4), fits)
         return None if found is None else 4 * (low + found)
 
     def current(self, areas: Sequence[int], name: int, stack: int) -> Steps[int | None]:
@@ -316,7 +312,7 @@ class _Search:
             tables = [pointers[index] for pointers in read]
             return all(self._has_pointers(table) if has_pointers else self._maps(table, image, expected) for table in tables)
 
-        index = self._only(fits, min((len(pointers) for pointers in read), default=0))
+        index = only(range(min((len(pointers) for pointers in read), default=0)), fits)
         return None if index is None else index * self._words.size
 
     def _maps(self, table: int, image: int, physical: int) -> bool:

@@ -36,9 +36,9 @@ def own_command(arguments: Sequence[str]) -> OwnCommand:
     kept: list[str] = [*arguments[:1]]
     notes: dict[str, None] = {}
     for words in _options(arguments[1:]):
-        name = words[0].removeprefix("-").removeprefix("-")
-        if words[0].startswith("-") and name in _LEFT_OUT:
-            notes[f"{' '.join(words)} is left out: {_LEFT_OUT[name]}"] = None
+        why = _LEFT_OUT.get(_name(words[0]))
+        if why is not None:
+            notes[f"{' '.join(words)} is left out: {why}"] = None
         else:
             kept += words
     return OwnCommand(tuple(kept), tuple(notes))
@@ -46,16 +46,22 @@ def own_command(arguments: Sequence[str]) -> OwnCommand:
 
 def serial_file(arguments: Sequence[str]) -> str | None:
     """Where the first serial console goes, if that is a file."""
-    values = (words[1] for words in _options(arguments[1:]) if words[0] in ("-serial", "--serial") and len(words) == 2)
+    values = (words[1] for words in _options(arguments[1:]) if _name(words[0]) == "serial" and len(words) == 2)
     kind, _, path = next(values, "").partition(":")
     return path if kind == "file" and path else None
+
+
+def _name(word: str) -> str:
+    """An option's, which may begin with one dash or two; "" for what is none, such as a disk image."""
+    return word.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Options with their values; a disk image stands alone."""
     words = iter(arguments)
     for word in words:
-        if not word.startswith("-") or word == "-" or word.removeprefix("-").removeprefix("-") in _ALONE:
+        name = _name(word)
+        if not name or name in _ALONE:
             yield (word,)
             continue
         value = next(words, None)

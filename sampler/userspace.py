@@ -238,9 +238,9 @@ class UserSpaces:
         file = self._files.get(key)
         if file is not None:
             return file
-        if self._kernel is None or mappings.page_table is None or mapping.end - mapping.start > _MAX_VDSO:
+        space = self._space_of(mappings)
+        if space is None or mapping.end - mapping.start > _MAX_VDSO:
             return self._plain_image(_VDSO)
-        space = AddressSpace(self._memory, self._kernel.space.tables, mappings.page_table)
         file = self._files[key] = UserFile(self._add_image(_VDSO), _VDSO)
         self._jobs.append((file, self._reader.read_image(file, ProcessContents(space, mapping))))
         return file
@@ -268,10 +268,14 @@ class UserSpaces:
         return file
 
     def _read_page(self, mapping: Mapping, mappings: Mappings) -> bytes | None:
+        space = self._space_of(mappings)
+        return None if space is None else space.read_many([(mapping.start, PAGE_SIZE)])[0]
+
+    def _space_of(self, mappings: Mappings) -> AddressSpace | None:
+        """The memory of a process, None where its page table is not known."""
         if self._kernel is None or mappings.page_table is None:
             return None
-        space = AddressSpace(self._memory, self._kernel.space.tables, mappings.page_table)
-        return space.read_many([(mapping.start, PAGE_SIZE)])[0]
+        return AddressSpace(self._memory, self._kernel.space.tables, mappings.page_table)
 
     def _shared_code(self) -> Region | None:
         """The kernel's code that all processes may call; it changes with the kernel alone."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from operator import itemgetter
 
-from guest.found_types import FoundTypes, Members, are_most, most, read_mapped
+from guest.found_types import FoundTypes, Members, are_most, most, only, read_mapped
 from guest.kernel_lists import walk_list
 from guest.memory import Steps
 from guest.paging import AddressSpace
@@ -270,8 +270,8 @@ class _Search:
         if not begins or not stacks:
             raise BadImageError("no process shows where its program begins and where its stack is")
         all_areas = [(process.mm, area) for process in self.processes for area in process.areas]
-        owner = _only(range(2, _AREA_WORDS), lambda index: most(area.words[index] == mm for mm, area in all_areas))
-        flags = _only(
+        owner = only(range(2, _AREA_WORDS), lambda index: most(area.words[index] == mm for mm, area in all_areas))
+        flags = only(
             range(2, _AREA_WORDS),
             lambda index: (
                 most(is_code(area.words[index]) for area in begins)
@@ -279,7 +279,7 @@ class _Search:
             ),
         )
         areas = [area for _mm, area in all_areas]
-        file = _only(range(4, _AREA_WORDS - 1), lambda index: self._is_file(index, areas, begins, stacks))
+        file = only(range(4, _AREA_WORDS - 1), lambda index: self._is_file(index, areas, begins, stacks))
         if owner is None or flags is None or file is None:
             raise BadImageError("the mappings of processes do not show where their flags and files are")
         members: dict[str, tuple[int, int | Members]] = {
@@ -287,7 +287,7 @@ class _Search:
         }
         members["mm_mt"] = 0, {"ma_root": (root * size, size)}
         for name, fits in self._countings(flags).items():
-            found = _only(range(root + 1, place - len(_PLACES)), fits)
+            found = only(range(root + 1, place - len(_PLACES)), fits)
             if found is not None:
                 members[name] = found * size, size
         if "map_count" not in members:
@@ -295,10 +295,10 @@ class _Search:
             if number is None:
                 raise BadImageError("no process shows where the kernel counts its mappings")
             members["map_count"] = number, 4
-        vdso = _only(range(place, self._length()), lambda index: self._is_vdso(index, place))
+        vdso = only(range(place, self._length()), lambda index: self._is_vdso(index, place))
         if vdso is not None:
             members["context"] = 0, {"vdso": (vdso * size, size)}
-        table = _only(range(root + 1, place - len(_PLACES)), self._is_page_table)
+        table = only(range(root + 1, place - len(_PLACES)), self._is_page_table)
         if table is not None:
             members["pgd"] = table * size, size
         files = {
@@ -360,7 +360,7 @@ class _Search:
             return word >> 32 if is_high else word & 0xFFFF_FFFF
 
         low, high = (root + 1) * per_word, (place - len(_PLACES)) * per_word
-        found = _only(
+        found = only(
             range(low, high), lambda index: most(number(process, index) == len(process.areas) for process in self.processes)
         )
         return None if found is None else 4 * found
@@ -385,8 +385,3 @@ class _Search:
             if (area := process.area_at(process.told.get(_AT_SYSINFO_EHDR))) is not None
         }
         return found.pop() if len(found) == 1 else None
-
-
-def _only(indexes: range, fits: Callable[[int], bool]) -> int | None:
-    found = [index for index in indexes if fits(index)]
-    return found[0] if len(found) == 1 else None

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from guest.found_types import Members, are_most, most, read_mapped
+from guest.found_types import Members, are_most, most, only, read_mapped
 from guest.kernel_lists import read_pointer, read_string
 from guest.memory import Steps
 from guest.paging import AddressSpace
@@ -119,10 +119,10 @@ class FileSearch:
         return self._is_kernel(address) and not address % self._words.size and self._space.translate(address) is not None
 
     def _only(self, count: int, fits: Callable[[int], bool]) -> int:
-        found = [index for index in range(count) if fits(index)]
-        if len(found) != 1:
+        found = only(range(count), fits)
+        if found is None:
             raise BadImageError(_FILE_SHAPE)
-        return found[0]
+        return found
 
     def _find_path(self) -> tuple[int, int, dict[int, _Block]]:
         """The words of a file that are its f_path and its f_inode; and the dentries."""
@@ -156,7 +156,7 @@ class FileSearch:
 
     def _have_names(self, blocks: Sequence[_Block], at: int) -> bool:
         own = sum(block.words[at // self._words.size] == block.address + self._inline_at(at) for block in blocks)
-        return 2 * own > len(blocks) and are_most(sum(self._has_name(block, at) for block in blocks), len(blocks))
+        return 2 * own > len(blocks) and most(self._has_name(block, at) for block in blocks)
 
     def _inline_at(self, name_at: int) -> int:
         """Where a dentry has its short name: behind ``struct qstr``, which ends with the name's address, and d_inode."""

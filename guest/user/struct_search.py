@@ -38,11 +38,11 @@ def search_user_structs(
     yield
     files = yield from FileSearch(space, words, architecture, areas.files(processes)).find(areas.ends(processes, page_size))
     yield
-    table = {} if "pgd" in areas.mm else _known_table(structs)
-    if not table and "pgd" not in areas.mm:
+    memory: Members = {**_known_table(structs), **areas.mm}
+    if "pgd" not in memory:
         raise BadImageError("no process shows where its page table is")
     found: dict[str, Members] = {
-        "mm_struct": {**areas.mm, **table},
+        "mm_struct": memory,
         "vm_area_struct": areas.area,
         "vm_special_mapping": {"name": (0, words.size)},
         **maple_layouts(words.size),
