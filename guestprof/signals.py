@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Terminated(SystemExit):
-    """SIGTERM came. A SystemExit, because asyncio swallows and logs any other exception that a signal raises within it."""
+    """SIGTERM came. A SystemExit: what catches errors does not catch it."""
 
 
 class StopSignals:

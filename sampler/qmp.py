@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 _EVENTS = ("RESET", "SHUTDOWN", "POWERDOWN", "GUEST_PANICKED")
 """What is listened to: a listener of qemu.qmp keeps all that it ever heard."""
 _OWN_EVENTS = (b'"event": "STOP"}', b'"event": "RESUME"}')
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOP_TURNS = 8
 """A message takes a few turns of the loop from the socket to the queue."""
 
@@ -62,24 +64,19 @@ class Qmp:
         client = _Client("guestprof")
         client.events.names.update(_EVENTS)
         loop = asyncio.new_event_loop()
-        # A signal's exception that hits a task of the library's ends the call too; asyncio would print it once more.
-        loop.set_exception_handler(lambda _loop, _context: None)
         connected: socket.socket | None = None
         try:
             connected = _connect(address, timeout_s)
             pid = peer_pid(connected)
-            loop.run_until_complete(_within(timeout_s, client.connect(connected)))
-        except (QMPError, OSError, TimeoutError) as error:
+            _run(loop, client.connect(connected), timeout_s)
+        except BaseException as error:
             with contextlib.suppress(QMPError, OSError, TimeoutError, EOFError):
-                loop.run_until_complete(_within(timeout_s, client.disconnect()))
+                _run(loop, client.disconnect(), timeout_s)
             if connected is not None:
                 connected.close()
             loop.close()
-            raise TransportError(_explain(error, address)) from error
-        except BaseException:
-            _abandon(loop)
-            if connected is not None:
-                connected.close()
+            if isinstance(error, (QMPError, OSError, TimeoutError)):
+                raise TransportError(_explain(error, address)) from error
             raise
         return cls(client, loop, address, pid, timeout_s)
 
@@ -110,7 +107,7 @@ class Qmp:
             ) from error
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(_within(self._timeout_s, work))
+        return _run(self._loop, work, self._timeout_s)
 
     def monitor(self, command: str) -> str:
         """Output of a human monitor command, with plain newlines."""
@@ -198,7 +195,7 @@ class Qmp:
             for _ in range(_LOOP_TURNS):
                 await asyncio.sleep(0)
 
-        self._loop.run_until_complete(turn())
+        self._run(turn())
         found = []
         for message in self._client.events.clear():
             name = str(message.get("event"))
@@ -207,21 +204,31 @@ class Qmp:
         return found
 
 
-def _abandon(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop whose call a signal has ended. A coroutine that is left alone complains when it is collected."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    loop.close()
-
-
-async def _within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns, or TimeoutError. In the same task, not in one of its own (``asyncio.wait_for``): of two tasks the
-    outer one would raise again, in a later call, what a signal has raised in the inner one.
+def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    """What the work returns, or TimeoutError. Signals that come meanwhile wait until it is over: an exception that one raises in
+    the middle of a turn stops the loop with its callbacks half done, and the next call would stop at once.
     """
-    async with asyncio.timeout(timeout_s):
-        return await work
+
+    async def within() -> T:
+        async with asyncio.timeout(timeout_s):
+            return await work
+
+    try:
+        with _later_signals():
+            return loop.run_until_complete(within())
+    finally:
+        work.close()
+
+
+@contextlib.contextmanager
+def _later_signals() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        # Raises what a signal raises that came just before.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _connect(address: str, timeout_s: float) -> socket.socket:
