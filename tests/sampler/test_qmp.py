@@ -22,7 +22,7 @@ _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "
 
 
 class _Server(threading.Thread):
-    """Answers one connection; at ``query-status`` it first sends our own process a signal."""
+    """Answers one connection; after the answer to ``query-status`` it sends our own process a signal."""
 
     def __init__(self, path: Path, number: signal.Signals) -> None:
         super().__init__(daemon=True)
@@ -64,15 +64,19 @@ def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
     signal.signal(request.param, before)
 
 
+def ask_and_await_signal(qmp: Qmp) -> None:
+    """The signal may come just after the answer."""
+    qmp.status()
+    time.sleep(5)
+
+
 def test_a_signal_amid_a_call_leaves_the_connection_whole(tmp_path: Path, number: signal.Signals) -> None:
     server = _Server(tmp_path / "qmp", number)
     server.start()
     with Qmp.open(str(tmp_path / "qmp")) as qmp:
         for _ in range(200):
             with pytest.raises(Terminated):
-                qmp.status()
-                # The signal may come just after the answer.
-                time.sleep(5)
+                ask_and_await_signal(qmp)
             assert qmp.execute("anything") == {"status": "running"}
             assert qmp.poll_events() == []
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
