@@ -49,7 +49,7 @@ class _Run(Enum):
 class Target:
     """A guest under a connected stub. Halted when it is made; leaving the context lets the guest run.
 
-    resume_at_exit: False leaves a guest paused that was paused before. extra_halted_ns: time halted outside ``capture``.
+    resume_at_exit: False leaves a guest paused that was paused before.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Target:
         self._wanted: Sequence[Read] = ()
         self._hidden: HiddenRegisters | None = None
         self._detached: bool | None = None
-        self.extra_halted_ns = 0
+        self._extra_halted_ns = 0
         self.resume_at_exit = resume_at_exit
         self._stub = Stub(connection, timeout_s, clock)
         try:
@@ -193,10 +193,15 @@ class Target:
             self._recover()
             raise
         if resume and not was_running:
-            self.extra_halted_ns += asked_at_ns - self._halted_since
+            self._extra_halted_ns += asked_at_ns - self._halted_since
         elif was_running and not resume:
             self._halted_since = state.asked_at_ns + state.halted_ns
         return state
+
+    @property
+    def extra_halted_ns(self) -> int:
+        """How long the guest was halted outside ``capture``, until now."""
+        return self._extra_halted_ns + (self._clock() - self._halted_since if self._state is _Run.HALTED else 0)
 
     def _capture(
         self, planner: Planner, batch: Batch, selected: int | None, asked_at_ns: int, was_running: bool, resume: bool
@@ -412,7 +417,7 @@ class Target:
         self._stub.send(CONTINUE)
         self._state = _Run.RUNNING
         self.resume_at_exit = True
-        self.extra_halted_ns += self._clock() - self._halted_since
+        self._extra_halted_ns += self._clock() - self._halted_since
 
     @contextlib.contextmanager
     def halted(self) -> Iterator[None]:

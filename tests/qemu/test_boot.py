@@ -40,6 +40,11 @@ def test_boot_until_a_symbol(guest_kernel: Callable[[str], Path], guest_initramf
         samples = list(recording.samples())
         assert [event.kind for event in recording.events() if event.kind != "console"] == ["kernel-found", "mark", "end"]
         halts = [halt.running_time_ns for halt in recording.halts()]
+        early = list(recording.halts())[:20]
+    # Before its first instruction the guest stands: that is no part of the recording's time, and takes nothing of it away.
+    for index, halt in enumerate(early):
+        unexplained_ns = halt.host_time_ns - sum(each.halted_ns for each in early[:index]) - halt.running_time_ns
+        assert 0 <= unexplained_ns - early[0].host_time_ns < 10_000_000
     # The kernel was found while it ran already; what had been sampled of it before that got its stacks too.
     assert samples[0].callchain.end is StackEnd.FIRMWARE
     assert all(sample.callchain.end is not StackEnd.NO_KERNEL for sample in samples)
