@@ -20,8 +20,8 @@ def export_diff_json(view: DiffView) -> bytes:
     """One document: both sides, the method, the result and the rows, in the order of the table."""
     comparison = view.comparison
     document = {
-        "before": _side(view.profiles[0], comparison.sides[0]),
-        "after": _side(view.profiles[1], comparison.sides[1]),
+        "before": side_values(view.profiles[0], comparison.sides[0]),
+        "after": side_values(view.profiles[1], comparison.sides[1]),
         "by": comparison.by.value,
         "method": {
             "confidence": CONFIDENCE,
@@ -32,12 +32,13 @@ def export_diff_json(view: DiffView) -> bytes:
         "is_testable": comparison.is_testable,
         "is_different": bool(comparison.differing()),
         "result": [encodable(line) for line in result_lines(view)],
-        "rows": [_row(row, view) for row in view.rows()],
+        "rows": [row_values(row, view) for row in view.rows()],
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _side(profiles: Sequence[Profile], side: Side) -> dict[str, Any]:
+def side_values(profiles: Sequence[Profile], side: Side) -> dict[str, Any]:
+    """One side of a comparison: its recordings, and what its blocks are."""
     return {
         "recordings": [{"meta": encodable_meta(profile), "quality": quality_values(profile.quality())} for profile in profiles],
         "samples": side.samples,
@@ -50,7 +51,8 @@ def _side(profiles: Sequence[Profile], side: Side) -> dict[str, Any]:
     }
 
 
-def _row(row: ComparedRow, view: DiffView) -> dict[str, Any]:
+def row_values(row: ComparedRow, view: DiffView) -> dict[str, Any]:
+    """A row with its differences, by part and measure."""
     return {
         "name": encodable(row.name),
         "module": encodable(row.key.module),
@@ -59,7 +61,7 @@ def _row(row: ComparedRow, view: DiffView) -> dict[str, Any]:
         "samples": list(row.samples),
         "cause": row.cause,
         **{
-            f"{part.value}_{measure.value}": _difference(row.differences[measure, part], measure)
+            f"{part.value}_{measure.value}": difference_values(row.differences[measure, part], measure)
             | {"verdict": worth_of(row, measure, part).value}
             for part in view.comparison.parts
             for measure in Measure
@@ -67,7 +69,9 @@ def _row(row: ComparedRow, view: DiffView) -> dict[str, Any]:
     }
 
 
-def _difference(difference: Difference, measure: Measure) -> dict[str, Any]:
+def difference_values(difference: Difference, measure: Measure) -> dict[str, Any]:
+    """Both figures, what is more, and how sure that is."""
+
     def figure(value: float | None) -> float | int | None:
         return value if value is None or measure is Measure.SHARE else round(value)
 

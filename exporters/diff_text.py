@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exporters.diff import DiffView, Worth, label, method_lines, reach, result_lines, side_line, signed, worth_of, worth_of_row
 from exporters.paint import PLAIN, Paint
 from exporters.text import duration, percent, printable, shortened
@@ -17,7 +19,7 @@ _HEADS = {Measure.SHARE: "B - A, points", Measure.TIME: "B - A, time"}
 
 def export_diff_text(view: DiffView, *, paint: Paint = PLAIN) -> bytes:
     """Lines of text. Long names are cut, paths to their innermost functions; the JSON has them whole."""
-    comparison, part = view.comparison, view.shown_part
+    comparison = view.comparison
     lines = [
         f"{letter}        {side_line(profiles, side)}"
         for letter, profiles, side in zip("AB", view.profiles, comparison.sides, strict=True)
@@ -27,6 +29,16 @@ def export_diff_text(view: DiffView, *, paint: Paint = PLAIN) -> bytes:
     rows = view.rows()
     if not rows:
         return ("\n".join([*lines, "", "no samples are selected"]) + "\n").encode()
+    lines += ["", *table_lines(view, rows, paint)]
+    left = len(comparison.rows) - len(rows)
+    if left > 0:
+        lines.append(f"and {left:,} more rows; -n 0 shows all")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def table_lines(view: DiffView, rows: Sequence[ComparedRow], paint: Paint) -> list[str]:
+    """The table of these rows, with its heading."""
+    comparison, part = view.comparison, view.shown_part
     of = f"{part.value} " if len(comparison.parts) > 1 else ""
     width = max(8, min(_NAME_WIDTH, max(len(printable(row.name)) for row in rows)))
     name = {CompareBy.FUNCTION: f"{'function':<{width}}  module", CompareBy.PATH: "path, innermost last"}.get(
@@ -34,12 +46,7 @@ def export_diff_text(view: DiffView, *, paint: Paint = PLAIN) -> bytes:
     )
     heads = [f"{of}share, A".rjust(13), f"{'B':>8}", f"{_HEADS[Measure.SHARE]:>16}"]
     heads += [f"{of}time, A".rjust(13), f"{'B':>9}", f"{_HEADS[Measure.TIME]:>22}"]
-    lines += ["", "  ".join([" " * 8, *heads, name])]
-    lines += [_line(row, view, width, paint) for row in rows]
-    left = len(comparison.rows) - len(rows)
-    if left > 0:
-        lines.append(f"and {left:,} more rows; -n 0 shows all")
-    return ("\n".join(lines) + "\n").encode()
+    return ["  ".join([" " * 8, *heads, name]), *(_line(row, view, width, paint) for row in rows)]
 
 
 def _line(row: ComparedRow, view: DiffView, width: int, paint: Paint) -> str:

@@ -32,6 +32,7 @@ _SCRIPTS = (
     "about.js",
     "boot.js",
     "diff.js",
+    "boots.js",
     "main.js",
 )
 """In the order in which they build upon each other."""

@@ -6,8 +6,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from exporters.compare import CompareView
+from exporters.compare import method_lines as boots_method
+from exporters.compare import result_lines as boots_result
 from exporters.diff import DiffView, Worth, method_lines, result_lines, side_line, worth_of
 from exporters.html import html_document
+from exporters.html_boots import boots_values
 from exporters.html_data import Tables, pack
 from exporters.html_run import run_values
 from recording.collection import no_collection
@@ -24,10 +28,19 @@ _PARTS = {"own": OfRow.SELF, "total": OfRow.TOTAL}
 
 def export_html_diff(view: DiffView, version: str) -> bytes:
     """One HTML document. The page has both measures, every part and every grouping, whatever the view chooses."""
+    return _document(view, version, None)
+
+
+def export_html_compare(view: CompareView, version: str) -> bytes:
+    """The same of boots, with their phases."""
+    return _document(DiffView(view.boots.functions, view.boots.profiles), version, view)
+
+
+def _document(view: DiffView, version: str, boots: CompareView | None) -> bytes:
     with no_collection():
         profiles = [profile for side in view.profiles for profile in side]
         runs = [run_values(profile, title=None) for profile in profiles]
-        data = pack(profiles, runs, {"version": version}, _Compared(view))
+        data = pack(profiles, runs, {"version": version}, _Compared(view, boots))
         titles = (runs[0]["title"], runs[len(view.profiles[0])]["title"])
         return html_document(" → ".join(titles), data)
 
@@ -35,8 +48,9 @@ def export_html_diff(view: DiffView, version: str) -> bytes:
 class _Compared:
     """What the page tells of the difference."""
 
-    def __init__(self, view: DiffView) -> None:
+    def __init__(self, view: DiffView, boots: CompareView | None) -> None:
         self._view = view
+        self._boots = boots
         self._sides = view.comparison.sides
         self._functions = self._by(CompareBy.FUNCTION)
 
@@ -52,6 +66,8 @@ class _Compared:
         before, after = self._view.profiles
         view = DiffView(self._functions, self._view.profiles)
         results, method = result_lines(view), method_lines(self._functions)
+        if self._boots is not None:
+            results, method = boots_result(self._boots), boots_method(self._boots)
         sides = [side_line(profiles, side) for profiles, side in zip(self._view.profiles, self._sides, strict=True)]
         paths = list(self._path_worths(tables)) if tables.size <= _MOST_NODES else []
         return {
@@ -65,6 +81,7 @@ class _Compared:
                 *(["Method", line] for line in method),
             ],
             "worths": [worth.value for worth in _WORTH],
+            **({} if self._boots is None else {"boots": boots_values(self._boots, tables)}),
             "functions": {str(rank): values for rank, values in self._function_values(tables)},
             **{f"{measure.value}_worth": worths for measure, worths in zip(Measure, paths, strict=False)},
         }

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from exporters.callgrind import export_callgrind
 from exporters.chrome_trace import export_chrome_trace
+from exporters.compare import CompareView
+from exporters.compare_json import export_compare_json
+from exporters.compare_text import export_compare_text
 from exporters.diff import DiffView
 from exporters.diff_folded import export_diff_folded
 from exporters.diff_json import export_diff_json
@@ -17,7 +20,7 @@ from exporters.firefox import export_firefox
 from exporters.flamegraph import export_flamegraph
 from exporters.folded import export_folded
 from exporters.html import export_html
-from exporters.html_diff import export_html_diff
+from exporters.html_diff import export_html_compare, export_html_diff
 from exporters.paint import PLAIN, Paint
 from exporters.per import Per
 from exporters.perf_script import export_perf_script
@@ -115,6 +118,14 @@ class DiffFormat:
     export: Callable[[DiffView, str], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class CompareFormat:
+    """A format of the ``compare`` command; the function also takes guestprof's version."""
+
+    name: str
+    export: Callable[[CompareView, str], bytes]
+
+
 EXPORT_FORMATS = {
     known.name: known
     for known in (
@@ -165,5 +176,17 @@ def diff_formats(paint: Paint = PLAIN) -> dict[str, DiffFormat]:
             DiffFormat("json", lambda view, _version: export_diff_json(view)),
             DiffFormat("folded", lambda view, _version: export_diff_folded(view)),
             DiffFormat("html", export_html_diff),
+        )
+    }
+
+
+def compare_formats(paint: Paint = PLAIN) -> dict[str, CompareFormat]:
+    """The formats of the ``compare`` command by name. paint: for the one that is for people."""
+    return {
+        known.name: known
+        for known in (
+            CompareFormat("text", lambda view, _version: export_compare_text(view, paint=paint)),
+            CompareFormat("json", lambda view, _version: export_compare_json(view)),
+            CompareFormat("html", export_html_compare),
         )
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from guestprof.commands.boot import boot
+from guestprof.commands.compare import compare
 from guestprof.commands.demo import demo
 from guestprof.commands.diff import diff
 from guestprof.commands.dump import dump
@@ -43,11 +44,12 @@ def cli() -> None:
     guestprof report FILE
     guestprof timeline FILE
     guestprof diff BEFORE AFTER
+    guestprof compare --accel kvm --accel tcg -d 20 -- qemu-system-x86_64 ...
     guestprof export FILE -f speedscope
     """  # noqa: D301  (click reads \b)
 
 
-for command in (record, boot, report, timeline, diff, export, dump, demo):
+for command in (record, boot, compare, report, timeline, diff, export, dump, demo):
     cli.add_command(command)
 
 

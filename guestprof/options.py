@@ -69,18 +69,22 @@ class SamplingOptions:
 _DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-def sampling_options(function: Command) -> Command:
+def sampling_options(output_help: str = "Default: guestprof-DATE-TIME.guestprof.") -> Callable[[Command], Command]:
     """-F, -d, -o, --vcpu, --raw ...: how to record. The command gets them as one argument, ``sampling``."""
+    output = click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=output_help)
 
-    @functools.wraps(function)
-    def packed(*arguments: object, **values: object) -> object:
-        own = {field.name: values.pop(field.name) for field in fields(SamplingOptions)}
-        return function(*arguments, sampling=SamplingOptions(**own), **values)  # type: ignore[arg-type]
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def packed(*arguments: object, **values: object) -> object:
+            own = {field.name: values.pop(field.name) for field in fields(SamplingOptions)}
+            return function(*arguments, sampling=SamplingOptions(**own), **values)  # type: ignore[arg-type]
 
-    return cast("Command", _SAMPLING(packed))
+        return cast("Command", _RATE(output(_SAMPLING(packed))))
+
+    return decorate
 
 
-_SAMPLING = _compose(
+_RATE = _compose(
     click.option(
         "-F",
         "--frequency",
@@ -91,13 +95,8 @@ _SAMPLING = _compose(
         help="Halts a second; each halt samples every vCPU.",
     ),
     click.option("-d", "--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Until Ctrl-C if not given."),
-    click.option(
-        "-o",
-        "--output",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Default: guestprof-DATE-TIME.guestprof.",
-    ),
+)
+_SAMPLING = _compose(
     click.option("--vcpu", "vcpus", metavar="LIST", callback=_parse_vcpus, help="Sample only these, for example 0,2-3."),
     click.option("--user/--no-user", default=True, show_default=True, help="Whether to walk user stacks."),
     click.option(

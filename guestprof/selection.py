@@ -42,6 +42,32 @@ def time_options(function: Command) -> Command:
     return since(click.option("--until", type=MomentType(), metavar="MOMENT", help="Up to this moment.")(function))
 
 
+def mark_option(function: Command) -> Command:
+    """--mark: lines of the console that are milestones; the command gets patterns by their names, ``marks``."""
+    return click.option(
+        "--mark",
+        "marks",
+        metavar="[NAME=]REGEX",
+        multiple=True,
+        callback=_patterns,
+        help="The first console line that matches is a milestone, too; may be repeated.",
+    )(function)
+
+
+def _patterns(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
+    """``NAME=REGEX``, or a regular expression that is its own name."""
+    patterns = {}
+    for value in values:
+        name, equals, regex = value.partition("=")
+        if not equals or not re.fullmatch(r"[\w.:-]+", name):
+            name, regex = value, value
+        try:
+            patterns[name] = re.compile(regex)
+        except re.error as error:
+            raise click.BadParameter(f"{regex!r} is no regular expression: {error}") from error
+    return patterns
+
+
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
     """Which samples the command line asks for; moments are not looked up yet."""

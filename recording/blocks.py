@@ -107,14 +107,14 @@ def side_of(profiles: Sequence[Profile], *, by_run: bool = False) -> Side:
     """One side, of one recording or more."""
     are_boots = bool(profiles) and all(profile.begins_with_machine for profile in profiles)
     are_cut = bool(profiles) and all(profile.selection.until_ns is not None for profile in profiles)
-    have_ended = bool(profiles) and all(_has_ended_by_itself(profile) for profile in profiles)
+    have_ended = bool(profiles) and all(has_ended_by_itself(profile) for profile in profiles)
     side = Side(by_run, are_boots and not by_run, (are_boots and have_ended) or are_cut)
     for profile in profiles:
         side.add(profile)
     return side
 
 
-def _has_ended_by_itself(profile: Profile) -> bool:
+def has_ended_by_itself(profile: Profile) -> bool:
     """Whether something in the guest ended a recording, and neither its duration nor a signal; one that was killed does not say."""
     ended = profile.meta.get("ended")
     return isinstance(ended, str) and not ended.endswith((" are over", " came"))

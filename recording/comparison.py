@@ -68,10 +68,15 @@ class _Weights:
         return self.self_samples.get(number, 0) == self.total_samples.get(number, 0)
 
 
-def compare(before: Sequence[Profile], after: Sequence[Profile], by: CompareBy = CompareBy.FUNCTION) -> Comparison:
-    """One recording or more of each side, all of them open; where each side has ``FEWEST_RUNS``, these are what varies."""
+def compare(
+    before: Sequence[Profile], after: Sequence[Profile], by: CompareBy = CompareBy.FUNCTION, families: int = 1
+) -> Comparison:
+    """One recording or more of each side, all of them open; where each side has ``FEWEST_RUNS``, these are what varies.
+
+    families: see ``Comparison``.
+    """
     by_run = min(len(before), len(after)) >= FEWEST_RUNS
-    return Comparison(side_of(before, by_run=by_run), side_of(after, by_run=by_run), by)
+    return Comparison(side_of(before, by_run=by_run), side_of(after, by_run=by_run), by, families)
 
 
 class Comparison:
@@ -80,9 +85,10 @@ class Comparison:
     sides: before and after. rows: in no order. tests: so many figures were tested, and corrected for each other.
     """
 
-    def __init__(self, before: Side, after: Side, by: CompareBy = CompareBy.FUNCTION) -> None:
-        """Use ``compare``."""
+    def __init__(self, before: Side, after: Side, by: CompareBy = CompareBy.FUNCTION, families: int = 1) -> None:
+        """Use ``compare``. families: so many comparisons are made beside each other, and corrected for each other."""
         self.by = by
+        self._families = families
         self.sides = (before, after)
         self._contrast = Contrast(*self.sides)
         self._rows = Rows(by, with_tasks=before.has_tasks and after.has_tasks)
@@ -185,7 +191,7 @@ class Comparison:
         ]
         self.tests = len(tested)
         for where, p in zip(tested, corrected([found[where].p or 0.0 for where in tested]), strict=True):
-            found[where] = replace(found[where], corrected_p=p)
+            found[where] = replace(found[where], corrected_p=min(1.0, p * self._families))
         for number in alike:
             for measure in Measure:
                 found[number, measure, OfRow.TOTAL] = found[number, measure, self.parts[0]]
@@ -227,7 +233,7 @@ class Comparison:
 
     def _is_sure(self, difference: Difference) -> bool:
         """Whether a difference would be one among all rows, too."""
-        return difference.p is not None and difference.p * self.tests <= LEVEL
+        return difference.p is not None and difference.p * self.tests * self._families <= LEVEL
 
     def _following(self, found: Mapping[_Where, Difference], causes: Sequence[int]) -> dict[int, set[tuple[Measure, OfRow]]]:
         """The differences of other rows which are gone where the samples of the causes are left out."""

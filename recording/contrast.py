@@ -22,11 +22,15 @@ LEVEL = 0.05
 FEWEST_BLOCKS = 8
 """Fewer blocks of a recording tell nothing of the error."""
 FEWEST_RUNS = 5
-"""Where both sides have so many recordings, these are the blocks: fewer tell too little of how much runs vary."""
+"""Where both sides have so many recordings, these are the blocks. Fewer tell too little of how much runs vary to be the only
+measure of it; of boots, no variance is taken to be less than that between two or more runs.
+"""
 FEWEST_SAMPLES = 10
 """Rows of fewer samples, on both sides together, are not tested: no difference of theirs could be told from noise."""
 CONFIDENCE = 0.95
 """Of each interval by itself."""
+_MANY = 1e9
+"""Degrees of freedom of an error that is known."""
 
 
 class Measure(StrEnum):
@@ -136,7 +140,7 @@ class Contrast:
             floor = common * (1 - common) * side.squares
             variances.append(max(spread, floor) / scale**2)
             freedoms.append(freedom)
-        found = _welch(figures[0], figures[1], variances, freedoms)
+        found = welch(figures[0], figures[1], variances, freedoms)
         is_bounded = all(side.is_bounded for side in self._sides)
         return found if is_bounded or measure is Measure.SHARE else replace(found, p=None)
 
@@ -153,13 +157,45 @@ def _spread(side: Side, residuals: Sequence[float]) -> tuple[float, float]:
     """The variance of the blocks' sum, and its degrees of freedom."""
     count = len(residuals)
     if not side.is_course:
-        return count / (count - 1) * sum(value * value for value in residuals), count - 1
+        return _of_sum(residuals), count - 1
     steps = [(here - before) ** 2 for block, (before, here) in enumerate(pairwise(residuals), 1) if block not in side.firsts]
     # Of normal values the mean of squared steps has this many degrees of freedom.
-    return count * sum(steps) / (2 * len(steps)), 2 * (count - 1) ** 2 / (3 * count - 4)
+    within = count * sum(steps) / (2 * len(steps)), 2 * (count - 1) ** 2 / (3 * count - 4)
+    if side.runs == 1:
+        return within
+    starts = sorted(side.firsts)
+    runs = [sum(residuals[first:end]) for first, end in zip(starts, [*starts[1:], count], strict=True)]
+    return max(within, (_of_sum(runs), side.runs - 1.0))
 
 
-def _welch(before: float, after: float, variances: Sequence[float], freedoms: Sequence[float]) -> Difference:
+def _of_sum(residuals: Sequence[float]) -> float:
+    """The variance of a sum, by its parts' distances from their mean."""
+    count = len(residuals)
+    return count / (count - 1) * sum(value * value for value in residuals)
+
+
+def compare_means(
+    values: tuple[Sequence[float], Sequence[float]], variances: tuple[Sequence[float], Sequence[float]]
+) -> Difference:
+    """The difference of two means of runs, without a correction for many. ``variances``: of each value, by how it was measured.
+
+    The error is how much the runs of a side vary, or that of the measurement where this is more (or there is one run alone).
+    """
+    means, errors, freedoms = [], [], []
+    for of_side, measured in zip(values, variances, strict=True):
+        count = len(of_side)
+        mean = sum(of_side) / count
+        least = sum(measured) / count**2, _MANY
+        between = (_of_sum([value - mean for value in of_side]) / count**2, count - 1.0) if count > 1 else least
+        error, freedom = max(least, between)
+        means.append(mean)
+        errors.append(error)
+        freedoms.append(freedom)
+    return welch(means[0], means[1], errors, freedoms)
+
+
+def welch(before: float, after: float, variances: Sequence[float], freedoms: Sequence[float]) -> Difference:
+    """Two means and the difference of these, by the variance of each and its degrees of freedom."""
     variance = sum(variances)
     if variance <= 0:
         return Difference(before, after, after - before, after - before, 1.0 if before == after else 0.0)

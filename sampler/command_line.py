@@ -44,6 +44,19 @@ def own_command(arguments: Sequence[str]) -> OwnCommand:
     return OwnCommand(tuple(kept), tuple(notes))
 
 
+def with_accelerator(arguments: Sequence[str], accelerator: str) -> tuple[str, ...]:
+    """A command line with this accelerator (``kvm``, ``tcg``, ``tcg,thread=single``) and no other."""
+    kept: list[str] = [*arguments[:1]]
+    for words in _options(arguments[1:]):
+        name = _name(words[0])
+        if name in {"machine", "M"} and len(words) == 2:
+            settings = [setting for setting in words[1].split(",") if not setting.startswith("accel=")]
+            kept += [words[0], ",".join(settings)] if settings else []
+        elif name not in {"accel", "enable-kvm"}:
+            kept += words
+    return (*kept, "-accel", accelerator)
+
+
 def serial_file(arguments: Sequence[str]) -> str | None:
     """Where the first serial console goes, if that is a file."""
     values = (words[1] for words in _options(arguments[1:]) if _name(words[0]) == "serial" and len(words) == 2)

@@ -28,6 +28,7 @@ class Page {
     for (const [index, overview] of this.overviews.entries()) overview.canvas.id = "overview-" + index;
     this.chart = new Chart(this.model, this.paint, { choose: (range) => this.choose(range), mark });
     this.boot = new Boot(this.model, { choose: (range) => this.choose(range), mark });
+    this.offerPhases();
     this.update = onceAFrame(() => this.render());
     this.fillFilters();
     this.offerRuns();
@@ -67,6 +68,22 @@ class Page {
     byId("runs").hidden = false;
   }
 
+  /** The phases of boots that are compared. */
+  offerPhases() {
+    const { boots } = this.data.comparison;
+    if (!boots) return;
+    const choose = (spans) => {
+      for (const [index, span] of spans.entries()) this.choose(span, index);
+      this.openTab("graph");
+    };
+    const show = (code) => {
+      this.openTab("graph");
+      this.mark(code);
+    };
+    byId("phases").replaceChildren(...new Phases(boots, { choose, mark: show }).parts());
+    byId("tab-phases").hidden = false;
+  }
+
   /** Shows a run, or the difference (null). */
   show(run) {
     this.run = run;
@@ -84,7 +101,7 @@ class Page {
     const parts = run === null ? aboutComparison(this.data, this.letters) : aboutRun(runs[run], this.data.version);
     byId("about").replaceChildren(...parts);
     this.legend();
-    if (run === null && (this.tab === "chart" || this.tab === "boot")) this.tab = "graph";
+    if (byId("tab-" + this.tab).classList.contains(run === null ? "single" : "paired")) this.tab = "graph";
     this.openTab(this.tab);
   }
 

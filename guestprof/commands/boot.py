@@ -13,7 +13,7 @@ from guestprof.signals import raise_on_sigterm
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@sampling_options
+@sampling_options()
 @click.option("--until-console", type=RegexType(), metavar="REGEX", help="Stop when a line of the console matches.")
 @click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
 @click.option("--until-process", metavar="NAME", help="Stop when a sample shows a process or thread of this name.")

@@ -12,7 +12,7 @@ from sampler.session import Session
 
 @click.command()
 @target_options
-@sampling_options
+@sampling_options()
 def record(
     *,
     connect: str | None,

@@ -11,7 +11,7 @@ import click
 from exporters.registry import TIMELINE_FORMATS
 from exporters.timeline import Section, TimelineView
 from guestprof.options import parse_vcpus
-from guestprof.selection import SelectionOptions, time_options
+from guestprof.selection import SelectionOptions, mark_option, time_options
 from recording.collection import no_collection
 from recording.profile import Profile
 from recording.reader import Recording
@@ -19,20 +19,6 @@ from recording.timeline import timeline_of
 
 _DEFAULT_ROWS = 15
 _DEFAULT_SECTIONS = tuple(section for section in Section if section not in {Section.EVENTS, Section.CONSOLE})
-
-
-def _patterns(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
-    """``NAME=REGEX``, or a regular expression that is its own name."""
-    patterns = {}
-    for value in values:
-        name, equals, regex = value.partition("=")
-        if not equals or not re.fullmatch(r"[\w.:-]+", name):
-            name, regex = value, value
-        try:
-            patterns[name] = re.compile(regex)
-        except re.error as error:
-            raise click.BadParameter(f"{regex!r} is no regular expression: {error}") from error
-    return patterns
 
 
 @click.command()
@@ -44,14 +30,7 @@ def _patterns(_context: click.Context, _parameter: click.Parameter, values: tupl
     multiple=True,
     help="Only this section; may be repeated. Default: all, but no events and console lines in text.",
 )
-@click.option(
-    "--mark",
-    "marks",
-    metavar="[NAME=]REGEX",
-    multiple=True,
-    callback=_patterns,
-    help="The first console line that matches is a milestone, too; may be repeated.",
-)
+@mark_option
 @time_options
 @click.option(
     "--vcpu",

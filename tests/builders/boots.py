@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 from recording.model import Context, Event, StackEnd, SystemCall, Task, UserEnd
 from tests.builders.profiles import IDLE, IRQ_IN_IDLE
@@ -90,3 +91,31 @@ EVENTS = (
 
 def boot_recording(path: Path) -> Path:
     return write_recording(path, BOOT, Names(), EVENTS)
+
+
+def varied_boot(path: Path, seed: int, *, spin: int = 0, levels: bool = True, ended: str = "the console says 'login:'") -> Path:
+    """A boot on one vCPU whose parts vary in length by a tenth or so.
+
+    spin: so many halts are in a module's start. levels: whether the halt is there that shows the kernel free its start.
+    """
+    random = Random(seed)
+
+    def about(count: int, *stacks: Stack) -> list[list[Stack]]:
+        return [[stacks[index % len(stacks)]] for index in range(round(random.gauss(count, count / 20)))]
+
+    insmod = Task(90, 90, "insmod", "insmod", False, "/")
+    init = f"{KERNEL_INIT} do_one_initcall acpi_init"
+    loading = "load_module do_one_initcall spinner_init@spinner spin@spinner"
+    halts = [
+        *about(20, _firmware(0)),
+        *about(
+            30, *(_kernel(f"{BOOT_CPU} {name}", SWAPPER, StackEnd.IDLE_ROOT) for name in ("setup_arch", "mm_init", "trap_init"))
+        ),
+        *about(60, *(_kernel(f"{init} {name}", FIRST) for name in ("acpi_scan", "acpi_eval", "acpi_scan", "memset"))),
+        *([[_kernel("ret_from_fork kernel_init free_initmem", FIRST)]] if levels else []),
+        *about(30, _user(INIT, "/init"), _call(INIT, "/init", READ, "vfs_read"), _idle(0)),
+        *[[_call(insmod, "/bin/insmod", FINIT_MODULE, loading)]] * spin,
+        *about(10, _user(INIT, "/init")),
+    ]
+    events = (Event(10 * MS * len(halts), "console", "login:"),)
+    return write_recording(path, halts, Names(), events, ended=ended)

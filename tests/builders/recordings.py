@@ -128,12 +128,21 @@ META = {
 }
 
 
-def write_recording(path: Path, halts: Sequence[Sequence[Stack]], names: Names | None = None, events: Sequence[Event] = ()) -> Path:
+def write_recording(
+    path: Path,
+    halts: Sequence[Sequence[Stack]],
+    names: Names | None = None,
+    events: Sequence[Event] = (),
+    *,
+    ended: str | None = None,
+) -> Path:
     """One recording: a halt each 10 ms of guest time, 0.5 ms long, with one stack a vCPU. Every tenth halt is 6 ms late."""
     known = Names() if names is None else names
     with RecordingWriter(path, clock=lambda: 0.0) as writer:
         for key, value in META.items():
             writer.set_meta(key, value)
+        if ended is not None:
+            writer.set_meta("ended", ended)
         for index, stacks in enumerate(halts):
             running_ns = 10 * MS * (index + 1)
             late_ns = 6 * MS if index % 10 == 9 else 20_000

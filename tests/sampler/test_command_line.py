@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sampler.command_line import own_command, serial_file
+from sampler.command_line import own_command, serial_file, with_accelerator
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,18 @@ def test_nothing_at_all() -> None:
 )
 def test_file_of_the_console(words: str, path: str | None) -> None:
     assert serial_file(words.split()) == path
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("qemu -m 1G", "qemu -m 1G"),
+        ("qemu -enable-kvm -m 1G -accel tcg,thread=single --accel kvm", "qemu -m 1G"),
+        ("qemu -M q35,accel=kvm,usb=off -m 1G", "qemu -M q35,usb=off -m 1G"),
+        ("qemu -machine accel=kvm:tcg -m 1G", "qemu -m 1G"),
+        ("qemu -append -enable-kvm -name accel=x", "qemu -append -enable-kvm -name accel=x"),
+        ("qemu -machine", "qemu -machine"),
+    ],
+)
+def test_the_accelerator_is_replaced(words: str, kept: str) -> None:
+    assert " ".join(with_accelerator(words.split(), "tcg")) == f"{kept} -accel tcg"
