@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 
 from guestprof.console_watch import ConsoleWatch
+from guestprof.engines import open_session
 from guestprof.output import require_absent
 from guestprof.recording_run import RunOptions, record_session, was_interrupted
 from sampler.console import Console
 from sampler.discovery import resolve_target
 from sampler.launch import LaunchedQemu
 from sampler.recorder import Outcome
-from sampler.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,9 @@ def record_boot(command: Sequence[str], run: RunOptions, options: BootOptions) -
         if options.keep_running:
             qemu.keep_running()
         address = resolve_target(connect=f"unix:{qemu.gdb_path}", qmp=str(qemu.qmp_path), pid=qemu.pid)
-        with Session(address, vcpus=run.vcpus, resume_at_exit=True, max_halt_s=run.max_halt_s, sources=run.sources) as session:
+        with open_session(
+            address, run.gdb, vcpus=run.vcpus, resume_at_exit=True, max_halt_s=run.max_halt_s, sources=run.sources
+        ) as session:
             qemu.dismiss_guard()
             try:
                 return record_session(session, replace(run, watch=ConsoleWatch(Console(qemu.console_path), options.until_console)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
 from guestprof.version import version
@@ -22,10 +22,10 @@ from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.reader import Recording
 from recording.store import RecordingWriter
-from sampler.knowledge import Caches, Sources
+from sampler.gdb.session import GdbOptions
 from sampler.memory import DEFAULT_MAX_HALT_S
-from sampler.recorder import Outcome, Progress, Recorder, RecorderOptions
-from sampler.session import FileSources, Session
+from sampler.recorder import Outcome, Progress, RecorderOptions
+from sampler.session import FileSources
 from sampler.user_stacks import USER_STACK_SIZE
 
 _PROGRESS_PERIOD_S = 0.5
@@ -38,31 +38,42 @@ _WATCHED = ("SHUTDOWN", "POWERDOWN", "GUEST_PANICKED")
 class RunOptions:
     """How to record, and what to say meanwhile.
 
-    vcpus: sample only these. sources: of files that user stacks go through. max_halt_s: see ``sampler.memory.StubMemory``.
+    gdb: how gdb is used, None for the own engine. vcpus: sample only these. sources: of files that user stacks go through.
+    max_halt_s: see ``sampler.memory.StubMemory``.
     watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
     recorder: RecorderOptions
     output: Path
+    gdb: GdbOptions | None = None
     vcpus: tuple[int, ...] | None = None
     sources: FileSources = field(default_factory=FileSources)
     max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
     verbose: bool = False
-    watch: Callable[[Recorder], str | None] | None = None
+    watch: Callable[[AnyRecorder], str | None] | None = None
 
 
 def run_options(
-    sampling: SamplingOptions, *, until_symbol: str | None = None, until_process: str | None = None, prepare: bool = False
+    sampling: SamplingOptions,
+    engine: EngineOptions | None = None,
+    *,
+    until_symbol: str | None = None,
+    until_process: str | None = None,
+    prepare: bool = False,
 ) -> RunOptions:
-    """What the options of a command say."""
+    """What the options of a command say. A usage error where they do not go together."""
+    gdb = None if engine is None else engine.chosen
+    if gdb is not None and (sampling.raw or until_process is not None):
+        raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
     return RunOptions(
         RecorderOptions(
             sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack
         ),
         sampling.output or default_output(datetime.now()),  # noqa: DTZ005  (a file name in local time)
+        gdb,
         sampling.vcpus,
         FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),
         sampling.max_halt / 1000,
@@ -72,7 +83,7 @@ def run_options(
     )
 
 
-def record_session(session: Session, options: RunOptions) -> Outcome:
+def record_session(session: AnySession, options: RunOptions) -> Outcome:
     """Record until the end, write everything, say what came of it. Raises what ended it early, when all is written.
 
     SIGINT and SIGTERM end it as a duration does; SIGTERM is then raised as Terminated.
@@ -80,9 +91,7 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
     say = _Speaker(options)
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
-        jitter = random.Random()  # noqa: S311  (nothing to keep secret)
-        sources = Sources(session.memory, Caches.of_user(), session.files)
-        recorder = Recorder(session.target, sources, writer, options.recorder, rng=jitter)
+        recorder = make_recorder(session, writer, options.recorder)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, writer, options, signals, say))
         if options.watch is not None:
@@ -90,7 +99,7 @@ def record_session(session: Session, options: RunOptions) -> Outcome:
             options.watch(recorder)
         writer.set_meta("ended", outcome.reason)
         writer.set_meta("missed", outcome.progress.missed)
-        writer.set_meta("problem", recorder.tracker.problem)
+        writer.set_meta("problem", recorder.problem)
     say.end(outcome)
     if outcome.error is not None:
         raise outcome.error
@@ -115,8 +124,8 @@ class _Watch:
 
     def __init__(
         self,
-        session: Session,
-        recorder: Recorder,
+        session: AnySession,
+        recorder: AnyRecorder,
         writer: RecordingWriter,
         options: RunOptions,
         signals: StopSignals,
@@ -164,15 +173,14 @@ class _Speaker:
         if not self._options.quiet:
             click.echo(("\r\x1b[K" if self._on_terminal else "") + text, err=True)
 
-    def start(self, session: Session) -> None:
+    def start(self, session: AnySession) -> None:
         recorder = self._options.recorder
         how_long = "until Ctrl-C" if recorder.duration_s is None else f"for {recorder.duration_s:g} s; Ctrl-C ends it earlier"
         count = len(session.vcpus)
-        who = f"{count} vCPU{'s' if count > 1 else ''} of QEMU {session.pid or session.target.address} ({session.accelerator})"
+        who = f"{count} vCPU{'s' if count > 1 else ''} of {session.name} ({session.accelerator})"
         self._line(f"Sampling {who} {recorder.frequency_hz:g} times a second {how_long}.")
         if self._options.verbose:
-            how = f"through the stub ({session.memory_reason})" if session.memory_reason else "from QEMU's process"
-            self._line(f"QEMU {session.qemu_version}; guest memory is read {how}.")
+            self._line(session.how())
 
     def progress(self, progress: Progress) -> None:
         if progress.kernel != self._kernel:
@@ -209,7 +217,7 @@ class _Speaker:
         self._line(f"Next: guestprof report {shlex.quote(str(self._options.output))}")
 
 
-def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions) -> None:
+def _describe_run(writer: RecordingWriter, session: AnySession, options: RunOptions) -> None:
     """Everything about the run that a later reader may ask for."""
     for key, value in {
         "guestprof_version": version(),
@@ -218,14 +226,12 @@ def _describe_run(writer: RecordingWriter, session: Session, options: RunOptions
         "host": os.uname().nodename,
         "requested_hz": options.recorder.frequency_hz,
         "duration_s": options.recorder.duration_s,
-        "architecture": session.architecture.name,
         "accelerator": session.accelerator,
         "qemu_version": session.qemu_version,
         "qemu_pid": session.pid,
-        "stub": session.target.address,
-        "memory": session.memory_reason or "process",
+        "stub": session.stub_address,
         "vcpus": len(session.vcpus),
-        "registers": session.target.layout.to_json(),
+        **session.facts(),
     }.items():
         writer.set_meta(key, value)
     writer.commit()
@@ -235,11 +241,11 @@ def _time_ago(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
 
-def require_running(session: Session) -> None:
+def require_running(session: AnySession) -> None:
     """Raises GuestprofError where the guest stood still when we came: whoever paused it may have a reason."""
     if session.was_running is False:
         raise GuestprofError(
-            f"the guest of QEMU {session.pid or session.target.address} stands still (QEMU says: {session.run_state}), so there is "
+            f"the guest of {session.name} stands still (QEMU says: {session.run_state}), so there is "
             "nothing to record; resume it (QMP cont, virsh resume; after a shutdown QMP system_reset first) and record again"
         )
 

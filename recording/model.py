@@ -168,6 +168,19 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceLine:
+    """Where in the source an address is, in one of the functions that are there.
+
+    name: of the function; None where debug information has none, and a symbol says it.
+    path: as the compiler was given it. line: from 1; None where the code is of no line.
+    """
+
+    name: str | None
+    path: str | None
+    line: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Callchain:
     """A call stack, leaf first, and why it ends where it ends: kernel frames, then user frames.
 

@@ -23,9 +23,11 @@ class Attachment:
     """A guest that an engine may be connected to. Leaving the context lets it run (or leaves it paused, if it was).
 
     resume_at_exit: None keeps a guest paused that was paused before us, True lets it run in any case (``boot`` starts it paused).
+    stub_address: the gdb stub's. qemu_version: "unknown" where nobody tells.
     was_running: False if the guest was paused when we came, None where nobody can tell (no QMP). run_state: QEMU's word for it.
     """
 
+    stub_address: str
     accelerator: str
     qemu_version: str
     vcpus: tuple[int, ...]
@@ -61,7 +63,8 @@ class Attachment:
                 # libvirt opens the socket before it starts QEMU, so the kernel may name libvirt.
                 self._note_process(self._qmp.pid)
         resume = self._resume_at_exit if self._resume_at_exit is not None else self.was_running is not False
-        return self._find_stub(resume, exports=exports), resume
+        self.stub_address = self._find_stub(resume, exports=exports)
+        return self.stub_address, resume
 
     def _note_process(self, pid: int | None) -> None:
         """QEMU may be this process."""
@@ -129,6 +132,11 @@ class Attachment:
             if "Translation buffer" in monitor("info jit"):
                 return "tcg"
         return "unknown"
+
+    @property
+    def name(self) -> str:
+        """What to call the guest."""
+        return f"QEMU {self.pid or self.stub_address}"
 
     def poll_events(self) -> list[QmpEvent]:
         """RESET, SHUTDOWN and the like since the last call; nothing without QMP. Call it at least once a second."""

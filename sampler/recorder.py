@@ -130,6 +130,11 @@ class Recorder:
         return self._tracker
 
     @property
+    def problem(self) -> str | None:
+        """Why no kernel was found, or not all of it was understood."""
+        return self._tracker.problem
+
+    @property
     def start_ns(self) -> int:
         """When the recording's time began, by the clock: known once the first halt was taken."""
         return self._start_ns

@@ -83,6 +83,19 @@ class Session(Attachment):
         self.qemu_version = self._qmp.version() if self._qmp else self.target.monitor("info version").strip() or "unknown"
         self.accelerator = self._find_accelerator(self._qmp.monitor if self._qmp else self.target.monitor)
 
+    def facts(self) -> dict[str, object]:
+        """What a recording's reader may ask for."""
+        return {
+            "architecture": self.architecture.name,
+            "memory": self.memory_reason or "process",
+            "registers": self.target.layout.to_json(),
+        }
+
+    def how(self) -> str:
+        """For people: how the guest is read."""
+        how = f"through the stub ({self.memory_reason})" if self.memory_reason else "from QEMU's process"
+        return f"QEMU {self.qemu_version}; guest memory is read {how}."
+
     def _open_files(self) -> None:
         """Contents of files; nothing is opened before the first is wanted."""
         sources = self._sources

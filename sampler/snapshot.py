@@ -20,10 +20,10 @@ _PAUSE_S = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class VcpuSnapshot:
-    """One vCPU. ``is_user``: whether it was in user mode. Others: see ``recording.model.Sample``."""
+    """One vCPU. ``is_user``: whether it was in user mode, None where that is not known. Others: see ``recording.model.Sample``."""
 
     vcpu: int
-    is_user: bool
+    is_user: bool | None
     callchain: Callchain
     task: Task | None
     context: Context

@@ -105,6 +105,10 @@ class Connection:
         """The process behind a unix socket, as the kernel says (SO_PEERCRED); None over TCP or from another PID namespace."""
         return peer_pid(self._socket)
 
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close the socket; never raises."""
         with contextlib.suppress(OSError):

@@ -33,6 +33,7 @@ FENCES = {
     "dissect": ("guest/storage/",),
     "lz4": ("guest/storage/",),
     "psutil": ("sampler/",),
+    "pygdbmi": ("sampler/gdb/mi",),
     "qemu": ("sampler/",),
     "defusedxml": ("sampler/rsp/",),
 }
@@ -164,6 +165,7 @@ def test_the_walk_sees_every_package() -> None:
         ("guest/x.py", "from qemu.qmp import QMPClient", "guest/x.py:2: qemu may only be imported in sampler/"),
         ("sampler/qmp.py", "import defusedxml.ElementTree", "sampler/qmp.py:2: defusedxml may only be imported in sampler/rsp/"),
         ("sampler/qmp.py", "import click", "sampler/qmp.py:2: click may only be imported in guestprof/"),
+        ("sampler/recorder.py", "from pygdbmi import x", "sampler/recorder.py:2: pygdbmi may only be imported in sampler/gdb/mi"),
         ("guest/x.py", "import numpy", "guest/x.py:2: numpy may not be imported: list it in FENCES and in pyproject.toml"),
         (
             "guest/x.py",

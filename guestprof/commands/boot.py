@@ -7,6 +7,7 @@ import re
 import click
 
 from guestprof.boot_run import BootOptions, record_boots
+from guestprof.engines import EngineOptions, engine_options
 from guestprof.options import RegexType, SamplingOptions, sampling_options
 from guestprof.recording_run import run_options
 from guestprof.signals import raise_on_sigterm
@@ -14,6 +15,7 @@ from guestprof.signals import raise_on_sigterm
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @sampling_options()
+@engine_options
 @click.option("--until-console", type=RegexType(), metavar="REGEX", help="Stop when a line of the console matches.")
 @click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
 @click.option("--until-process", metavar="NAME", help="Stop when a sample shows a process or thread of this name.")
@@ -30,6 +32,7 @@ from guestprof.signals import raise_on_sigterm
 def boot(
     *,
     sampling: SamplingOptions,
+    engine: EngineOptions,
     until_console: re.Pattern[str] | None,
     until_symbol: str | None,
     until_process: str | None,
@@ -47,5 +50,5 @@ def boot(
     raise_on_sigterm()
     if runs > 1 and keep_running:
         raise click.UsageError("--keep-running is for one boot: its guest would run beside the next one (--runs)")
-    run = run_options(sampling, until_symbol=until_symbol, until_process=until_process)
+    run = run_options(sampling, engine, until_symbol=until_symbol, until_process=until_process)
     record_boots(command, run, BootOptions(until_console, keep_running), runs)

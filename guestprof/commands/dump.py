@@ -8,30 +8,41 @@ from typing import Any
 import click
 
 from exporters.text import printable
+from guestprof.engines import EngineOptions, engine_options, open_session
 from guestprof.options import find_target, target_options
 from guestprof.signals import raise_on_sigterm
 from recording.model import Task
 from recording.names import NamedFrame, Namer
+from sampler.gdb.session import GdbSession
+from sampler.gdb.snapshot import take_gdb_snapshot
 from sampler.knowledge import Caches
-from sampler.session import FileSources, Session
+from sampler.session import FileSources
 from sampler.snapshot import VcpuSnapshot, take_snapshot
 
 
 @click.command()
 @target_options
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
-def dump(*, connect: str | None, pid: int | None, qmp: str | None, as_json: bool) -> None:
-    """Print the call stack of every vCPU at this moment, user code included. The guest is halted for less than a millisecond."""
+def dump(*, connect: str | None, pid: int | None, qmp: str | None, engine: EngineOptions, as_json: bool) -> None:
+    """Print the call stack of every vCPU at this moment, user code included.
+
+    The guest is halted for less than a millisecond, by gdb (--engine gdb) for some.
+    """
     raise_on_sigterm()
-    with Session(find_target(connect, pid, qmp), sources=FileSources()) as session:
-        snapshot = take_snapshot(session, Caches.of_user())
+    with open_session(find_target(connect, pid, qmp), engine.chosen, sources=FileSources()) as session:
+        if isinstance(session, GdbSession):
+            snapshot, found = take_gdb_snapshot(session), session.how()
+        else:
+            snapshot = take_snapshot(session, Caches.of_user())
+            found = f"Linux {snapshot.kernel.release}" if snapshot.kernel else "no Linux kernel was found in the guest's memory"
     namer = Namer(snapshot.images)
     namer.prepare(frame for each in snapshot.vcpus for frame in each.callchain.frames)
     rows = [(each, [namer.name(frame, 0) for frame in each.callchain.frames]) for each in snapshot.vcpus]
     if as_json:
         click.echo(json.dumps([_as_json(*row) for row in rows], indent=2))
         return
-    click.echo(f"Linux {snapshot.kernel.release}" if snapshot.kernel else "no Linux kernel was found in the guest's memory")
+    click.echo(found)
     for each, names in rows:
         click.echo(f"\nvCPU {each.vcpu}: {_describe(each)}")
         for frame, named in zip(each.callchain.frames, names, strict=True):
@@ -43,12 +54,13 @@ def dump(*, connect: str | None, pid: int | None, qmp: str | None, as_json: bool
 def _describe(each: VcpuSnapshot) -> str:
     """One line: who, in which mode and context, and why the stack ends."""
     parts = [_task_name(each.task)] if each.task else []
-    parts.append("user mode" if each.is_user else "kernel mode")
-    if not each.is_user:
+    if each.is_user is not None:
+        parts.append("user mode" if each.is_user else "kernel mode")
+    if each.is_user is False:
         call = each.system_call
         parts.append(f"{each.context.value} {call.name or call.number}" if call else each.context.value)
     ends = [each.callchain.end.value, *([each.callchain.user_end.value] if each.callchain.user_end else [])]
-    return f"{', '.join(parts)}; stack ends: {', '.join(dict.fromkeys(ends))}"
+    return "; ".join([*([", ".join(parts)] if parts else []), f"stack ends: {', '.join(dict.fromkeys(ends))}"])
 
 
 def _task_name(task: Task) -> str:
@@ -60,7 +72,7 @@ def _as_json(each: VcpuSnapshot, names: list[NamedFrame]) -> dict[str, Any]:
     task, chain, call = each.task, each.callchain, each.system_call
     return {
         "vcpu": each.vcpu,
-        "mode": "user" if each.is_user else "kernel",
+        "mode": None if each.is_user is None else "user" if each.is_user else "kernel",
         "task": {"pid": task.pid, "tgid": task.tgid, "comm": task.comm, "process": task.process, "cgroup": task.cgroup}
         if task
         else None,

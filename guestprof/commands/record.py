@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import click
 
+from guestprof.engines import EngineOptions, engine_options, open_session
 from guestprof.options import SamplingOptions, find_target, sampling_options, target_options
 from guestprof.recording_run import record_session, require_kernel, require_running, run_options
 from guestprof.signals import raise_on_sigterm
-from sampler.session import Session
 
 
 @click.command()
 @target_options
 @sampling_options()
+@engine_options
 def record(
     *,
     connect: str | None,
     pid: int | None,
     qmp: str | None,
     sampling: SamplingOptions,
+    engine: EngineOptions,
 ) -> None:
     """Profile a running guest.
 
@@ -26,10 +28,10 @@ def record(
     through which a stub is opened for the time of the recording.
     """
     raise_on_sigterm()
-    options = run_options(sampling, prepare=True)
-    with Session(
-        find_target(connect, pid, qmp), vcpus=options.vcpus, max_halt_s=options.max_halt_s, sources=options.sources
-    ) as session:
+    options = run_options(sampling, engine, prepare=True)
+    target = find_target(connect, pid, qmp)
+    with open_session(target, options.gdb, vcpus=options.vcpus, max_halt_s=options.max_halt_s, sources=options.sources) as session:
         require_running(session)
         outcome = record_session(session, options)
-    require_kernel(outcome, options.output)
+    if options.gdb is None:
+        require_kernel(outcome, options.output)
