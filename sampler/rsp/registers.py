@@ -249,7 +249,8 @@ def choose_architecture(description: TargetDescription | None, hint: str | None,
         architecture = find_architecture(name)
         if architecture is None:
             raise UnsupportedTargetError(
-                f"the guest's architecture is {name!r}, which guestprof cannot profile yet (it knows {known}); a gdb that knows it can: --engine gdb"
+                f"the guest's architecture is {name!r}, which guestprof cannot profile yet (it knows {known});"
+                " a gdb that knows it can: --engine gdb"
             )
         return architecture
     layouts = [(each, RegisterLayout.from_fixed(each).size) for each in ARCHITECTURES if each.fixed_registers]

@@ -245,9 +245,9 @@ def test_a_machine_of_an_unknown_architecture(machine: Callable[..., tuple[str, 
     gdb, qmp = machine("-M", "virt", binary="qemu-system-m68k")
     said = refused(tmp_path / "a", "--connect", gdb)
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    assert (
-        said
-        == f"guestprof: the guest's architecture is 'm68k', which guestprof cannot profile yet (it knows {known}); a gdb that knows it can: --engine gdb\n"
+    assert said == (
+        f"guestprof: the guest's architecture is 'm68k', which guestprof cannot profile yet (it knows {known});"
+        " a gdb that knows it can: --engine gdb\n"
     )
     with Qmp.open(qmp) as client:
         assert client.status() == "running"
