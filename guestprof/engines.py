@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import click
 
+from guest.elf.images import GuestImages, ImageRequest
 from recording.store import RecordingWriter
 from sampler.discovery import TargetAddress
 from sampler.gdb.recorder import GdbRecorder
@@ -138,6 +139,12 @@ _OPTIONS = (
 )
 
 
+def refuse_with_gdb(engine: EngineOptions, images: Sequence[ImageRequest]) -> None:
+    """A usage error where files for the own engine come with gdb, which reads files by itself."""
+    if images and engine.engine == GDB:
+        raise click.UsageError("--elf is for the own engine; give files to gdb with --gdb-file")
+
+
 def open_session(
     address: TargetAddress,
     gdb: GdbOptions | None,
@@ -155,10 +162,12 @@ def open_session(
     )
 
 
-def make_recorder(session: AnySession, writer: RecordingWriter, options: RecorderOptions) -> AnyRecorder:
-    """What records such a session."""
+def make_recorder(
+    session: AnySession, writer: RecordingWriter, options: RecorderOptions, images: GuestImages | None = None
+) -> AnyRecorder:
+    """What records such a session. images: files of the user's whose code the guest runs."""
     jitter = random.Random()  # noqa: S311  (nothing to keep secret)
     if isinstance(session, GdbSession):
         return GdbRecorder(session, writer, options, rng=jitter)
-    sources = Sources(session.memory, Caches.of_user(), session.files)
+    sources = Sources(session.memory, Caches.of_user(), session.files, images)
     return Recorder(session.target, sources, writer, options, rng=jitter)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from guest.elf.images import ImageRequest
+from guestprof.elf_option import elf_option
 from sampler.discovery import TargetAddress, resolve_target
 from sampler.memory import DEFAULT_MAX_HALT_S
 
@@ -61,6 +63,7 @@ class SamplingOptions:
     max_halt: float
     raw: bool
     scan_stack: bool
+    images: tuple[ImageRequest, ...]
     force: bool
     quiet: bool
     verbose: bool
@@ -134,6 +137,7 @@ _SAMPLING = _compose(
         is_flag=True,
         help="Where a kernel stack cannot be walked on, take every return address above for a caller: guesses, marked as such.",
     ),
+    elf_option,
     click.option("--raw", is_flag=True, help="Also keep what stacks are unwound from: some KB a sample, 10 MB a kernel."),
     click.option("--force", is_flag=True, help="Replace an existing file."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),

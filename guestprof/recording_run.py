@@ -14,7 +14,8 @@ from pathlib import Path
 
 import click
 
-from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
+from guest.elf.images import ImageRequest, load_images
+from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder, refuse_with_gdb
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
 from guestprof.version import version
@@ -22,7 +23,7 @@ from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.reader import Recording
 from recording.store import RecordingWriter
-from sampler.gdb.session import GdbOptions
+from sampler.gdb.session import GdbOptions, GdbSession
 from sampler.memory import DEFAULT_MAX_HALT_S
 from sampler.recorder import Outcome, Progress, RecorderOptions
 from sampler.session import FileSources
@@ -40,6 +41,7 @@ class RunOptions:
 
     gdb: how gdb is used, None for the own engine. vcpus: sample only these. sources: of files that user stacks go through.
     max_halt_s: see ``sampler.memory.StubMemory``.
+    images: files whose code the guest runs.
     watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
@@ -53,6 +55,7 @@ class RunOptions:
     quiet: bool = False
     verbose: bool = False
     watch: Callable[[AnyRecorder], str | None] | None = None
+    images: tuple[ImageRequest, ...] = ()
 
 
 def run_options(
@@ -65,6 +68,8 @@ def run_options(
 ) -> RunOptions:
     """What the options of a command say. A usage error where they do not go together."""
     gdb = None if engine is None else engine.chosen
+    if engine is not None:
+        refuse_with_gdb(engine, sampling.images)
     if gdb is not None and (sampling.raw or until_process is not None):
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
@@ -80,6 +85,7 @@ def run_options(
         sampling.force,
         sampling.quiet,
         sampling.verbose,
+        images=sampling.images,
     )
 
 
@@ -89,9 +95,10 @@ def record_session(session: AnySession, options: RunOptions) -> Outcome:
     SIGINT and SIGTERM end it as a duration does; SIGTERM is then raised as Terminated.
     """
     say = _Speaker(options)
+    images = None if isinstance(session, GdbSession) else load_images(options.images, session.architecture)
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
-        recorder = make_recorder(session, writer, options.recorder)
+        recorder = make_recorder(session, writer, options.recorder, images)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, writer, options, signals, say))
         if options.watch is not None:
@@ -250,10 +257,17 @@ def require_running(session: AnySession) -> None:
         )
 
 
-def require_kernel(outcome: Outcome, output: Path) -> None:
-    """Raises GuestprofError where samples were taken but no kernel was found to explain them."""
-    if outcome.progress.samples and not outcome.found_kernel:
+def require_kernel(outcome: Outcome, options: RunOptions) -> None:
+    """Raises GuestprofError where samples were taken but nothing was found to explain them."""
+    if not outcome.progress.samples or outcome.is_explained:
+        return
+    if options.images:
+        files = ", ".join(str(image.path) for image in options.images)
         raise GuestprofError(
-            f"no Linux kernel was found in the guest's memory, so the samples in {output} are addresses without"
-            " stacks; profile a guest that runs Linux, or record for longer if it is still booting"
+            f"the guest was never seen to run the code of {files}, so the samples in {options.output} are addresses without stacks;"
+            " check where the guest has it in memory (--elf FILE@BIAS: run-time minus link-time addresses)"
         )
+    raise GuestprofError(
+        f"no Linux kernel was found in the guest's memory, so the samples in {options.output} are addresses without stacks; profile"
+        " a guest that runs Linux (or name what else it runs with --elf), or record for longer if it is still booting"
+    )

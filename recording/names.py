@@ -64,8 +64,8 @@ class Namer:
         self._demangled: dict[str, str] = {}
 
     def prepare(self, frames: Iterable[Frame]) -> None:
-        """Demangle the names of the user functions among these frames, all at once; others stay mangled."""
-        symbols = (self._symbol(frame) for frame in frames if frame.space is Space.USER)
+        """Demangle the names of the functions of files among these frames, all at once; others stay mangled."""
+        symbols = (self._symbol(frame) for frame in frames if frame.image is not None)
         self._demangled.update(demangled({symbol.name for symbol in symbols if symbol is not None}))
 
     def name(self, frame: Frame, boot: int) -> NamedFrame:
@@ -75,7 +75,7 @@ class Namer:
         """
         if frame.image is None and frame.space is Space.USER:
             return USER
-        if frame.space is Space.FIRMWARE:
+        if frame.image is None and frame.space is Space.FIRMWARE:
             return FIRMWARE
         key = (frame.pc, frame.lookup_pc, boot, frame.image)
         named = self._known.get(key)
@@ -99,12 +99,12 @@ class Namer:
             return NamedFrame(_nameless(image, frame.start), frame.pc - frame.start, module, image.kind)
         if symbol is None:
             return NamedFrame(_nameless(image, frame.pc), None, module, image.kind)
-        name = self._demangled.get(symbol.name, symbol.name) if image.kind is FrameKind.USER else symbol.name
+        name = self._demangled.get(symbol.name, symbol.name) if _is_file(image) else symbol.name
         return NamedFrame(name, frame.pc - symbol.address, module, image.kind)
 
     def _symbol(self, frame: Frame) -> Symbol | None:
         image = None if frame.image is None else self._image(frame.image)
-        return None if image is None or image.kind is not FrameKind.USER else _symbol_at(image, frame.lookup_pc)
+        return None if image is None or not _is_file(image) else _symbol_at(image, frame.lookup_pc)
 
     def _image(self, index: int) -> Image | None:
         return self._images[index] if 0 <= index < len(self._images) else None
@@ -117,8 +117,15 @@ class Namer:
         return image if address < end else None
 
 
+def _is_file(image: Image) -> bool:
+    """Whether an image is a file with code, at its own addresses: a program's, or one that the user named."""
+    return not image.ranges and image.kind in (FrameKind.USER, FrameKind.KERNEL, FrameKind.FIRMWARE)
+
+
 def _module(image: Image) -> str:
     """``[kernel]``, ``[e1000]`` as perf prints modules, ``[bpf]`` for all of BPF, and files by their paths."""
+    if _is_file(image):
+        return image.name
     if image.kind is FrameKind.KERNEL:
         return "[kernel]"
     if image.kind is FrameKind.BPF:
@@ -137,9 +144,9 @@ def _nameless(image: Image, address: int) -> str:
 
     ``libfoo.so.1+0x1234`` with the file's link-time address; memory that is no file's (``[anon]``) and BPF programs as one.
     """
-    if image.kind is FrameKind.BPF or (image.kind is FrameKind.USER and image.name.startswith("[")):
+    if image.kind is FrameKind.BPF or (_is_file(image) and image.name.startswith("[")):
         return image.name
-    return f"{image.name.rpartition('/')[2]}+{address:#x}" if image.kind is FrameKind.USER else f"{address:#x}"
+    return f"{image.name.rpartition('/')[2]}+{address:#x}" if _is_file(image) else f"{address:#x}"
 
 
 def _disjoint(rows: list[tuple[int, int, int, Image]]) -> list[tuple[int, int, Image]]:

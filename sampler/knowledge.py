@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from guest.cache import KernelCache
 from guest.elf.cache import ElfCache
+from guest.elf.images import GuestImages
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
 from recording.initcalls import SYMBOL_PREFIX
 from recording.model import FrameKind, Image
+from sampler.halt import HaltedState
 from sampler.planner import HaltPlanner
 from sampler.samples import Pending, SampleMaker
 from sampler.tracker import KernelTracker, TrackerEvents
@@ -39,11 +41,15 @@ class Caches:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory."""
+    """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory.
+
+    images: files of the user's whose code the guest runs.
+    """
 
     memory: PhysicalMemory
     caches: Caches
     finder: FileFinder | None = None
+    images: GuestImages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,36 @@ class Knowledge:
         self._problem: str | None = None
         self._scan_stacks = scan_stacks
         self._unknown: str | None = None
-        self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size)
+        self._architecture = architecture
+        for image in () if sources.images is None else sources.images.all:
+            images.add_image(image.to_image())
+        self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size, images=sources.images)
         on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
         self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on)
         self.spaces: UserSpaces | None = None
         if user_stack_size:
             self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)
-        self.maker = SampleMaker(architecture, self.spaces, self._image_at, scans=scan_stacks)
+        self.maker = SampleMaker(architecture, self.spaces, self._image_at, self.planner.images, scans=scan_stacks)
+
+    @property
+    def explains(self) -> bool:
+        """Whether code of the user's files was seen to run."""
+        return self.planner.images is not None and self.planner.images.has_seen
+
+    def see(self, state: HaltedState, now_ns: int) -> bool:
+        """Take notice of a halt's registers; whether any vCPU may run a kernel that is to be found.
+
+        Code of the user's files is no sign of Linux, nor is other code of theirs that no Linux would run.
+        """
+        known = self.planner.images
+        if known is None or self.tracker.kernel is not None:
+            self.tracker.see(state.vcpus, state.registers, now_ns)
+            return True
+        pairs = zip(state.vcpus, state.registers, strict=True)
+        others = [pair for pair in pairs if not known.claims(pair[1]) and not self._architecture.is_32bit_kernel(pair[1])]
+        if others:
+            self.tracker.see([vcpu for vcpu, _ in others], [registers for _, registers in others], now_ns)
+        return bool(others)
 
     def note(self, pending: Pending) -> Pending:
         """Right after a halt: add the task of a capture, and what of it would be gone later."""

@@ -75,13 +75,13 @@ class Outcome:
     """How a recording ended; whatever happened, all is recorded up to there.
 
     error: what went wrong, None where it came to its end: the planned one, or the guest's.
-    found_kernel: whether a kernel was found at any time.
+    is_explained: whether a kernel was found at any time, or code of the user's files was seen to run.
     """
 
     progress: Progress
     reason: str
     error: GuestprofError | None
-    found_kernel: bool
+    is_explained: bool
 
 
 class Recorder:
@@ -202,7 +202,7 @@ class Recorder:
             pass
         self.add_event("end", reason)
         self._writer.commit()
-        return Outcome(self.progress(), reason, error, self._found_kernel)
+        return Outcome(self.progress(), reason, error, self._found_kernel or self._guest.explains)
 
     def _prepare(self, watch: Callable[[Progress], str | None]) -> str:
         """Learn the kernel that runs already, so that the first sample has its task and stacks. Returns why to stop, or nothing.
@@ -214,7 +214,8 @@ class Recorder:
         reason, is_seen = None, False
         while reason is None and self._clock() < give_up_ns:
             state = self._target.capture(self._guest.planner)
-            self._tracker.see(state.vcpus, state.registers, self._clock())
+            if not self._guest.see(state, self._clock()):
+                break
             is_seen = is_seen or self._tracker.has_work or any(map(self._target.architecture.shows_image, state.registers))
             while reason is None and self._tracker.has_work and self._clock() < give_up_ns:
                 self._tracker.step()
@@ -278,7 +279,7 @@ class Recorder:
         self._halted_ns += state.halted_ns
         halt = self._writer.add_halt(Halt(self._host_time_ns, self._running_time_ns, state.halted_ns, lateness_ns))
         self._halts += 1
-        self._tracker.see(state.vcpus, state.registers, now_ns)
+        self._guest.see(state, now_ns)
         for capture in self._guest.planner.captures(state):
             weight_ns = self._running_time_ns - self._last_running_ns.get(capture.vcpu, 0)
             self._last_running_ns[capture.vcpu] = self._running_time_ns

@@ -17,6 +17,7 @@ from guest.tasks import TaskReader, TaskWords
 from guest.words import Words
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCall, Task, UserEnd
+from sampler.images import ImageStacks
 from sampler.userspace import ProcessCode, UserSpaces
 from unwind.arch import Architecture
 from unwind.capture import Capture
@@ -72,16 +73,24 @@ class SampleMaker:
     """Makes samples under the kernel that is known at the time."""
 
     def __init__(
-        self, architecture: Architecture, spaces: UserSpaces | None, image_at: Callable[[int], int | None], *, scans: bool = False
+        self,
+        architecture: Architecture,
+        spaces: UserSpaces | None,
+        image_at: Callable[[int], int | None],
+        images: ImageStacks | None = None,
+        *,
+        scans: bool = False,
     ) -> None:
         """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address.
 
+        images: files of the user's whose code the guest runs.
         scans: whether stacks that cannot be walked on are scanned, see ``unwind/scan.py``.
         """
         self._architecture = architecture
         self.scans = scans
         self._spaces = spaces
         self._image_at = image_at
+        self._images = images
         self._kernel: Kernel | None = None
         self._unwinder: KernelUnwinder | None = None
         self._tasks: TaskReader | None = None
@@ -142,6 +151,11 @@ class SampleMaker:
 
     def make(self, pending: Pending) -> Made:
         """The sample of a capture."""
+        known = None if self._images is None else self._images.walk(pending.capture)
+        if known is not None:
+            chain, context = known
+            ids = pending.halt, pending.capture.vcpu, pending.boot, pending.weight_ns
+            return Made(Sample(*ids, chain, pending.task, context), pending, None, _NO_IMAGES)
         unwound = self._unwound(pending.capture)
         chain, saved = unwound.callchain, unwound.user_registers
         task = pending.task or self._task_by_stack(pending, unwound)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from guest.elf.images import GuestImages
 from guest.kernel import Kernel
 from recording.model import Callchain, Context, Image, SystemCall, Task
 from recording.symbols import SymbolTable
@@ -57,18 +58,20 @@ class _Images:
         self.all[index] = replace(self.all[index], name=name or self.all[index].name, build_id=build_id, symbols=symbols)
 
 
-def take_snapshot(session: Session, caches: Caches, *, clock: Callable[[], int] = time.monotonic_ns) -> Snapshot:
+def take_snapshot(
+    session: Session, caches: Caches, files: GuestImages | None = None, *, clock: Callable[[], int] = time.monotonic_ns
+) -> Snapshot:
     """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise.
 
-    A guest that was paused before us stays so all the time.
+    A guest that was paused before us stays so all the time. files: of the user's, whose code the guest runs.
     """
     resume = session.was_running is not False
     images = _Images()
     events = KnowledgeEvents(lambda _kernel: None, lambda _kernel: None, lambda _why: None)
-    sources = Sources(session.memory, caches, session.files)
+    sources = Sources(session.memory, caches, session.files, files)
     guest = Knowledge(session.architecture, sources, images, events, lambda _kind, _text: None, USER_STACK_SIZE)
     state = session.target.capture(guest.planner, resume=resume)
-    guest.tracker.see(state.vcpus, state.registers, clock())
+    guest.see(state, clock())
     give_up_ns = clock() + _SEARCH_NS
     while guest.tracker.has_work and clock() < give_up_ns:
         guest.tracker.step()

@@ -61,6 +61,7 @@ class Region:
     image: index of the file's image; None for memory of no file, whose frames keep their run-time addresses.
     rows: its unwind table, None where it is known to have none. (Not known yet: an object that answers UNREAD.)
     entry: link-time address at which its program begins, None where that is not known.
+    entry_end: where the code ends with which it begins; 0 where that is not known.
     code: rows out of its code, where there may be no others. checked: those of programs whose return addresses are looked at.
     """
 
@@ -72,10 +73,11 @@ class Region:
     entry: int | None = None
     code: UserCodeRows | None = None
     checked: CheckedUserCode | None = None
+    entry_end: int = 0
 
     def is_entry(self, address: int, size: int) -> bool:
         """Whether a link-time address is in the few instructions with which its program begins; ``size``: their bytes."""
-        return self.entry is not None and self.entry <= address < self.entry + size
+        return self.entry is not None and self.entry <= address < max(self.entry + size, self.entry_end)
 
 
 class UserCodeRows(Protocol):
@@ -120,7 +122,7 @@ class UserWalk:
     unread: frozenset[int] = frozenset()
 
 
-class _Activation(NamedTuple):
+class Activation(NamedTuple):
     """A frame on the way. interrupted: its pc is no return address. by_pointer: a frame pointer led to it.
 
     has_sp: its stack pointer is known, and not just a lower bound of it.
@@ -135,7 +137,7 @@ class _Activation(NamedTuple):
     mode: int = 0
 
 
-_Step = _Activation | UserEnd
+Step = Activation | UserEnd
 
 
 class UserUnwinder:
@@ -165,9 +167,9 @@ class UserUnwinder:
         known = {name: value & mask for name in names if (value := registers.get(name)) is not None}
         if abi.pc not in known or abi.sp not in known:
             return UserWalk((), UserEnd.NO_REGISTERS)
-        walk = _Walk(abi, self._read_word(abi, read), code, stack_top)
+        walk = Walk(abi, self._read_word(abi, read), code, stack_top)
         back = abi.system_call_size + 1 if in_system_call else 0
-        first = _Activation(known, code.find_region(known[abi.pc]), interrupted=True, mode=flagged_mode(abi, known))
+        first = Activation(known, code.find_region(known[abi.pc]), interrupted=True, mode=flagged_mode(abi, known))
         return walk.run(first, back)
 
     def _read_word(self, abi: UserAbi, read: Callable[[int, int], bytes | None]) -> ReadWord:
@@ -185,7 +187,7 @@ def flagged_mode(abi: UserAbi, registers: Mapping[str, int]) -> int:
     return 0 if abi.mode_flag is None else int(bool(registers.get(abi.mode_flag[0], 0) & abi.mode_flag[1]))
 
 
-class _Walk:
+class Walk:
     """One walk."""
 
     __slots__ = ("_abi", "_code", "_guessed", "_pushes", "_read_word", "_stack_top", "_unread")
@@ -199,7 +201,7 @@ class _Walk:
         self._pushes = abi.registers[abi.return_column] == abi.pc
         self._unread: int | None = None
 
-    def run(self, activation: _Activation, back: int) -> UserWalk:
+    def run(self, activation: Activation, back: int) -> UserWalk:
         """From the innermost frame to the end.
 
         back: how far before the innermost pc another row is as good, 0 where none is. glibc ends the unwind data of ``clone`` in
@@ -207,8 +209,8 @@ class _Walk:
         (sysdeps/unix/sysv/linux/x86_64/clone.S).
         """
         frames: list[Frame] = []
-        step: _Step = activation
-        while isinstance(step, _Activation):
+        step: Step = activation
+        while isinstance(step, Activation):
             activation = step
             registers, region, interrupted, by_pointer, _has_sp, _mode = activation
             pc = registers[self._abi.pc]
@@ -243,7 +245,7 @@ class _Walk:
                 step = self._step(activation, region, row)
         return UserWalk(tuple(frames), step, frozenset() if self._unread is None else frozenset({self._unread}))
 
-    def _choose(self, rows: Sequence[Row], activation: _Activation) -> Row | None:
+    def _choose(self, rows: Sequence[Row], activation: Activation) -> Row | None:
         """The first of the rows out of code that leads to where a call returns, where calls push that address; else the first."""
         abi = self._abi
         if not self._pushes:
@@ -252,8 +254,8 @@ class _Walk:
         likely: Row | None = None
         for row in rows:
             step = self._apply(row, activation)
-            caller = step.region if isinstance(step, _Activation) else None
-            if not isinstance(step, _Activation) or caller is None or caller.code is None:
+            caller = step.region if isinstance(step, Activation) else None
+            if not isinstance(step, Activation) or caller is None or caller.code is None:
                 continue
             call = caller.code.find_call(step.registers[abi.pc] - caller.bias & _ADDRESS_MASK)
             if call is None:
@@ -270,7 +272,7 @@ class _Walk:
         row = None if self._guessed or region.rows is None else region.rows.find_row(address)
         return isinstance(row, Row) and not row.only_calls
 
-    def _step(self, activation: _Activation, region: Region, row: Row | Unread | None) -> _Step:
+    def _step(self, activation: Activation, region: Region, row: Row | Unread | None) -> Step:
         """From one frame to its caller, or why the walk ends here."""
         table = row if isinstance(row, Row) and row.only_calls else None
         if region.checked is not None and (row is None or table is not None):
@@ -292,7 +294,7 @@ class _Walk:
             return self._follow_pointer(activation)
         return self._apply(row, activation)
 
-    def _follow_code(self, activation: _Activation, code: CheckedUserCode, table: Row | None) -> _Step | None:
+    def _follow_code(self, activation: Activation, code: CheckedUserCode, table: Row | None) -> Step | None:
         """The caller by the function's code, or by a row that a table has for calls; None where neither tells anything.
 
         A row for calls is the best there is where one was made, and the worst elsewhere.
@@ -309,25 +311,25 @@ class _Walk:
         failed: UserEnd | None = None
         for row in chain(code.find_rows(address, interrupted=interrupted), () if table is None else (table,)):
             step = self._apply(row, activation)
-            if isinstance(step, _Activation) and self._is_return(step):
+            if isinstance(step, Activation) and self._is_return(step):
                 return step
             is_unreadable = step is UserEnd.UNREADABLE_MEMORY
             failed = failed or (UserEnd.UNREADABLE_MEMORY if is_unreadable else UserEnd.NO_UNWIND_INFO)
         return failed
 
-    def _code_address(self, activation: _Activation) -> int:
+    def _code_address(self, activation: Activation) -> int:
         """Where an activation stands in its file, odd in the other instruction set."""
         bias = 0 if activation.region is None else activation.region.bias
         return (activation.registers[self._abi.pc] - bias & _ADDRESS_MASK) | activation.mode
 
-    def _is_return(self, activation: _Activation) -> bool:
+    def _is_return(self, activation: Activation) -> bool:
         """Whether a call may return to where an activation stands."""
         region = activation.region
         if region is None or region.checked is None:
             return True
         return region.checked.is_return(self._code_address(activation))
 
-    def _apply(self, row: Row, activation: _Activation) -> _Step:
+    def _apply(self, row: Row, activation: Activation) -> Step:
         abi, registers = self._abi, activation.registers
         cfa = find_cfa(row, registers, self._read_word)
         if isinstance(cfa, Missing):
@@ -345,7 +347,7 @@ class _Walk:
         caller[abi.pc] = pc
         if row.is_signal:
             # It may lie anywhere: handlers run on stacks of their own (sigaltstack). The depth limit bounds chains of these.
-            return _Activation(caller, self._code.find_region(pc), interrupted=True, mode=mode)
+            return Activation(caller, self._code.find_region(pc), interrupted=True, mode=mode)
         # glibc's vfork takes its return address off the stack into a register, so that the caller's stack pointer is its own; on
         # s390x and ppc64el a function saves its own in the caller's frame, before it makes one.
         is_in_register = row.return_address is not None and row.return_address.is_value
@@ -356,9 +358,9 @@ class _Walk:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START
         # The code that signal handlers return to may be the first of its mapping.
         region = self._code.find_region(pc - 1) or self._code.find_region(pc)
-        return UserEnd.NOT_MAPPED if region is None else _Activation(caller, region, mode=mode)
+        return UserEnd.NOT_MAPPED if region is None else Activation(caller, region, mode=mode)
 
-    def _follow_pointer(self, activation: _Activation) -> _Step:
+    def _follow_pointer(self, activation: Activation) -> Step:
         """The caller by the frame pointer, which leads to two words: the caller's frame pointer and the return address."""
         abi, registers, word = self._abi, activation.registers, self._abi.pointer_size
         sp, fp = registers[abi.sp], registers.get(abi.fp)
@@ -381,13 +383,13 @@ class _Walk:
             return UserEnd.THREAD_START
         region = self._code.find_region(pc - 1) if pc else None
         caller = {abi.pc: pc, abi.sp: record + 2 * word, abi.fp: saved}
-        step = _Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above, mode=mode)
+        step = Activation(caller, region, by_pointer=True, has_sp=abi.has_frames_above, mode=mode)
         if region is None or not self._is_return(step):
             return UserEnd.NO_UNWIND_INFO
         self._guessed = True
         return step
 
-    def _follow_chain(self, activation: _Activation, sp: int, slot: int) -> _Step:
+    def _follow_chain(self, activation: Activation, sp: int, slot: int) -> Step:
         """The caller by the back chain, which every function with a frame keeps: only a halt may be in one without.
 
         slot: of the return address in the caller's frame.
@@ -406,4 +408,4 @@ class _Walk:
         region = self._code.find_region(pc - 1) if pc else None
         if region is None:
             return UserEnd.NOT_MAPPED if pc else UserEnd.THREAD_START
-        return _Activation({abi.pc: pc, abi.sp: caller_sp}, region, by_pointer=activation.interrupted)
+        return Activation({abi.pc: pc, abi.sp: caller_sp}, region, by_pointer=activation.interrupted)

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Protocol
 
 from guest.user.mappings import FileIdentity, Mapping
@@ -59,7 +60,7 @@ class VirtualMemory(Protocol):
 class BytesContents:
     """A file that is known whole."""
 
-    data: bytes
+    data: bytes | mmap
 
     @property
     def size(self) -> int:

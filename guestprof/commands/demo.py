@@ -59,8 +59,9 @@ def demo(*, output: Path, duration: float, kernel: Path | None, smp: int) -> Non
             *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
             *("-kernel", str(image), "-initrd", str(initramfs), "-append", "console=ttyS0"),
         ]
-        outcome = record_boot(command, RunOptions(RecorderOptions(_FREQUENCY_HZ, duration), recording, force=True), BootOptions())
-    require_kernel(outcome, recording)
+        run = RunOptions(RecorderOptions(_FREQUENCY_HZ, duration), recording, force=True)
+        outcome = record_boot(command, run, BootOptions())
+    require_kernel(outcome, run)
     with Recording.open(recording) as opened:
         profile = Profile(opened)
         text = export_report_text(profile, sort=SortBy.TOTAL, limit=_ROWS)

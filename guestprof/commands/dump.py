@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from exporters.text import printable
-from guestprof.engines import EngineOptions, engine_options, open_session
+from guest.elf.images import ImageRequest, load_images
+from guestprof.elf_option import elf_option
+from guestprof.engines import EngineOptions, engine_options, open_session, refuse_with_gdb
 from guestprof.options import find_target, target_options
 from guestprof.signals import raise_on_sigterm
 from recording.model import Task
@@ -17,25 +20,35 @@ from sampler.gdb.session import GdbSession
 from sampler.gdb.snapshot import take_gdb_snapshot
 from sampler.knowledge import Caches
 from sampler.session import FileSources
-from sampler.snapshot import VcpuSnapshot, take_snapshot
+from sampler.snapshot import Snapshot, VcpuSnapshot, take_snapshot
 
 
 @click.command()
 @target_options
 @engine_options
+@elf_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
-def dump(*, connect: str | None, pid: int | None, qmp: str | None, engine: EngineOptions, as_json: bool) -> None:
+def dump(
+    *,
+    connect: str | None,
+    pid: int | None,
+    qmp: str | None,
+    engine: EngineOptions,
+    images: tuple[ImageRequest, ...],
+    as_json: bool,
+) -> None:
     """Print the call stack of every vCPU at this moment, user code included.
 
     The guest is halted for less than a millisecond, by gdb (--engine gdb) for some.
     """
+    refuse_with_gdb(engine, images)
     raise_on_sigterm()
     with open_session(find_target(connect, pid, qmp), engine.chosen, sources=FileSources()) as session:
         if isinstance(session, GdbSession):
             snapshot, found = take_gdb_snapshot(session), session.how()
         else:
-            snapshot = take_snapshot(session, Caches.of_user())
-            found = f"Linux {snapshot.kernel.release}" if snapshot.kernel else "no Linux kernel was found in the guest's memory"
+            snapshot = take_snapshot(session, Caches.of_user(), load_images(images, session.architecture))
+            found = _found(snapshot, images)
     namer = Namer(snapshot.images)
     namer.prepare(frame for each in snapshot.vcpus for frame in each.callchain.frames)
     rows = [(each, [namer.name(frame, 0) for frame in each.callchain.frames]) for each in snapshot.vcpus]
@@ -49,6 +62,15 @@ def dump(*, connect: str | None, pid: int | None, qmp: str | None, engine: Engin
             offset = "" if named.offset is None else f"+{named.offset:#x}"
             place = f"{printable(named.name)}{offset}  {printable(named.module)}"
             click.echo(f"  {frame.pc:#018x}  {place}{'  (guess)' if frame.guess else ''}")
+
+
+def _found(snapshot: Snapshot, images: Sequence[ImageRequest]) -> str:
+    """One line: what the guest runs."""
+    if snapshot.kernel is not None:
+        return f"Linux {snapshot.kernel.release}"
+    if images:
+        return ", ".join(printable(str(image.path)) for image in images)
+    return "no Linux kernel was found in the guest's memory"
 
 
 def _describe(each: VcpuSnapshot) -> str:

@@ -34,4 +34,4 @@ def record(
         require_running(session)
         outcome = record_session(session, options)
     if options.gdb is None:
-        require_kernel(outcome, options.output)
+        require_kernel(outcome, options)

@@ -106,7 +106,7 @@ class GdbRecorder:
         self._write_images()
         self.add_event("end", reason)
         self._writer.commit()
-        return Outcome(self.progress(), reason, error, found_kernel=False)
+        return Outcome(self.progress(), reason, error, is_explained=False)
 
     def _turn(self, watch: Callable[[Progress], str | None]) -> str:
         now = self._clock()

@@ -18,6 +18,7 @@ from typing import Literal
 
 from recording.model import Context
 from unwind.hidden import Hidden
+from unwind.image_facts import ImageFacts
 from unwind.instructions import Instruction
 from unwind.machine_code import MachineCode
 from unwind.rules import Row, TrapFrame
@@ -189,8 +190,7 @@ class FrameCode:
     """How code makes frames, for ``UnwindMethod.PROLOGUES``.
 
     size: bytes of an instruction. link: the register in which a call leaves its return address.
-    kept: those that functions leave as they were, or save.
-    decode: (address of an instruction, its bytes as a number) -> what it does.
+    kept: those that functions leave as they were or save. decode: (an instruction's address, it as a number) -> what it does.
     """
 
     size: int
@@ -453,11 +453,10 @@ class Architecture:
     stack_size: of a task's kernel stack, which is aligned to its size; the smallest where kernels differ and say it themselves.
     entry_stacks: addresses of the stacks, a page each, on which the processor enters the kernel.
     cpu_base: registers one of which holds the per-CPU base of the running CPU, most likely first; none where only tasks know it.
-    cpu_areas: see there, None where there are none. vCPUs are then numbered as the kernel does.
-    interrupt_stacks, running_task: see there.
+    cpu_areas: None where there are none. vCPUs are then numbered as the kernel does.
     hides_kernel: whether QEMU's stub refuses to read kernel memory by a vCPU in user mode.
     user_abis: the kinds of programs that the kernel runs; the first whose ``is_process`` fits holds.
-    firmware: what runs beneath the kernel, None where nothing does that a vCPU could be seen in.
+    firmware: what runs beneath the kernel, None where nothing does that a vCPU could be seen in. images: facts of other code.
     """
 
     name: str
@@ -498,3 +497,4 @@ class Architecture:
     shows_image: Callable[[Registers], bool]
     page_table_alignment: int
     hidden: Hidden | None
+    images: ImageFacts

@@ -20,6 +20,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
 
 _KERNEL_HALF = 0xFFF0_0000_0000_0000
@@ -402,4 +403,10 @@ ARM64 = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=None,
+    images=ImageFacts(
+        machines=(183,),
+        roots=lambda registers: tuple(registers.get(name, 0) & _TABLE_ADDRESS for name in ("TTBR0_EL1", "TTBR1_EL1")),
+        is_waiting=waits_behind(b"\x7f\x20\x03\xd5", b"\x5f\x20\x03\xd5"),
+        pushed_exception=None,
+    ),
 )

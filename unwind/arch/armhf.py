@@ -19,6 +19,7 @@ from unwind.arch import (
 )
 from unwind.arch.armhf_code import decode, follows_call, known_row
 from unwind.hidden import EntryRun
+from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
 
 _PAGE_OFFSET = 0xC000_0000
@@ -399,4 +400,10 @@ ARMHF = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=EntryRun(_landings),
+    images=ImageFacts(
+        machines=(40,),
+        roots=lambda registers: (registers.get("TTBR0_EL1", 0) & _TABLE_ADDRESS,),
+        is_waiting=waits_behind(b"\x03\xf0\x20\xe3", b"\x02\xf0\x20\xe3", b"\x30\xbf", b"\x20\xbf"),
+        pushed_exception=None,
+    ),
 )

@@ -20,6 +20,7 @@ from unwind.arch import (
 )
 from unwind.arch.x86_64 import CONTEXTS, follows_call, follows_own_call
 from unwind.arch.x86_code import decoder
+from unwind.image_facts import ImageFacts, waits_behind, x86_exceptions
 from unwind.rules import TrapFrame
 
 _PAGE_OFFSET = 0xC000_0000
@@ -274,4 +275,10 @@ I386 = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=None,
+    images=ImageFacts(
+        machines=(3,),
+        roots=lambda registers: (registers["cr3"] & (0xFFFF_FFE0 if registers["cr4"] & _CR4_PAE else 0xFFFF_F000),),
+        is_waiting=waits_behind(b"\xf4"),
+        pushed_exception=x86_exceptions("eip", "esp"),
+    ),
 )

@@ -15,6 +15,7 @@ from unwind.arch import (
     mips,
 )
 from unwind.arch.mips_code import decoder
+from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
 
 _KSEG0, _KSEG1, _KSEG2 = 0x8000_0000, 0xA000_0000, 0xC000_0000
@@ -194,4 +195,10 @@ MIPSEL = Architecture(
     shows_image=mips.shows_image(_KSEG0),
     page_table_alignment=mips.PAGE_TABLE_ALIGNMENT,
     hidden=mips.monitor_registers(4),
+    images=ImageFacts(
+        machines=(8,),
+        roots=None,
+        is_waiting=waits_behind(b"\x20\x00\x00\x42"),
+        pushed_exception=None,
+    ),
 )

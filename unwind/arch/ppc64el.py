@@ -21,6 +21,7 @@ from unwind.arch import (
     UserAbi,
 )
 from unwind.hidden import MonitorRegisters
+from unwind.image_facts import ImageFacts, waits_behind
 from unwind.machine_code import Flow, FrameState, MachineCode
 from unwind.rules import TrapFrame
 
@@ -416,5 +417,11 @@ PPC64EL = Architecture(
         is_needed=lambda registers: "srr0" not in registers and _is_virtual_vector(registers["pc"]),
         commands=("cpu {vcpu}", "print /x $srr0", "print /x $srr1"),
         pattern=r"(?P<srr0>0x[0-9a-f]+)\s+(?P<srr1>0x[0-9a-f]+)",
+    ),
+    images=ImageFacts(
+        machines=(21,),
+        roots=None,
+        is_waiting=waits_behind(b"\x3c\x00\x00\x7c", b"\xe4\x02\x00\x4c"),
+        pushed_exception=None,
     ),
 )

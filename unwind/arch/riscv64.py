@@ -22,6 +22,7 @@ from unwind.arch import (
     UserAbi,
 )
 from unwind.arch.riscv64_code import REGISTERS, decode, jump_offset, signed
+from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
 
 _KERNEL_HALF = 1 << 63
@@ -368,4 +369,10 @@ RISCV64 = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=None,
+    images=ImageFacts(
+        machines=(243,),
+        roots=lambda registers: ((registers.get("satp", 0) & _SATP_PPN) << _PAGE_SHIFT,),
+        is_waiting=waits_behind(b"\x73\x00\x50\x10"),
+        pushed_exception=None,
+    ),
 )

@@ -22,10 +22,12 @@ from unwind.arch import (
     UserAbi,
 )
 from unwind.arch.s390x_code import GENERAL, decode
+from unwind.image_facts import ImageFacts
 from unwind.rules import TrapFrame
 
 _PSW_DAT = 0x0400_0000_0000_0000
 _PSW_PROBLEM = 0x0001_0000_0000_0000
+_PSW_WAIT = 0x0002_0000_0000_0000
 _PSW_SPACE = 0x0000_C000_0000_0000
 _PSW_KEY = 0x00F0_0000_0000_0000
 _PSW_64BIT = 0x0000_0001_8000_0000
@@ -357,4 +359,10 @@ S390X = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=None,
+    images=ImageFacts(
+        machines=(22,),
+        roots=lambda registers: tuple(registers[name] & _TABLE_ADDRESS for name in ("cr1", "cr7", "cr13")),
+        is_waiting=lambda registers, _before: bool(registers["pswm"] & _PSW_WAIT),
+        pushed_exception=None,
+    ),
 )

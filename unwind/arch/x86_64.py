@@ -19,6 +19,7 @@ from unwind.arch import (
     UnwindMethod,
     UserAbi,
 )
+from unwind.image_facts import ImageFacts, waits_behind, x86_exceptions
 from unwind.rules import TrapFrame
 
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -357,4 +358,10 @@ X86_64 = Architecture(
     shows_image=lambda _registers: True,
     page_table_alignment=0,
     hidden=None,
+    images=ImageFacts(
+        machines=(62, 3),
+        roots=lambda registers: (registers["cr3"] & _ENTRY_ADDRESS,),
+        is_waiting=waits_behind(b"\xf4"),
+        pushed_exception=x86_exceptions("rip", "rsp"),
+    ),
 )

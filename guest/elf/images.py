@@ -1,0 +1,199 @@
+"""ELF files that the user says the guest runs become code with names and unwind rows, where the guest has them in memory."""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from guest.elf.file import ElfFile, open_elf
+from guest.elf.header import ET_DYN, ET_EXEC
+from guest.elf.rows import UserRows
+from guest.elf.symbols import read_symbols
+from guest.memory import run_steps
+from guest.user.contents import BytesContents
+from recording.errors import BadImageError
+from recording.model import FrameKind, Image, Space
+from recording.symbols import SymbolTable
+from unwind.arch import Architecture, Registers, UserAbi
+from unwind.images import ImageCode
+from unwind.user import Region
+
+_ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_MAX_ENTRY = 4096
+"""Bytes of the code with which an image begins, at most."""
+_SPACES = {FrameKind.KERNEL: Space.KERNEL, FrameKind.USER: Space.USER, FrameKind.FIRMWARE: Space.FIRMWARE}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """What the user says of a file.
+
+    bias: run-time minus link-time addresses. root: physical address of the page table with which alone it is mapped, None for all.
+    kind: KERNEL, USER or FIRMWARE: what its frames are.
+    """
+
+    path: Path
+    bias: int = 0
+    root: int | None = None
+    kind: FrameKind = FrameKind.KERNEL
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    """A file as the guest has it in memory. segments: run-time addresses [start, end) of all that is mapped of it."""
+
+    request: ImageRequest
+    elf: ElfFile
+    rows: UserRows
+    symbols: SymbolTable
+    abi: UserAbi
+    entry_end: int
+    segments: tuple[tuple[int, int], ...]
+    code: tuple[tuple[int, int], ...]
+
+    def to_image(self) -> Image:
+        """What a recording keeps of it; its frames name it."""
+        return Image(self.request.path.name, self.request.kind, 0, self.elf.build_id, (), self.symbols)
+
+
+def load_images(requests: Sequence[ImageRequest], architecture: Architecture) -> GuestImages | None:
+    """Read all files, None where there are none. Raises BadImageError as ``load_image`` and ``GuestImages`` do."""
+    return GuestImages(architecture, [load_image(request, architecture) for request in requests]) if requests else None
+
+
+def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
+    """Read a file. Raises BadImageError, in a sentence that names the file, where it cannot be what a guest runs."""
+    path = request.path
+    try:
+        with path.open("rb") as stream:
+            elf = open_elf(BytesContents(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), is_final=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is empty"
+        raise BadImageError(f"{path} cannot be read ({reason}); give the ELF file that the guest runs (--elf)") from error
+    except BadImageError as error:
+        raise BadImageError(f"{path} is no file for --elf: {error}") from error
+    if elf is None:
+        raise BadImageError(f"{path} is cut short; give the whole ELF file that the guest runs (--elf)")
+    abi = next((abi for abi in architecture.user_abis[::-1] if abi.pointer_size == elf.pointer_size), None)
+    is_ours = elf.machine in architecture.images.machines and elf.header.format.byteorder == architecture.byteorder
+    if abi is None or not is_ours:
+        raise BadImageError(
+            f"{path} is for another processor (ELF machine {elf.machine}, {8 * elf.pointer_size} bits,"
+            f" {elf.header.format.byteorder} endian) than the guest's {architecture.name}; give the file that the guest runs"
+        )
+    if elf.header.type not in (ET_EXEC, ET_DYN):
+        raise BadImageError(f"{path} is no linked program (ELF type {elf.header.type}); give what the linker made of it (--elf)")
+
+    def placed(address: int) -> int:
+        return address + request.bias & _ADDRESS_MASK
+
+    loads = [load for load in elf.segments if load.memory_size]
+    code = tuple(sorted((placed(load.address), placed(load.address) + load.memory_size) for load in loads if load.is_executable))
+    if not code:
+        raise BadImageError(f"{path} has no code: no segment of it is executable; give the file that the guest runs (--elf)")
+    symbols = run_steps(read_symbols(elf)).table
+    rows = UserRows(elf, architecture.user_abis)
+    run_steps(rows.prepare())
+    segments = tuple((placed(load.address), placed(load.address) + load.memory_size) for load in loads)
+    return GuestImage(request, elf, rows, symbols, abi, _entry_end(elf, symbols), segments, code)
+
+
+def _entry_end(elf: ElfFile, symbols: SymbolTable) -> int:
+    """Where the function ends with which an image begins: only what is written to begin there has no caller."""
+    entry = elf.entry
+    symbol = None if entry is None else symbols.find_at(entry)
+    if entry is None or symbol is None or symbol.address != entry:
+        return 0
+    return entry + min(symbol.size, _MAX_ENTRY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Code that does not overlap, by address."""
+
+    starts: tuple[int, ...]
+    regions: tuple[Region, ...]
+    images: tuple[GuestImage, ...]
+
+    def at(self, address: int) -> int | None:
+        """The index of the piece that has an address."""
+        index = bisect_right(self.starts, address) - 1
+        return index if index >= 0 and address < self.regions[index].end else None
+
+
+def _pieces(images: Sequence[GuestImage], root: int | None) -> _Pieces:
+    """Those of one page table, or of all. Raises BadImageError where two have code at the same place."""
+    rows: list[tuple[Region, GuestImage]] = []
+    for index, image in enumerate(images):
+        bias = image.request.bias & _ADDRESS_MASK
+        for start, end in image.code if image.request.root == root else ():
+            region = Region(start, end, bias, index, image.rows, image.elf.entry, entry_end=image.entry_end)
+            rows.append((region, image))
+    rows.sort(key=lambda row: row[0].start)
+    for (region, image), (following, other) in pairwise(rows):
+        if following.start < region.end:
+            raise BadImageError(
+                f"{image.request.path} and {other.request.path} both have code at {following.start:#x}; say where the guest has"
+                " them (--elf FILE@BIAS), or with which page table (--elf FILE,root=ADDRESS)"
+            )
+    regions, owners = zip(*rows, strict=True) if rows else ((), ())
+    return _Pieces(tuple(region.start for region in regions), regions, owners)
+
+
+class GuestImages:
+    """All files that the user named, by address space. What is mapped with one page table alone goes before the others."""
+
+    def __init__(self, architecture: Architecture, images: Sequence[GuestImage]) -> None:
+        """They are the first images of a recording. Raises BadImageError where two have code at the same place."""
+        self.all = tuple(images)
+        self._pc = architecture.pc
+        self._find_roots = architecture.images.roots
+        self._kinds = {index: _SPACES[image.request.kind] for index, image in enumerate(images)}
+        self._common = _pieces(images, None)
+        roots = {image.request.root for image in images if image.request.root is not None}
+        if roots and self._find_roots is None:
+            raise BadImageError(
+                f"no register of {architecture.name} tells guestprof which page table is in use, so root= cannot be used here;"
+                " leave it away, and name the files of one program at a time"
+            )
+        self._by_root = {root: _pieces(images, root) for root in roots}
+
+    def segment_end(self, address: int) -> int | None:
+        """Where the segment ends that has an address, None where no file's has."""
+        ends = (end for image in self.all for start, end in image.segments if start <= address < end)
+        return min(ends, default=None)
+
+    def code_of(self, registers: Registers) -> ImageCode | None:
+        """The code of the address space that a vCPU is in, None where its pc is in no file's."""
+        tables = [self._common]
+        if self._by_root and self._find_roots is not None:
+            tables[:0] = [self._by_root[root] for root in self._find_roots(registers) if root in self._by_root]
+        pc = registers[self._pc]
+        found = next(((table, index) for table in tables if (index := table.at(pc)) is not None), None)
+        return None if found is None else ImageCode(_finder(tables), self._kinds, found[0].images[found[1]].abi, _reader(tables))
+
+
+def _finder(tables: Sequence[_Pieces]) -> Callable[[int], Region | None]:
+    def find(address: int) -> Region | None:
+        for table in tables:
+            index = table.at(address)
+            if index is not None:
+                return table.regions[index]
+        return None
+
+    return find
+
+
+def _reader(tables: Sequence[_Pieces]) -> Callable[[int, int], bytes | None]:
+    def read(address: int, size: int) -> bytes | None:
+        for table in tables:
+            index = table.at(address)
+            if index is not None:
+                return table.images[index].elf.read(address - table.regions[index].bias & _ADDRESS_MASK, size)
+        return None
+
+    return read
