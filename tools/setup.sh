@@ -87,8 +87,10 @@ look() {
         has qemu-system-mips64el || optional="$optional qemu-system-mips"
         has qemu-system-riscv64 || optional="$optional qemu-system-misc"
         [ -e /usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin ] || optional="$optional opensbi"
-        # Tests that compare with gdb skip themselves, with the reason.
+        # Tests that compare with gdb, or record by it, skip themselves, with the reason.
         has gdb || optional="$optional gdb"
+        has avr-gdb || optional="$optional gdb-avr"
+        has avr-gcc || optional="$optional gcc-avr"
         # Programs that read our files skip their tests too: "go tool pprof", callgrind_annotate.
         has go || optional="$optional golang-go"
         has callgrind_annotate || optional="$optional valgrind"

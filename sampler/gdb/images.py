@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from recording.model import Callchain, Frame, FrameKind, Image, SourceLine
 from recording.symbols import SymbolTable
 from sampler.gdb.frames import HANDLER, Activation, GdbStack
-from sampler.gdb.process import Gdb
+from sampler.gdb.process import Answer
 
 _SYMBOL = re.compile(r"(?:.*?)(?: \+ (?P<offset>[0-9]+))? in section (?:\S+?)(?: of (?P<file>.+))?", re.DOTALL)
 _BATCH = 200
@@ -37,10 +38,17 @@ class GdbImage:
         return SymbolTable.from_symbols(rows)
 
 
+class AnswersCommands(Protocol):
+    """A gdb."""
+
+    def run(self, commands: list[str]) -> list[Answer]:
+        """See ``sampler.gdb.process.Gdb``."""
+
+
 class ImageStore:
     """The images of a recording by gdb's stacks. main: the name of the file that frames are of unless gdb names another."""
 
-    def __init__(self, gdb: Gdb, main: str) -> None:
+    def __init__(self, gdb: AnswersCommands, main: str) -> None:
         self._gdb = gdb
         self._main = main
         self._images: dict[str, GdbImage] = {}
