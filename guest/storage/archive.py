@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guest.storage.files import BytesContents
+from guest.unpack import make_zstd
 from recording.errors import MissingDependencyError, StorageError
 
 _CHUNK = 1 << 18
@@ -206,24 +207,13 @@ def _unpack_lz4(source: _Source) -> Iterator[bytes]:
             raise StorageError(f"its lz4 part is damaged ({error})") from error
 
 
-def _make_zstd() -> Any:  # noqa: ANN401  (two modules of one interface)
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return import_module(name).ZstdDecompressor()
-        except ImportError:
-            continue
-    raise MissingDependencyError(
-        "reading a zstd initrd needs the package backports.zstd; install it with: pip install 'guestprof[storage]'"
-    )
-
-
 _LZ4 = b"\x02\x21\x4c\x18"
 _UNPACKERS: tuple[tuple[bytes, Callable[[_Source], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _stream(lambda: zlib.decompressobj(31))),
     (b"BZh", _stream(bz2.BZ2Decompressor)),
     (b"\xfd7zXZ\0", _stream(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 29))),
     (b"\x5d\0\0", _stream(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 29))),
-    (b"\x28\xb5\x2f\xfd", _stream(_make_zstd)),
+    (b"\x28\xb5\x2f\xfd", _stream(make_zstd)),
     (_LZ4, _unpack_lz4),
 )
 
