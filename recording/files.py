@@ -69,6 +69,20 @@ def open_read_only(path: Path) -> tuple[sqlite3.Connection, tempfile.TemporaryDi
         raise
 
 
+def open_to_change(path: Path) -> sqlite3.Connection:
+    """A connection to a recording that is finished, by which it may be changed. Raises BadRecordingError."""
+    _check_header(path)
+    try:
+        _checked(path, f"{path.absolute().as_uri()}?mode=ro").close()
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+        if connection.execute("PRAGMA user_version").fetchone()[0] != FORMAT_VERSION:
+            connection.close()
+            raise BadRecordingError(f"{path} is of an old format, which is only read; record again")
+    except sqlite3.OperationalError as error:
+        raise BadRecordingError(f"cannot change {path}: {error}; make the file and its directory writable") from error
+    return connection
+
+
 def _check_header(path: Path) -> None:
     try:
         with path.open("rb") as file:

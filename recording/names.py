@@ -6,39 +6,52 @@ Naming at viewing time means that an old recording gets better names as soon as 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from recording.demangle import demangled
-from recording.model import Frame, FrameKind, Image, Space
+from recording.model import Frame, FrameKind, Image, SourceLine, Space
 from recording.symbols import Symbol
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """What totals are counted by. Functions of one name in one module are one function, as in perf."""
+    """What totals are counted by. Functions of one name in one module are one function, as in perf.
+
+    is_inlined: what the compiler has inlined of it elsewhere; its own code is a function beside that.
+    """
 
     name: str
     module: str
     kind: FrameKind
+    is_inlined: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name, and whether it is inlined, as perf says it."""
+        return f"{self.name} (inlined)" if self.is_inlined else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class NamedFrame:
     """A frame with the names of its function and module.
 
-    offset: of the frame's pc from the function's start, in bytes; None where the function is not known.
+    offset: of the frame's pc from the function's start, in bytes; None where the function is not known, or inlined.
+    path, line: in the source, None where that is not known.
     """
 
     name: str
     offset: int | None
     module: str
     kind: FrameKind
+    is_inlined: bool = False
+    path: str | None = None
+    line: int | None = None
 
     @property
     def function(self) -> Function:
         """The function alone, without the place in it."""
-        return Function(self.name, self.module, self.kind)
+        return Function(self.name, self.module, self.kind, self.is_inlined)
 
 
 USER = NamedFrame("[user]", None, "[user]", FrameKind.USER)
@@ -48,40 +61,71 @@ FIRMWARE = NamedFrame("[firmware]", None, "[firmware]", FrameKind.FIRMWARE)
 class Namer:
     """Names frames by the images of a recording; every answer is remembered."""
 
-    def __init__(self, images: Sequence[Image]) -> None:
-        """Images in the order of their indexes.
+    def __init__(self, images: Sequence[Image], lines: Mapping[tuple[int, int], Sequence[SourceLine]] | None = None) -> None:
+        """Images in the order of their indexes, and what ``Recording.source_lines`` gives.
 
         Where ranges of one boot overlap, the image added last wins (a module loaded where another one had been).
         """
         self._images = images
+        self._lines = lines or {}
+        self._numbers = {id(image): index for index, image in enumerate(images)}
         ranges: dict[int, list[tuple[int, int, int, Image]]] = {}
         for order, image in enumerate(images):
             for start, end in image.ranges:
                 ranges.setdefault(image.boot, []).append((start, end, order, image))
         self._ranges = {boot: _disjoint(rows) for boot, rows in ranges.items()}
         self._starts = {boot: [start for start, _, _ in rows] for boot, rows in self._ranges.items()}
-        self._known: dict[tuple[int, int, int, int | None], NamedFrame] = {}
+        self._known: dict[tuple[int, int, int, int | None], tuple[NamedFrame, ...]] = {}
         self._demangled: dict[str, str] = {}
 
     def prepare(self, frames: Iterable[Frame]) -> None:
         """Demangle the names of the functions of files among these frames, all at once; others stay mangled."""
         symbols = (self._symbol(frame) for frame in frames if frame.image is not None)
-        self._demangled.update(demangled({symbol.name for symbol in symbols if symbol is not None}))
+        names = {symbol.name for symbol in symbols if symbol is not None}
+        for (index, _), lines in self._lines.items():
+            image = self._image(index)
+            if image is not None and _is_file(image):
+                names.update(line.name for line in lines if line.name is not None)
+        self._demangled.update(demangled(names))
 
     def name(self, frame: Frame, boot: int) -> NamedFrame:
-        """Firmware addresses, and user addresses of no image, have no names of their own and are merged.
+        """The function whose frame it is, see ``names``; its line is that of the call where one is inlined."""
+        return self.names(frame, boot)[0]
+
+    def names(self, frame: Frame, boot: int) -> tuple[NamedFrame, ...]:
+        """The function whose frame it is, then what is inlined at its address, innermost last.
+
+        Firmware addresses, and user addresses of no image, have no names of their own and are merged.
 
         A kernel address of no image is its own name.
         """
         if frame.image is None and frame.space is Space.USER:
-            return USER
+            return (USER,)
         if frame.image is None and frame.space is Space.FIRMWARE:
-            return FIRMWARE
+            return (FIRMWARE,)
         key = (frame.pc, frame.lookup_pc, boot, frame.image)
         named = self._known.get(key)
         if named is None:
-            named = self._known[key] = self._looked_up(frame, boot)
+            image = self.image(frame, boot)
+            lines = () if image is None else self._lines.get((self._numbers[id(image)], frame.lookup_pc), ())
+            named = self._known[key] = self._with_lines(self._looked_up(frame, image), image, lines)
         return named
+
+    def _with_lines(self, named: NamedFrame, image: Image | None, lines: Sequence[SourceLine]) -> tuple[NamedFrame, ...]:
+        """lines: innermost first. A symbol's name counts more than that of debug information, which leaves out ``.isra.0``."""
+        if image is None or not lines:
+            return (named,)
+        own = lines[-1]
+        if own.name is not None and named.offset is None:
+            named = replace(named, name=self._shown(own.name, image))
+        inlined = [
+            NamedFrame(self._shown(line.name or "[inlined]", image), None, named.module, named.kind, True, line.path, line.line)
+            for line in reversed(lines[:-1])
+        ]
+        return (replace(named, path=own.path, line=own.line), *inlined)
+
+    def _shown(self, name: str, image: Image) -> str:
+        return self._demangled.get(name, name) if _is_file(image) else name
 
     def image(self, frame: Frame, boot: int) -> Image | None:
         """The image whose code a frame is in, None where that is not known."""
@@ -89,8 +133,7 @@ class Namer:
             return self._image(frame.image)
         return None if frame.space is not Space.KERNEL else self._image_at(frame.lookup_pc, boot)
 
-    def _looked_up(self, frame: Frame, boot: int) -> NamedFrame:
-        image = self.image(frame, boot)
+    def _looked_up(self, frame: Frame, image: Image | None) -> NamedFrame:
         if image is None:
             return NamedFrame(f"{frame.pc:#x}", None, "[unknown]", FrameKind.UNKNOWN)
         module = _module(image)
@@ -99,8 +142,7 @@ class Namer:
             return NamedFrame(_nameless(image, frame.start), frame.pc - frame.start, module, image.kind)
         if symbol is None:
             return NamedFrame(_nameless(image, frame.pc), None, module, image.kind)
-        name = self._demangled.get(symbol.name, symbol.name) if _is_file(image) else symbol.name
-        return NamedFrame(name, frame.pc - symbol.address, module, image.kind)
+        return NamedFrame(self._shown(symbol.name, image), frame.pc - symbol.address, module, image.kind)
 
     def _symbol(self, frame: Frame) -> Symbol | None:
         image = None if frame.image is None else self._image(frame.image)

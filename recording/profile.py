@@ -9,14 +9,14 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
 from recording.idle import is_idle
 from recording.model import Callchain, Context, Event, Frame, FrameKind, Image, Space, StackEnd, SystemCall, Task, UserEnd
-from recording.names import Function, Namer
+from recording.names import Function, NamedFrame, Namer
 from recording.processes import Owner, process_of
 from recording.quality import Quality, Tally, measure_quality
 from recording.reader import Recording, Selection
@@ -83,7 +83,7 @@ class Place:
 
     function: its place in ``Profile.functions``.
     pc, lookup_pc: see ``Frame``, 0 where no frame was kept. offset: of pc from the function's start, None where that is not known.
-    image: None where no image is known.
+    image: None where no image is known. path, line: in the source, None where that is not known.
     """
 
     function: int
@@ -91,6 +91,8 @@ class Place:
     lookup_pc: int
     offset: int | None
     image: Image | None
+    path: str | None = None
+    line: int | None = None
 
 
 class Count(NamedTuple):
@@ -193,16 +195,18 @@ class Profile:
         self._callchains = recording.callchains()
         self._tasks, self._contexts, self._system_calls = recording.tasks(), recording.contexts(), recording.system_calls()
         self.images = recording.images()
-        self._namer = Namer(self.images)
+        self.has_lines = recording.has_source_lines
+        """Whether debug information told of source lines."""
+        self._namer = Namer(self.images, recording.source_lines())
         self._namer.prepare(recording.frames().values())
-        self._frame_indexes: dict[int, dict[int, int]] = {}
+        self._frame_indexes: dict[int, dict[int, tuple[int, ...]]] = {}
         self._function_indexes: dict[Function, int] = {}
         self._walks: dict[tuple[int, int, Stack], Walk] = {}
         self._stacks: dict[tuple[int, int, int | None], Stack] = {}
         self._resolved = _Answers(self._resolve)
         self._interned: dict[tuple[str, str | None, bool, tuple[int, ...]], Stack] = {}
         self._origins: dict[tuple[int | None, Context, int | None, bool], Origin] = {}
-        self._places: dict[tuple[int, int], Place] = {}
+        self._places: dict[tuple[int, int], tuple[Place, ...]] = {}
         self._appearances: list[Appearance] | None = None
         self.functions: list[Function] = []
         """Every function that was named so far."""
@@ -322,9 +326,13 @@ class Profile:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""
         if not walk.callchain.frames:
             (index,) = walk.stack.indexes
-            return (self._places.setdefault((-1 - index, 0), Place(index, 0, 0, None, None)),)
-        frames = reversed(walk.callchain.frames)
-        return tuple([self._place(frame, walk.boot, index) for frame, index in zip(frames, walk.stack.indexes, strict=True)])
+            return self._places.setdefault((-1 - index, 0), (Place(index, 0, 0, None, None),))
+        return tuple([place for frame in reversed(walk.callchain.frames) for place in self._places_of(frame, walk.boot)])
+
+    @property
+    def has_inlined(self) -> bool:
+        """Whether functions that are inlined are frames of their own in it."""
+        return self.has_lines and self.selection.inlined
 
     def events(self) -> list[Event]:
         """What happened within the selected time, in the order in which it was noticed, without the console."""
@@ -386,13 +394,22 @@ class Profile:
             )
         return origin
 
-    def _place(self, frame: Frame, boot: int, function: int) -> Place:
+    def _places_of(self, frame: Frame, boot: int) -> tuple[Place, ...]:
         key = (id(frame), boot)
         known = self._places.get(key)
         if known is None:
-            offset = self._namer.name(frame, boot).offset
-            known = self._places[key] = Place(function, frame.pc, frame.lookup_pc, offset, self._namer.image(frame, boot))
+            image = self._namer.image(frame, boot)
+            known = self._places[key] = tuple(
+                [
+                    Place(index, frame.pc, frame.lookup_pc, named.offset, image, named.path, named.line)
+                    for index, named in zip(self._frame_functions(frame, boot), self._named_frames(frame, boot), strict=True)
+                ]
+            )
         return known
+
+    def _named_frames(self, frame: Frame, boot: int) -> tuple[NamedFrame, ...]:
+        names = self._namer.names(frame, boot)
+        return names if self.selection.inlined else names[:1]
 
     def _stack(self, callchain: int, boot: int, context: int | None) -> Stack:
         """Callchains that read the same once they are named are one stack."""
@@ -406,28 +423,31 @@ class Profile:
     def _named(self, callchain: Callchain, boot: int, context: Context) -> Stack:
         # Callchains share their frames, and hashing a frame takes longer than all else here.
         places = self._frame_indexes.setdefault(boot, {})
-        indexes = tuple([places.get(id(frame), -1) for frame in reversed(callchain.frames)])
-        if -1 in indexes:
-            indexes = tuple([self._frame_index(frame, boot) for frame in reversed(callchain.frames)])
+        parts = [places.get(id(frame), ()) for frame in reversed(callchain.frames)]
+        if () in parts:
+            parts = [self._frame_functions(frame, boot) for frame in reversed(callchain.frames)]
+        indexes = tuple(chain.from_iterable(parts))
         if not indexes:
             # A walk that kept no frame still was a sample: it is shown by the reason of its end.
             indexes = (self._function_index(Function(f"[{callchain.end.value}]", "[unknown]", FrameKind.UNKNOWN)),)
         functions = tuple([self.functions[index] for index in indexes])
-        idle = is_idle(functions) if context is Context.UNKNOWN else context is Context.IDLE
+        idle = is_idle([function for function in functions if not function.is_inlined]) if context is Context.UNKNOWN else context is Context.IDLE
         key = (callchain.end.value, callchain.user_end, idle, indexes)
         known = self._interned.get(key)
         if known is None:
             known = self._interned[key] = Stack(functions, indexes, callchain.end, callchain.user_end, idle)
         return known
 
-    def _frame_index(self, frame: Frame, boot: int) -> int:
-        known = self._frame_indexes[boot].get(id(frame))
+    def _frame_functions(self, frame: Frame, boot: int) -> tuple[int, ...]:
+        """The places of a frame's function, and of those that are inlined there, innermost last."""
+        of_boot = self._frame_indexes.setdefault(boot, {})
+        known = of_boot.get(id(frame))
         if known is None:
-            function = self._namer.name(frame, boot).function
+            functions = [named.function for named in self._named_frames(frame, boot)]
             if frame.guess and frame.space is Space.KERNEL:
                 # As the kernel's own stack dumps mark such.
-                function = replace(function, name=f"? {function.name}")
-            known = self._frame_indexes[boot][id(frame)] = self._function_index(function)
+                functions = [replace(function, name=f"? {function.name}") for function in functions]
+            known = of_boot[id(frame)] = tuple(map(self._function_index, functions))
         return known
 
     def _function_index(self, function: Function) -> int:

@@ -33,6 +33,7 @@ from recording.model import (
     RawCapture,
     Sample,
     Space,
+    SourceLine,
     StackEnd,
     SystemCall,
     Task,
@@ -88,6 +89,11 @@ _UNWINDER_PIECES = """
     WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
 
 
+_SOURCE_LINES = """
+    SELECT l.image, l.address, l.name, f.path, l.line FROM source_lines l LEFT JOIN source_files f ON f.id = l.file
+    ORDER BY l.image, l.address, l.depth"""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which samples to look at.
@@ -98,6 +104,7 @@ class Selection:
     processes: by name or by number (tgid), None for all.
     contexts: None for all.
     modules: stacks with a frame in one of these, by the module's name, with or without brackets or directory; None for all.
+    inlined: functions that the compiler has inlined are frames of their own, where debug information told of them.
     focus: stacks with a function in whose name or module one of these is found; ignore: but without those. None for all.
     """
 
@@ -110,6 +117,7 @@ class Selection:
     modules: frozenset[str] | None = None
     focus: tuple[re.Pattern[str], ...] | None = None
     ignore: tuple[re.Pattern[str], ...] | None = None
+    inlined: bool = False
 
 
 class StackTotal(NamedTuple):
@@ -231,6 +239,31 @@ class Recording:
                 table = None if symbols is None else SymbolTable.from_blob(symbols)
                 images.append(Image(name, FrameKind(kind), boot, build_id, tuple(ranges.get(index, ())), table))
         return images
+
+    def walks(self) -> Iterator[tuple[int, int]]:
+        """Boot and callchain of the samples, each pair once."""
+        yield from self._integers("SELECT DISTINCT boot, callchain FROM samples")
+
+    @property
+    def has_source_lines(self) -> bool:
+        """Whether debug information was put into the recording."""
+        return any(True for _ in self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'source_lines'"))
+
+    def source_lines(self) -> dict[tuple[int, int], tuple[SourceLine, ...]]:
+        """By an image's number and an address: the functions there, innermost first, the last one not inlined."""
+        found: dict[tuple[int, int], list[SourceLine]] = {}
+        known: dict[tuple[str | None, str | None, int | None], SourceLine] = {}
+        if not self.has_source_lines:
+            return {}
+        for image, address, *what in self._query(_SOURCE_LINES):
+            with self._damage_told():
+                line = known.get(key := (what[0], what[1], what[2]))
+                if line is None:
+                    if not isinstance(key[0], str | None) or not isinstance(key[1], str | None) or type(key[2]) not in {int, NoneType}:
+                        raise TypeError("a source line is of the wrong type")
+                    line = known[key] = SourceLine(*key)
+                found.setdefault((image, to_unsigned(address)), []).append(line)
+        return {key: tuple(lines) for key, lines in found.items()}
 
     def frames(self) -> dict[int, Frame]:
         """All distinct frames by their id."""

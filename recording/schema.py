@@ -13,6 +13,10 @@ Frames of user code are in an image's own addresses (``frames.image``), so that 
 is where the frame's function begins, NULL where that is not known. ``tasks``,
 ``system_calls`` and ``contexts`` are kept once each; NULL in ``samples`` where a sample has none or it is not known.
 
+``source_lines`` holds what debug information of the host says of addresses (``symbolize``, ``--vmlinux``): for each image and
+``lookup_pc`` the functions there, ``depth`` 0 being the innermost and the highest the one that is not inlined; files without it have
+no such tables.
+
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
@@ -73,6 +77,15 @@ CREATE TABLE unwinder_pieces (
     address INTEGER NOT NULL, blob INTEGER NOT NULL REFERENCES blobs, PRIMARY KEY (unwinder, name, part, position)
 ) WITHOUT ROWID;
 """
+
+SOURCE_TABLES = (
+    "CREATE TABLE IF NOT EXISTS source_files (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE IF NOT EXISTS source_lines (
+        image INTEGER NOT NULL REFERENCES images, address INTEGER NOT NULL, depth INTEGER NOT NULL, name TEXT,
+        file INTEGER REFERENCES source_files, line INTEGER, PRIMARY KEY (image, address, depth)
+    ) WITHOUT ROWID""",
+)
+"""What ``recording/sources.py`` adds to a recording."""
 
 VERSION_1 = """
 CREATE TEMP VIEW frames AS SELECT id, pc, lookup_pc, space, guess, NULL AS image, NULL AS start FROM main.frames;

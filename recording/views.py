@@ -17,7 +17,7 @@ class Total:
     """What a function, module, process and so on took.
 
     self_ns: while it was the innermost; total_ns, samples: while it was anywhere on the stack, recursion counted once.
-    pid: the number of a process or thread.
+    pid: the number of a process or thread. is_inlined: see ``Function``.
     """
 
     name: str
@@ -27,6 +27,12 @@ class Total:
     total_ns: int
     samples: int
     pid: int | None = None
+    is_inlined: bool = False
+
+    @property
+    def label(self) -> str:
+        """See ``Function``."""
+        return f"{self.name} (inlined)" if self.is_inlined else self.name
 
 
 @dataclass(slots=True)
@@ -145,11 +151,14 @@ def _totals(profile: Profile, label: Callable[[Function], Function]) -> list[Tot
             total_ns[index] += count.weight_ns
             samples[index] += count.samples
     totals = [
-        Total(function.name, function.module, function.kind, self_ns[index], total_ns[index], samples[index])
+        Total(
+            *(function.name, function.module, function.kind, self_ns[index], total_ns[index], samples[index]),
+            is_inlined=function.is_inlined,
+        )
         for index, function in enumerate(labels)
         if samples[index]
     ]
-    return sorted(totals, key=lambda total: (total.name, total.module, total.kind))
+    return sorted(totals, key=lambda total: (total.name, total.module, total.kind, total.is_inlined))
 
 
 def call_tree(profile: Profile) -> TreeNode:
