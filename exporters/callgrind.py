@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from exporters.text import counted, machine, printable, rate_line, stacks_line
 from recording.model import FrameKind
 from recording.names import Function
-from recording.profile import Profile, Stack
+from recording.profile import Profile, Walk
+from recording.source_paths import function_paths
 
 
 @dataclass(slots=True)
@@ -27,10 +28,10 @@ class _Cost:
 
 @dataclass(slots=True)
 class _Node:
-    """What a function cost itself, and its calls by the function that was called."""
+    """What a function cost itself by source line (0 where none is known), and its calls by the function called and the line."""
 
-    own: _Cost = field(default_factory=_Cost)
-    calls: dict[int, _Cost] = field(default_factory=dict)
+    own: dict[int, _Cost] = field(default_factory=dict)
+    calls: dict[tuple[int, int], _Cost] = field(default_factory=dict)
 
 
 def export_callgrind(profile: Profile, *, version: str) -> bytes:
@@ -51,16 +52,16 @@ def export_callgrind(profile: Profile, *, version: str) -> bytes:
         f"summary: {profile.weight_ns} {profile.samples}",
         "",
     ]
-    names = _Names(functions)
+    names = _Names(functions, function_paths(profile))
     for index, node in nodes.items():
-        if not node.calls and not node.own.samples:
+        if not node.calls and not node.own:
             continue
         lines += names.place(index, "")
-        lines.append(f"0 {node.own.time_ns} {node.own.samples}")
-        for callee in sorted(node.calls):
-            cost = node.calls[callee]
+        lines += [f"{line} {cost.time_ns} {cost.samples}" for line, cost in sorted(node.own.items())] or ["0 0 0"]
+        for callee, line in sorted(node.calls):
+            cost = node.calls[callee, line]
             lines += names.place(callee, "c")
-            lines += [f"calls={cost.calls} 0", f"0 {cost.time_ns} {cost.samples}"]
+            lines += [f"calls={cost.calls} 0", f"{line} {cost.time_ns} {cost.samples}"]
         lines.append("")
     lines.append(f"totals: {profile.weight_ns} {profile.samples}\n")
     return "\n".join(lines).encode()
@@ -69,19 +70,23 @@ def export_callgrind(profile: Profile, *, version: str) -> bytes:
 class _Names:
     """Names as the format wants them: in full where they come first, by their number from then on."""
 
-    def __init__(self, functions: list[Function]) -> None:
+    def __init__(self, functions: list[Function], paths: dict[int, str]) -> None:
         self._functions = functions
+        self._paths = paths
         self._modules: dict[str, int] = {}
+        self._files: dict[str, int] = {}
         self._written: set[tuple[str, int]] = set()
 
     def place(self, index: int, prefix: str) -> list[str]:
-        """The lines that name a function, as a caller or (``c``) a callee. Its module stands for its file too, as we know none."""
+        """The lines that name a function, as a caller or (``c``) a callee. Its module stands for a file that is not known."""
         function = self._functions[index]
         module = self._modules.setdefault(function.module, len(self._modules))
+        path = self._paths.get(index, function.module)
+        file = self._files.setdefault(path, len(self._files))
         return [
             f"{prefix}ob={self._name('ob', module, function.module)}",
-            f"{prefix}{'fi' if prefix else 'fl'}={self._name('fl', module, function.module)}",
-            f"{prefix}fn={self._name('fn', index, function.name)}",
+            f"{prefix}{'fi' if prefix else 'fl'}={self._name('fl', file, path)}",
+            f"{prefix}fn={self._name('fn', index, function.label)}",
         ]
 
     def _name(self, kind: str, index: int, name: str) -> str:
@@ -97,7 +102,7 @@ def _nodes(profile: Profile) -> tuple[dict[int, _Node], list[Function]]:
     has_tasks = profile.has_tasks
     roots: dict[str, int] = {}
     root_of: dict[int, int] = {}
-    sums: dict[tuple[int, int], tuple[Stack, _Cost]] = {}
+    sums: dict[tuple[int, int], tuple[Walk, _Cost]] = {}
     for count in profile.counts:
         root = root_of.get(id(count.origin))
         if root is None:
@@ -105,31 +110,34 @@ def _nodes(profile: Profile) -> tuple[dict[int, _Node], list[Function]]:
             root = root_of[id(count.origin)] = roots.setdefault(name, len(functions))
             if root == len(functions):
                 functions.append(Function(name, "[process]", FrameKind.UNKNOWN))
-        known = sums.get((id(count.stack), root))
+        same = id(count.walk if profile.has_lines else count.stack)
+        known = sums.get((same, root))
         if known is None:
-            known = sums[id(count.stack), root] = (count.stack, _Cost())
+            known = sums[same, root] = (count.walk, _Cost())
         known[1].time_ns += count.weight_ns
         known[1].samples += count.samples
     nodes = {index: _Node() for index in range(len(functions))}
-    for (_, root), (stack, cost) in sums.items():
-        _add(nodes, (root, *stack.indexes), cost)
+    for (_, root), (walk, cost) in sums.items():
+        indexes = (root, *walk.stack.indexes)
+        lines = (0, *[place.line or 0 for place in profile.places(walk)]) if profile.has_lines else (0,) * len(indexes)
+        _add(nodes, indexes, lines, cost)
     return nodes, functions
 
 
-def _add(nodes: dict[int, _Node], indexes: tuple[int, ...], cost: _Cost) -> None:
+def _add(nodes: dict[int, _Node], indexes: tuple[int, ...], lines: tuple[int, ...], cost: _Cost) -> None:
     """Put a stack's cost on its innermost function and on the first call of each other one."""
     time_ns, samples = cost.time_ns, cost.samples
-    own = nodes[indexes[-1]].own
+    own = nodes[indexes[-1]].own.setdefault(lines[-1], _Cost())
     own.time_ns += time_ns
     own.samples += samples
     seen = {indexes[0]}
     again: set[tuple[int, int]] = set()
     caller = indexes[0]
-    for callee in indexes[1:]:
+    for callee, line in zip(indexes[1:], lines, strict=False):
         calls = nodes[caller].calls
-        call = calls.get(callee)
+        call = calls.get((callee, line))
         if call is None:
-            call = calls[callee] = _Cost()
+            call = calls[callee, line] = _Cost()
         if callee not in seen:
             seen.add(callee)
             call.time_ns += time_ns

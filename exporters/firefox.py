@@ -22,7 +22,8 @@ from recording.milestones import selected_milestones
 from recording.model import FrameKind
 from recording.names import Function
 from recording.processes import Owner
-from recording.profile import Origin, Profile, Stack, Walk
+from recording.profile import Origin, Profile, Walk
+from recording.source_paths import function_paths
 
 _VERSION = 66
 _GECKO_VERSION = 24
@@ -62,27 +63,31 @@ class _Track:
 class _Tables:
     """What all threads share: strings, functions, frames and stacks, each a number."""
 
-    def __init__(self, functions: list[Function]) -> None:
-        self._known_functions = functions
+    def __init__(self, profile: Profile) -> None:
+        functions = self._known_functions = profile.functions
+        self._profile = profile
+        self._paths = function_paths(profile)
         self.strings: dict[str, int] = {}
         self.modules: dict[str, int] = {}
         self.funcs: dict[Function, int] = {}
-        self.frames: dict[tuple[int, int], int] = {}
+        self.frames: dict[tuple[int, int, int | None, int], int] = {}
         self._nodes: dict[int, int] = {}
         self._node_offsets, self._node_frames = array("I"), array("I")
         self._stacks: dict[tuple[int, str], int] = {}
+        self._func_paths: list[str | None] = []
         self._frame_of = [-1] * len(functions)
 
     def string(self, text: str) -> int:
         """The number of a string."""
         return self.strings.setdefault(encodable(text), len(self.strings))
 
-    def stack(self, stack: Stack, root: str) -> int:
-        """The number of a stack, begun by its process if one is given."""
-        key = (id(stack), root)
+    def stack(self, walk: Walk, root: str) -> int:
+        """The number of a walk's stack, begun by its process if one is given; walks differ where lines are known."""
+        stack = walk.stack
+        key = (id(walk if self._profile.has_lines else stack), root)
         known = self._stacks.get(key)
         if known is None:
-            frames = [self._function_frame(index) for index in stack.indexes]
+            frames = self._line_frames(walk) if self._profile.has_lines else [self._function_frame(i) for i in stack.indexes]
             if stack.idle:
                 # A sample's category is that of its innermost frame.
                 frames[-1] = self._frame(self._known_functions[stack.indexes[-1]], _IDLE)
@@ -91,6 +96,15 @@ class _Tables:
             known = self._node(frames)
             self._stacks[key] = known
         return known
+
+    def _line_frames(self, walk: Walk) -> list[int]:
+        frames = []
+        for places in self._profile.frame_places(walk):
+            for depth, place in enumerate(places):
+                function = self._known_functions[place.function]
+                path = self._paths.get(place.function)
+                frames.append(self._frame(function, _CATEGORY_OF[function.kind], place.line, depth, path))
+        return frames
 
     def _node(self, frames: list[int]) -> int:
         """The number of the node that frames lead to. A node's key is its caller's number and its frame, in one number."""
@@ -112,19 +126,23 @@ class _Tables:
             known = self._frame_of[index] = self._frame(function, _CATEGORY_OF[function.kind])
         return known
 
-    def _frame(self, function: Function, category: int) -> int:
+    def _frame(self, function: Function, category: int, line: int | None = None, depth: int = 0, path: str | None = None) -> int:
         func = self.funcs.get(function)
         if func is None:
             func = self.funcs[function] = len(self.funcs)
+            self._func_paths.append(path)
             self.string(function.name)
             self.modules.setdefault(function.module, len(self.modules))
-        return self.frames.setdefault((func, category), len(self.frames))
+        return self.frames.setdefault((func, category, line, depth), len(self.frames))
 
     def document(self) -> dict[str, Any]:
         """The tables as columns."""
         self._nodes.clear()
         frames, funcs, modules = len(self.frames), len(self.funcs), len(self.modules)
         module_names = [self.string(module) for module in self.modules]
+        sources = list(dict.fromkeys(path for path in self._func_paths if path is not None))
+        numbers = {path: number for number, path in enumerate(sources)}
+        nothing = [None] * len(sources)
         return {
             "stackTable": {
                 "length": len(self._node_frames),
@@ -133,12 +151,13 @@ class _Tables:
             },
             "frameTable": {
                 "length": frames,
-                "func": [func for func, _ in self.frames],
-                "category": [category for _, category in self.frames],
+                "func": [func for func, *_ in self.frames],
+                "category": [category for _, category, *_ in self.frames],
                 "subcategory": [0] * frames,
                 "address": [-1] * frames,
-                "inlineDepth": [0] * frames,
-                **{name: [None] * frames for name in ("line", "column", "nativeSymbol", "innerWindowID", "originalLocation")},
+                "inlineDepth": [depth for *_, depth in self.frames],
+                "line": [line for _, _, line, _ in self.frames],
+                **{name: [None] * frames for name in ("column", "nativeSymbol", "innerWindowID", "originalLocation")},
             },
             "funcTable": {
                 "length": funcs,
@@ -146,7 +165,8 @@ class _Tables:
                 "resource": [self.modules[function.module] for function in self.funcs],
                 "isJS": [False] * funcs,
                 "relevantForJS": [False] * funcs,
-                **{name: [None] * funcs for name in ("source", "lineNumber", "columnNumber", "originalLocation")},
+                "source": [None if path is None else numbers[path] for path in self._func_paths],
+                **{name: [None] * funcs for name in ("lineNumber", "columnNumber", "originalLocation")},
             },
             "resourceTable": {
                 "length": modules,
@@ -157,8 +177,12 @@ class _Tables:
             },
             "nativeSymbols": {"length": 0, "libIndex": [], "address": [], "name": [], "functionSize": []},
             "sources": {
-                "length": 0,
-                **{name: [] for name in ("id", "filename", "startLine", "startColumn", "sourceMapURL", "content")},
+                "length": len(sources),
+                "id": nothing,
+                "filename": [self.string(path) for path in sources],
+                "startLine": [1] * len(sources),
+                "startColumn": [1] * len(sources),
+                **dict.fromkeys(("sourceMapURL", "content"), nothing),
             },
             "sourceLocationTable": {"length": 0, "source": [], "line": [], "column": []},
         }
@@ -171,7 +195,7 @@ def _column(values: Sequence[float | None]) -> orjson.Fragment:
 
 def export_firefox(profile: Profile, *, version: str, title: str | None = None, per: Per = Per.VCPU) -> bytes:
     """One JSON document. Tracks by vCPU, or by process with those that took most samples first."""
-    tables = _Tables(profile.functions)
+    tables = _Tables(profile)
     tracks = _vcpu_tracks(profile, tables) if per is Per.VCPU else _process_tracks(profile, tables)
     if tracks:
         # What is shown begins with the first sample, and would leave out what happened before it: here is one without a stack.
@@ -202,7 +226,7 @@ def _vcpu_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
     has_tasks = profile.has_tasks
 
     def number(walk: Walk, origin: Origin) -> int:
-        return tables.stack(walk.stack, origin.process.root_name if has_tasks else "")
+        return tables.stack(walk, origin.process.root_name if has_tasks else "")
 
     for vcpu, stacks, times_ns, _ in profile.stretches(number):
         tracks[vcpu].stacks.extend(stacks)
@@ -225,7 +249,7 @@ def _process_tracks(profile: Profile, tables: _Tables) -> list[_Track]:
         return tracks[owner]
 
     def sample(walk: Walk, origin: Origin) -> tuple[_Track, int]:
-        return track_of(origin), tables.stack(walk.stack, "")
+        return track_of(origin), tables.stack(walk, "")
 
     for samples, _, times_ns, _ in profile.batches(sample):
         for (track, stack), time_ns in zip(samples, times_ns, strict=True):

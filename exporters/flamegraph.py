@@ -149,7 +149,7 @@ def _kind(box: _Box) -> str:
 def _frame(box: _Box, root: TreeNode, y: int) -> str:
     node = box.node
     function = node.function
-    name = shortened(printable(function.name), _LONGEST_NAME)
+    name = shortened(printable(function.label), _LONGEST_NAME)
     module = f" {shortened(printable(function.module), _LONGEST_NAME)}" if function.module else ""
     part, own = share(_value(node, root), _value(root, root)), share(node.self_ns, root.total_ns)
     took = f"{percent(part)}, {duration(node.total_ns)}, {counted(node.samples, 'sample')}, {percent(own)} in itself"

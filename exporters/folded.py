@@ -21,7 +21,8 @@ _KERNEL_SIDE = frozenset({FrameKind.KERNEL, FrameKind.MODULE, FrameKind.BPF})
 def export_folded(profile: Profile, *, annotate: bool = True) -> bytes:
     """Lines in alphabetical order, which add up to the samples. Where tasks are known, a stack begins with its process' name.
 
-    annotate: mark kernel frames with ``_[k]``, which flamegraph.pl's palettes colour by and do not show.
+    annotate: mark inlined frames with ``_[i]`` and other kernel frames with ``_[k]``, which flamegraph.pl's palettes colour by
+    and do not show.
     """
     names = [folded_name(function, annotate=annotate) for function in profile.functions]
     has_tasks = profile.has_tasks
@@ -40,7 +41,9 @@ def folded_name(function: Function, *, annotate: bool) -> str:
     """A function's name as a frame: ``;`` becomes ``:`` as in perf's own scripts, and what is not visible becomes ``?``."""
     name = "".join([c if c.isprintable() else "?" for c in function.name]).replace(";", ":")
     name = _ENDS_IN_NUMBER.sub("_", name) or "?"
-    return f"{name}_[k]" if annotate and function.kind in _KERNEL_SIDE else name
+    if not annotate:
+        return name
+    return f"{name}_[i]" if function.is_inlined else f"{name}_[k]" if function.kind in _KERNEL_SIDE else name
 
 
 def process_name(name: str) -> str:

@@ -83,7 +83,8 @@ def _packed_run(profile: Profile, run: dict[str, Any], tables: Tables, columns: 
 
 def label_of(function: Function | Key) -> _Label:
     """How a function is told on the page; that of a key without a symbol has its module's name."""
-    name = f"{function.module} {UNNAMED}" if function.name == UNNAMED else function.name
+    own = function.label if isinstance(function, Function) else function.name
+    name = f"{function.module} {UNNAMED}" if function.name == UNNAMED else own
     return printable(name), printable(function.module), function.kind.value
 
 

@@ -2,8 +2,8 @@
 
 Read by the Firefox Profiler, speedscope, gprof2dot, stackcollapse-perf.pl and a host of scripts. A sample's head is
 ``comm pid/tid [cpu] seconds: period event:``, in guest running time, the period in nanoseconds; its frames follow, leaf first, as
-``address symbol+offset (file)``. perf escapes nothing, so its readers' regular expressions decide: a name stands on one line, and
-blanks within a thread's or a file's name become ``_``.
+``address symbol+offset (file)``, inlined functions as ``address symbol (inlined)``. perf escapes nothing, so its readers'
+regular expressions decide: a name stands on one line, and blanks within a thread's or a file's name become ``_``.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ def _frames(profile: Profile, walk: Walk, known: dict[int, str]) -> bytes:
 def _frame(profile: Profile, place: Place) -> str:
     function = profile.functions[place.function]
     name = printable(function.name) or "?"
-    if place.offset is not None:
+    if function.is_inlined:
+        name += " (inlined)"
+    elif place.offset is not None:
         name += f"+{place.offset:#x}"
     elif _LOOKS_LIKE_OFFSET.search(name):
         # Readers take off the offset, which here is part of the name.
         name += "+0x0"
     file = "[kernel.kallsyms]" if function.kind is FrameKind.KERNEL else _BLANK.sub("_", printable(function.module))
-    return encodable(f"\t{place.pc:16x} {name} ({file})\n")
+    return encodable(f"\t{place.pc:16x} {name}\n" if function.is_inlined else f"\t{place.pc:16x} {name} ({file})\n")

@@ -17,6 +17,7 @@ from exporters.run import period_ns, started_ns
 from exporters.text import halted_line, machine, printable, rate_line, stacks_line, user_line
 from recording.model import Image
 from recording.profile import Count, Origin, Place, Profile, Walk
+from recording.source_paths import function_paths
 
 _LEVEL = 6
 """Of compression: 9 takes several times as long for a few percent."""
@@ -38,6 +39,7 @@ class _Document:
         self._locations: dict[int, bytes] = {}
         self._location_rows: list[bytes] = []
         self._functions: dict[int, int] = {}
+        self._paths = function_paths(profile)
         self._function_rows: list[bytes] = []
         self._walks: dict[int, bytes] = {}
         self._labels: dict[tuple[int, int], bytes] = {}
@@ -88,17 +90,20 @@ class _Document:
         """The field of a sample that names its locations, leaf first."""
         known = self._walks.get(id(walk))
         if known is None:
-            places = reversed(self._profile.places(walk))
-            known = self._walks[id(walk)] = _bytes(1, b"".join([self._location(place) for place in places]))
+            frames = reversed(self._profile.frame_places(walk))
+            known = self._walks[id(walk)] = _bytes(1, b"".join([self._location(places) for places in frames]))
         return known
 
-    def _location(self, place: Place) -> bytes:
-        """The encoded id of a location."""
+    def _location(self, places: tuple[Place, ...]) -> bytes:
+        """The encoded id of a location: a frame with what is inlined there, innermost first as the format wants it."""
+        place = places[0]
         known = self._locations.get(id(place))
         if known is None:
             index, mapping = len(self._location_rows) + 1, self._mapping(place)
             known = self._locations[id(place)] = _varint(index)
-            line = _bytes(4, _number(1, self._function(place.function)))
+            line = b"".join(
+                [_bytes(4, _number(1, self._function(each.function)) + _number(2, each.line or 0)) for each in reversed(places)]
+            )
             address = _number(3, place.lookup_pc)
             self._location_rows.append(_bytes(4, _number(1, index) + _number(2, mapping) + address + line))
             addresses = self._images[mapping - 1][2]
@@ -132,7 +137,8 @@ class _Document:
         if known is None:
             function = self._profile.functions[index]
             known = self._functions[index] = len(self._functions) + 1
-            name, module = self._string(printable(function.name)), self._string(printable(function.module))
+            name = self._string(printable(function.name))
+            module = self._string(printable(self._paths.get(index, function.module)))
             self._function_rows.append(_bytes(5, _number(1, known) + _number(2, name) + _number(3, name) + _number(4, module)))
         return known
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from exporters.text import share
 from recording.neighbours import callee_totals, caller_totals
 from recording.profile import Profile
+from recording.source_paths import line_totals
 from recording.views import (
     Total,
     context_totals,
@@ -31,6 +32,7 @@ class GroupBy(StrEnum):
     VCPU = "vcpu"
     CONTEXT = "context"
     SYSTEM_CALL = "system-call"
+    LINE = "line"
 
     @property
     def has_pids(self) -> bool:
@@ -83,6 +85,7 @@ _TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
     GroupBy.VCPU: vcpu_totals,
     GroupBy.CONTEXT: context_totals,
     GroupBy.SYSTEM_CALL: system_call_totals,
+    GroupBy.LINE: line_totals,
 }
 
 

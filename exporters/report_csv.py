@@ -20,7 +20,8 @@ def export_report_csv(
 ) -> bytes:
     """One heading and one line a row, also where names hold line breaks: what is not visible is written as an escape.
 
-    Rows of processes and threads have a column ``pid`` after the name, empty for samples without a task.
+    Inlined functions have ``(inlined)`` behind their names. Rows of processes and threads have a column ``pid`` after the
+    name, empty for samples without a task.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -30,7 +31,7 @@ def export_report_csv(
         total = row.total
         writer.writerow(
             [
-                printable(total.name),
+                printable(total.label),
                 *([total.pid] if by.has_pids else []),
                 printable(total.module),
                 total.kind.value,

@@ -19,6 +19,7 @@ _KEYS = {
     GroupBy.VCPU: "vcpus",
     GroupBy.CONTEXT: "contexts",
     GroupBy.SYSTEM_CALL: "system_calls",
+    GroupBy.LINE: "lines",
 }
 
 
@@ -34,8 +35,8 @@ def export_report_json(
 
     Of a function's neighbours it is ``callers`` or ``callees``, behind ``function``, which has the figures of the function itself.
 
-    ``samples`` counts those in which the function is anywhere on the stack. Rows of processes and threads have a ``pid``, which is
-    null for samples without a task.
+    Rows of functions that are inlined elsewhere have ``"inlined": true``. ``samples`` counts those in which the function is
+    anywhere on the stack. Rows of processes and threads have a ``pid``, which is null for samples without a task.
     """
     table = report_table(profile, by=by, sort=sort, limit=limit, neighbours=neighbours)
     document = {"meta": encodable_meta(profile), "quality": quality_values(profile.quality())}
@@ -72,6 +73,7 @@ def _row(row: Row, by: GroupBy) -> dict[str, Any]:
     return {
         "name": encodable(total.name),
         **({"pid": total.pid} if by.has_pids else {}),
+        **({"inlined": True} if total.is_inlined else {}),
         "module": encodable(total.module),
         "kind": total.kind.value,
         "self_ns": total.self_ns,

@@ -14,6 +14,7 @@ from recording.views import Total
 
 _NAME_WIDTH = 60
 _MODULE_WIDTH = 30
+_LINE_WIDTH = 100
 _MAX_FILES = 5
 _FILE_WIDTH = 140
 USER_END_HELP = {
@@ -103,11 +104,13 @@ def _user_lines(quality: Quality, unreadable_files: Sequence[str]) -> list[str]:
 
 
 def _name_width(rows: list[Row]) -> int:
-    return min(_NAME_WIDTH, max((len(printable(row.total.name)) for row in rows), default=0))
+    return min(_NAME_WIDTH, max((len(printable(row.total.label)) for row in rows), default=0))
 
 
-def _label(total: Total) -> str:
-    name = shortened(printable(total.name), _NAME_WIDTH)
+def _label(total: Total, by: GroupBy) -> str:
+    if by is GroupBy.LINE:
+        return _tail(printable(total.name), _LINE_WIDTH)
+    name = shortened(printable(total.label), _NAME_WIDTH)
     return name if total.pid is None else f"{name} ({total.pid})"
 
 
@@ -119,14 +122,16 @@ def _heading(rows: list[Row], by: GroupBy) -> str:
 
 def _module(name: str) -> str:
     """A long path loses its directories rather than its file."""
-    return (
-        name if len(name) <= _MODULE_WIDTH else f"…{name[1 - _MODULE_WIDTH :]}" if "/" in name else shortened(name, _MODULE_WIDTH)
-    )
+    return _tail(name, _MODULE_WIDTH) if "/" in name else shortened(name, _MODULE_WIDTH)
+
+
+def _tail(name: str, width: int) -> str:
+    return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def _line(row: Row, by: GroupBy, width: int, paint: Paint) -> str:
     total = row.total
-    name = _label(total)
+    name = _label(total, by)
     if by is GroupBy.FUNCTION:
         module = paint.faint(_module(printable(total.module)))
         name = f"{paint.kind(f'{name:<{max(width, 8)}}', total.kind)}  {module}"

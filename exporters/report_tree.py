@@ -41,7 +41,7 @@ def export_tree_text(profile: Profile, limits: TreeLimits, paint: Paint = PLAIN)
     lines = [*head_lines(profile), f"{'total %':>8}  {'self %':>8}  {'total time':>10}  {'samples':>9}  function"]
     for row in _rows(profile, limits):
         node = row.node
-        name = paint.kind(shortened(printable(node.function.name), _NAME_WIDTH), node.function.kind)
+        name = paint.kind(shortened(printable(node.function.label), _NAME_WIDTH), node.function.kind)
         shares = [share(value, profile.weight_ns) for value in (node.total_ns, node.self_ns)]
         figures = "  ".join(paint.share(f"{percent(value, 2):>8}", value) for value in shares)
         lines.append(f"{figures}  {duration(node.total_ns):>10}  {node.samples:>9,}  {'  ' * row.depth}{name}".rstrip())
@@ -58,7 +58,7 @@ def export_tree_csv(profile: Profile, limits: TreeLimits) -> bytes:
     for row in _rows(profile, limits):
         function, node = row.node.function, row.node
         shares = [f"{share(value, profile.weight_ns):.6f}" for value in (node.self_ns, node.total_ns)]
-        names = [printable(function.name), printable(function.module), function.kind.value]
+        names = [printable(function.label), printable(function.module), function.kind.value]
         writer.writerow([row.depth, *names, node.self_ns, node.total_ns, *shares, node.samples])
     return text.getvalue().encode()
 
@@ -80,6 +80,7 @@ def _values(node: TreeNode, weight_ns: int) -> dict[str, Any]:
     function = node.function
     return {
         "name": encodable(function.name),
+        **({"inlined": True} if function.is_inlined else {}),
         "module": encodable(function.module),
         "kind": function.kind.value,
         "self_ns": node.self_ns,

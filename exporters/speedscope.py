@@ -17,6 +17,7 @@ from exporters.per import Per
 from exporters.text import encodable, machine
 from recording.processes import Owner
 from recording.profile import Origin, Profile, Stack
+from recording.source_paths import function_paths
 
 WARN_ABOVE_BYTES = 200_000_000
 """Browsers crawl from about there on."""
@@ -94,7 +95,10 @@ def export_speedscope(
     roots = _Roots(profile)
     lines = _vcpu_lines(profile, roots) if per is Per.VCPU else _process_lines(profile)
     busiest = max(range(len(lines)), key=lambda index: (lines[index][1].busy_ns, -index), default=0)
-    frames = [{"name": encodable(f.name), "file": encodable(f.module)} for f in profile.functions]
+    paths = function_paths(profile)
+    frames = [
+        {"name": encodable(f.label), "file": encodable(paths.get(index, f.module))} for index, f in enumerate(profile.functions)
+    ]
     frames += [{"name": encodable(name), "file": _PROCESS_FILE} for name in roots.names]
     document = {
         "$schema": "https://www.speedscope.app/file-format-schema.json",

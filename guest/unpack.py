@@ -1,17 +1,22 @@
-"""Compressed bytes → their contents, for what kernels and their files come in: one way of reading each compression of lib/decompress.c.
+"""Compressed bytes → their contents, for what kernels and their files come in: the compressions of lib/decompress.c.
 
-Each unpacker is one of the standard library's kind (``decompress``, ``eof``, ``unused_data``); zstd and lz4 are packages of their own.
+zstd and lz4 are packages of their own; lzo has none that is kept up on PyPI and no kernel of a distribution uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 from recording.errors import BadImageError, MissingDependencyError
 
 _PIECE = 1 << 20
+_MAX_UNPACKED = 1 << 31
+_LZ4_BLOCK = 1 << 23
 
 
 def make_zstd() -> Any:  # noqa: ANN401  (two modules of one interface)
@@ -25,17 +30,67 @@ def make_zstd() -> Any:  # noqa: ANN401  (two modules of one interface)
 
 
 def unpack_zstd(packed: memoryview) -> Iterator[bytes]:
-    """The contents of all zstd frames, in pieces. Raises BadImageError where they are damaged."""
-    machine = make_zstd()
-    for start in range(0, len(packed), _PIECE):
-        data = bytes(packed[start : start + _PIECE])
+    """The contents of zstd frames up to their end, in pieces. Raises BadImageError where they are damaged."""
+    return _unpack_stream(packed, make_zstd)
+
+
+def unpack_lz4_block(block: bytes) -> bytes:
+    """One block of the legacy lz4 frame. Raises MissingDependencyError, and what the library raises for damaged ones."""
+    try:
+        module = import_module("lz4.block")
+    except ImportError as error:
+        raise MissingDependencyError("reading lz4 needs the package lz4; install it with: pip install lz4") from error
+    data: bytes = module.decompress(block, uncompressed_size=_LZ4_BLOCK)
+    return data
+
+
+def _unpack_stream(packed: memoryview, make: Callable[[], Any]) -> Iterator[bytes]:
+    """A decompressor of the standard library's kind (``eof``). What follows the first stream is left: a kernel has other
+    things there.
+    """
+    machine = make()
+    total = 0
+    try:
+        for start in range(0, len(packed), _PIECE):
+            piece = machine.decompress(bytes(packed[start : start + _PIECE]))
+            total += len(piece)
+            if total > _MAX_UNPACKED:
+                raise BadImageError(f"compressed data has more than {_MAX_UNPACKED} bytes; this is no kernel")
+            yield piece
+            if machine.eof:
+                return
+    except (BadImageError, MissingDependencyError):
+        raise
+    except Exception as error:  # each library has an error of its own: zlib.error, LZMAError, OSError, ZstdError
+        raise BadImageError(f"compressed data is damaged ({error}); copy the file again") from error
+    raise BadImageError("compressed data is cut short; copy the file again")
+
+
+def _unpack_lz4(packed: memoryview) -> Iterator[bytes]:
+    """The legacy frame that ``lz4 -l`` and the kernel's build use: a magic word, then blocks with their length before them."""
+    at = 4
+    while at + 4 <= len(packed):
+        size = int.from_bytes(packed[at : at + 4], "little")
+        at += 4
+        if not 0 < size <= _LZ4_BLOCK or at + size > len(packed):
+            # The kernel's build appends the length of what is unpacked.
+            return
         try:
-            while data:
-                yield machine.decompress(data)
-                data = machine.unused_data if machine.eof else b""
-                if data:
-                    machine = make_zstd()
+            yield unpack_lz4_block(bytes(packed[at : at + size]))
         except MissingDependencyError:
             raise
-        except Exception as error:  # each library has an error of its own
-            raise BadImageError(f"zstd data cannot be unpacked ({error}); copy the file again") from error
+        except Exception as error:
+            raise BadImageError(f"lz4 data is damaged ({error}); copy the file again") from error
+        at += size
+
+
+LZ4 = b"\x02\x21\x4c\x18"
+UNPACKERS: tuple[tuple[bytes, Callable[[memoryview], Iterator[bytes]]], ...] = (
+    (b"\x1f\x8b\x08", lambda data: _unpack_stream(data, lambda: zlib.decompressobj(31))),
+    (b"BZh", lambda data: _unpack_stream(data, bz2.BZ2Decompressor)),
+    (b"\xfd7zXZ\0", lambda data: _unpack_stream(data, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 29))),
+    (b"\x5d\0\0", lambda data: _unpack_stream(data, lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 29))),
+    (b"\x28\xb5\x2f\xfd", unpack_zstd),
+    (LZ4, _unpack_lz4),
+)
+"""What compressed data begins with, and what unpacks it."""

@@ -20,6 +20,7 @@ from guestprof.commands.dump import dump
 from guestprof.commands.export import export
 from guestprof.commands.record import record
 from guestprof.commands.report import report
+from guestprof.commands.symbolize import symbolize_command
 from guestprof.commands.timeline import timeline
 from guestprof.signals import Terminated
 from guestprof.version import version
@@ -46,10 +47,11 @@ def cli() -> None:
     guestprof diff BEFORE AFTER
     guestprof compare --accel kvm --accel tcg -d 20 -- qemu-system-x86_64 ...
     guestprof export FILE -f speedscope
+    guestprof symbolize FILE --vmlinux VMLINUX
     """  # noqa: D301  (click reads \b)
 
 
-for command in (record, boot, compare, report, timeline, diff, export, dump, demo):
+for command in (record, boot, compare, report, timeline, diff, export, symbolize_command, dump, demo):
     cli.add_command(command)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from guest.elf.images import ImageRequest
+from guest.host_files import HostFiles
 from guestprof.elf_option import elf_option
 from sampler.discovery import TargetAddress, resolve_target
 from sampler.memory import DEFAULT_MAX_HALT_S
@@ -60,6 +61,8 @@ class SamplingOptions:
     storage: bool
     sysroots: tuple[Path, ...]
     symbol_dirs: tuple[Path, ...]
+    vmlinux: Path | None
+    any_build: bool
     max_halt: float
     raw: bool
     scan_stack: bool
@@ -70,6 +73,35 @@ class SamplingOptions:
 
 
 _DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+_SYMBOL_DIR = click.option(
+    "--symbol-dir",
+    "symbol_dirs",
+    type=_DIRECTORY,
+    multiple=True,
+    metavar="DIR",
+    help="Files with symbols and debug information, by build ID or path (such as /usr/lib/debug).",
+)
+_VMLINUX = _compose(
+    click.option(
+        "--vmlinux",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        help="The kernel's file with symbols and debug information (of its -dbg package).",
+    ),
+    click.option("--any-build", is_flag=True, help="Take files although their build ID is not the guest's; results may be wrong."),
+)
+
+
+def host_file_options(function: Command) -> Command:
+    """--vmlinux, --symbol-dir, --any-build. The command gets them as one argument, ``host_files``."""
+
+    @functools.wraps(function)
+    def packed(
+        *arguments: object, vmlinux: Path | None, symbol_dirs: tuple[Path, ...], any_build: bool, **values: object
+    ) -> object:
+        return function(*arguments, host_files=HostFiles(vmlinux, symbol_dirs, any_build), **values)
+
+    return _compose(_VMLINUX, _SYMBOL_DIR)(cast("Command", packed))
 
 
 def sampling_options(output_help: str = "Default: guestprof-DATE-TIME.guestprof.") -> Callable[[Command], Command]:
@@ -116,14 +148,8 @@ _SAMPLING = _compose(
         metavar="DIR",
         help="The guest's files as a directory of this machine, where nothing else has them.",
     ),
-    click.option(
-        "--symbol-dir",
-        "symbol_dirs",
-        type=_DIRECTORY,
-        multiple=True,
-        metavar="DIR",
-        help="Files with symbols, by build ID or path (such as /usr/lib/debug).",
-    ),
+    _VMLINUX,
+    _SYMBOL_DIR,
     click.option(
         "--max-halt",
         type=click.FloatRange(0.2, 1000),

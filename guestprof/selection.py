@@ -81,6 +81,7 @@ class SelectionOptions:
     modules: tuple[str, ...] = ()
     focus: tuple[re.Pattern[str], ...] = ()
     ignore: tuple[re.Pattern[str], ...] = ()
+    inlined: bool = True
 
     def select(self, recording: Recording) -> Selection:
         """What that is in a recording. Raises UnknownMarkError where it does not have a moment."""
@@ -95,11 +96,12 @@ class SelectionOptions:
             modules=frozenset(self.modules) or None,
             focus=self.focus or None,
             ignore=self.ignore or None,
+            inlined=self.inlined and recording.has_source_lines,
         )
 
 
 def selection_options(function: Command) -> Command:
-    """--idle/--no-idle, --since, --until, --vcpu, --process, --context, --module, --focus, --ignore.
+    """--idle/--no-idle, --since, --until, --vcpu, --process, --context, --module, --focus, --ignore, --inlined.
 
     The command gets them as one argument, ``selected``.
     """
@@ -142,6 +144,12 @@ def selection_options(function: Command) -> Command:
             help="Only stacks with a function whose name or module it finds; repeated: with any of these.",
         ),
         click.option("--ignore", type=RegexType(), metavar="REGEX", multiple=True, help="Only stacks without such a function."),
+        click.option(
+            "--inlined/--no-inlined",
+            default=True,
+            help="Show functions that the compiler has inlined as frames of their own, where debug information told of them, or "
+            "count their time for their callers.  [default: inlined]",
+        ),
     )
     return functools.reduce(lambda inner, decorate: decorate(inner), reversed(options), cast("Command", packed))
 

@@ -70,11 +70,14 @@ def _neighbours(
         known = merged.setdefault(nobody if index is None else profile.functions[index], [0, 0, 0])
         for place, value in enumerate(row):
             known[place] += value
-    totals = [Total(function.name, function.module, function.kind, *row, is_inlined=function.is_inlined) for function, row in merged.items()]
+    totals = [
+        Total(function.name, function.module, function.kind, own, total, samples, None, function.is_inlined)
+        for function, (own, total, samples) in merged.items()
+    ]
     kinds = {(profile.functions[index].module, profile.functions[index].kind) for index in wanted}
     module, kind = kinds.pop() if len(kinds) == 1 else ("", FrameKind.UNKNOWN)
     whole = Total(name, module, kind, own_ns, sum(total.total_ns for total in totals), sum(total.samples for total in totals))
-    return whole, sorted(totals, key=lambda total: (total.name, total.module, total.kind))
+    return whole, sorted(totals, key=lambda total: (total.name, total.module, total.kind, total.is_inlined))
 
 
 def _unknown(profile: Profile, name: str) -> str:

@@ -324,10 +324,14 @@ class Profile:
 
     def places(self, walk: Walk) -> tuple[Place, ...]:
         """Where the frames of a walk stand, root first, one for each function of its stack; equal ones are one object."""
+        return tuple(chain.from_iterable(self.frame_places(walk)))
+
+    def frame_places(self, walk: Walk) -> list[tuple[Place, ...]]:
+        """The same by frames: the function of each, then those that are inlined there, innermost last."""
         if not walk.callchain.frames:
             (index,) = walk.stack.indexes
-            return self._places.setdefault((-1 - index, 0), (Place(index, 0, 0, None, None),))
-        return tuple([place for frame in reversed(walk.callchain.frames) for place in self._places_of(frame, walk.boot)])
+            return [self._places.setdefault((-1 - index, 0), (Place(index, 0, 0, None, None),))]
+        return [self._places_of(frame, walk.boot) for frame in reversed(walk.callchain.frames)]
 
     @property
     def has_inlined(self) -> bool:
@@ -431,7 +435,11 @@ class Profile:
             # A walk that kept no frame still was a sample: it is shown by the reason of its end.
             indexes = (self._function_index(Function(f"[{callchain.end.value}]", "[unknown]", FrameKind.UNKNOWN)),)
         functions = tuple([self.functions[index] for index in indexes])
-        idle = is_idle([function for function in functions if not function.is_inlined]) if context is Context.UNKNOWN else context is Context.IDLE
+        idle = (
+            is_idle([function for function in functions if not function.is_inlined])
+            if context is Context.UNKNOWN
+            else context is Context.IDLE
+        )
         key = (callchain.end.value, callchain.user_end, idle, indexes)
         known = self._interned.get(key)
         if known is None:

@@ -32,8 +32,8 @@ from recording.model import (
     OrcData,
     RawCapture,
     Sample,
-    Space,
     SourceLine,
+    Space,
     StackEnd,
     SystemCall,
     Task,
@@ -259,7 +259,11 @@ class Recording:
             with self._damage_told():
                 line = known.get(key := (what[0], what[1], what[2]))
                 if line is None:
-                    if not isinstance(key[0], str | None) or not isinstance(key[1], str | None) or type(key[2]) not in {int, NoneType}:
+                    if (
+                        not isinstance(key[0], str | None)
+                        or not isinstance(key[1], str | None)
+                        or type(key[2]) not in {int, NoneType}
+                    ):
                         raise TypeError("a source line is of the wrong type")
                     line = known[key] = SourceLine(*key)
                 found.setdefault((image, to_unsigned(address)), []).append(line)

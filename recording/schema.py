@@ -14,8 +14,8 @@ is where the frame's function begins, NULL where that is not known. ``tasks``,
 ``system_calls`` and ``contexts`` are kept once each; NULL in ``samples`` where a sample has none or it is not known.
 
 ``source_lines`` holds what debug information of the host says of addresses (``symbolize``, ``--vmlinux``): for each image and
-``lookup_pc`` the functions there, ``depth`` 0 being the innermost and the highest the one that is not inlined; files without it have
-no such tables.
+``lookup_pc`` the functions there, ``depth`` 0 being the innermost and the highest the one that is not inlined; files without
+it have no such tables.
 
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.

@@ -23,7 +23,8 @@ from recording.symbols import SymbolTable
 class ImageSources:
     """What became known of an image.
 
-    lines: by address, in the image's addresses: the functions there, innermost first, the one that the compiler has not inlined last.
+    lines: by address, in the image's addresses: the functions there, innermost first, the one that the compiler has not
+    inlined last.
     symbols, build_id: None to leave what is known.
     """
 
@@ -73,14 +74,13 @@ def save_sources(path: Path, sources: Mapping[int, ImageSources]) -> None:
         connection.executemany("DELETE FROM source_lines WHERE image = ?", [(number,) for number in sources])
         known = dict(connection.execute("SELECT path, id FROM source_files"))
         rows = list(_rows(sources, known))
-        connection.executemany("INSERT OR IGNORE INTO source_files VALUES (?, ?)", [(number, name) for name, number in known.items()])
+        connection.executemany(
+            "INSERT OR IGNORE INTO source_files VALUES (?, ?)", [(number, name) for name, number in known.items()]
+        )
         connection.executemany("INSERT INTO source_lines VALUES (?, ?, ?, ?, ?, ?)", rows)
         connection.executemany(
             "UPDATE images SET symbols = coalesce(?, symbols), build_id = coalesce(?, build_id) WHERE id = ?",
-            [
-                (None if each.symbols is None else each.symbols.to_blob(), each.build_id, number)
-                for number, each in sources.items()
-            ],
+            [(None if each.symbols is None else each.symbols.to_blob(), each.build_id, number) for number, each in sources.items()],
         )
         connection.execute("COMMIT")
     except sqlite3.DatabaseError as error:

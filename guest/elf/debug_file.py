@@ -59,7 +59,7 @@ class Window:
     def read(self, offset: int, size: int) -> bytes:
         """Bytes by their offset in the section, fewer at its end."""
         begin = self.start + offset
-        return self.data[begin : min(begin + size, self.start + self.size)] if 0 <= offset else b""
+        return self.data[begin : min(begin + size, self.start + self.size)] if offset >= 0 else b""
 
     def text(self, offset: int) -> str:
         """A string up to its NUL. Raises BadImageError beyond the section's end."""
@@ -92,9 +92,9 @@ class FileSymbol:
 class DebugFile:
     """An ELF file of this machine, opened. A context manager."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises BadImageError where it cannot be read or is no ELF file."""
-        self.path = path
+    def __init__(self, path: Path, *, shown: Path | None = None) -> None:
+        """shown: what it was unpacked from. Raises BadImageError where it cannot be read or is no ELF file."""
+        self.path = path if shown is None else shown
         self._unpacked: dict[str, Window] = {}
         try:
             with path.open("rb") as file:
@@ -102,7 +102,7 @@ class DebugFile:
         except (OSError, ValueError) as error:
             raise BadImageError(f"cannot read {path}: {error}; name a file with symbols") from error
         try:
-            self._elf = ELFFile(self._map)
+            self._elf = ELFFile(self._map)  # type: ignore[arg-type]  # a map is read like a file
             self._sections: list[Section] = list(self._elf.iter_sections())
         except (ELFError, ConstructError, UnicodeDecodeError, ValueError) as error:
             self.close()
@@ -162,6 +162,15 @@ class DebugFile:
             if section["sh_flags"] & _EXECUTABLE and section["sh_flags"] & _ALLOC and section["sh_size"]
         }
 
+    def read_all(self) -> bytes:
+        """The whole file."""
+        return self._map[:]
+
+    @property
+    def has_symbols(self) -> bool:
+        """Whether it has a table of all of its symbols."""
+        return ".symtab" in self._by_name and self._by_name[".symtab"]["sh_type"] != "SHT_NOBITS"
+
     @property
     def has_lines(self) -> bool:
         """Whether it has DWARF that tells of functions and lines."""
@@ -188,7 +197,7 @@ class DebugFile:
         return window
 
     def _decompressed(self, name: str, packed: Window) -> Window:
-        """https://www.sipsolutions.net is not it: gABI, "Section Compression"."""
+        """gABI, "Section Compression"."""
         wide = self.pointer_size == 8
         header = struct.Struct(self.prefix + ("IIQQ" if wide else "III"))
         fields = header.unpack(packed.read(0, header.size))

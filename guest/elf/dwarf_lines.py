@@ -156,7 +156,7 @@ class _Program:
         lines = array("q", rows[2::3])
         return LineTable(self.files, array("Q", rows[0::3]), array("Q", rows[1::3]), lines)
 
-    def _run(self) -> tuple[list[int], list[tuple[int, int, int]]]:
+    def _run(self) -> tuple[list[int], list[tuple[int, int, int]]]:  # noqa: C901, PLR0912  (one loop of a machine's instructions)
         """Address, file and line of each row, and for each sequence its first address and where its rows begin and end."""
         data, at, end = self._data, self._begin, len(self._data)
         base, line_base, line_range, step = self._opcode_base, self._line_base, self._line_range, self._instruction_size

@@ -34,9 +34,29 @@ _STRX1, _STRX2, _STRX3, _STRX4, _ADDRX1, _ADDRX2, _ADDRX3, _ADDRX4 = 0x25, 0x26,
 _GNU_REF_ALT, _GNU_STRP_ALT = 0x1F20, 0x1F21
 
 _SIZES = {
-    **{_DATA1: 1, _FLAG: 1, _REF1: 1, _STRX1: 1, _ADDRX1: 1, _DATA2: 2, _REF2: 2, _STRX2: 2, _ADDRX2: 2, _STRX3: 3, _ADDRX3: 3},
-    **{_DATA4: 4, _REF4: 4, _REF_SUP4: 4, _STRX4: 4, _ADDRX4: 4, _DATA8: 8, _REF8: 8, _REF_SUP8: 8, _REF_SIG8: 8, _DATA16: 16},
-    **{_FLAG_PRESENT: 0, _IMPLICIT_CONST: 0},
+    _DATA1: 1,
+    _FLAG: 1,
+    _REF1: 1,
+    _STRX1: 1,
+    _ADDRX1: 1,
+    _DATA2: 2,
+    _REF2: 2,
+    _STRX2: 2,
+    _ADDRX2: 2,
+    _STRX3: 3,
+    _ADDRX3: 3,
+    _DATA4: 4,
+    _REF4: 4,
+    _REF_SUP4: 4,
+    _STRX4: 4,
+    _ADDRX4: 4,
+    _DATA8: 8,
+    _REF8: 8,
+    _REF_SUP8: 8,
+    _REF_SIG8: 8,
+    _DATA16: 16,
+    _FLAG_PRESENT: 0,
+    _IMPLICIT_CONST: 0,
 }
 _OFFSETS = frozenset({_STRP, _SEC_OFFSET, _LINE_STRP, _STRP_SUP, _GNU_REF_ALT, _GNU_STRP_ALT})
 _ULEBS = frozenset({_UDATA, _SDATA, _STRX, _ADDRX, _REF_UDATA, _LOCLISTX, _RNGLISTX})
@@ -44,6 +64,7 @@ _BLOCKS = {_BLOCK1: 1, _BLOCK2: 2, _BLOCK4: 4}
 _UNIT_REFS = frozenset({_REF1, _REF2, _REF4, _REF8, _REF_UDATA})
 _STRING_INDEXES = frozenset({_STRX, _STRX1, _STRX2, _STRX3, _STRX4})
 _ADDRESS_INDEXES = frozenset({_ADDRX, _ADDRX1, _ADDRX2, _ADDRX3, _ADDRX4})
+_TEXTS = _STRING_INDEXES | {_STRP, _LINE_STRP, _GNU_STRP_ALT, _STRP_SUP}
 _MAX_ATTRIBUTES, _MAX_ABBREVIATIONS = 1 << 8, 1 << 16
 _COMPILE, _PARTIAL, _SKELETON = 1, 3, 4
 FIXED, TO_SIBLING, STEPS = 0, 1, 2
@@ -203,20 +224,19 @@ class Unit:
             return Reference(number)
         if form in {_GNU_REF_ALT, _REF_SUP4, _REF_SUP8}:
             return Reference(number, is_supplementary=True)
-        if form == _STRP:
-            return self.dwarf.text(".debug_str", number)
-        if form == _LINE_STRP:
-            return self.dwarf.text(".debug_line_str", number)
-        if form in {_GNU_STRP_ALT, _STRP_SUP}:
-            other = self.dwarf.supplementary
-            return None if other is None else other.text(".debug_str", number)
-        if form in _STRING_INDEXES:
-            return self._indexed_text(number)
         if form in _ADDRESS_INDEXES:
             return self.indexed_address(number)
         if form == _RNGLISTX:
             return Reference(number)
-        return number
+        return self._text(form, number) if form in _TEXTS else number
+
+    def _text(self, form: int, number: int) -> str | None:
+        if form in _STRING_INDEXES:
+            return self._indexed_text(number)
+        if form in {_GNU_STRP_ALT, _STRP_SUP}:
+            other = self.dwarf.supplementary
+            return None if other is None else other.text(".debug_str", number)
+        return self.dwarf.text(".debug_str" if form == _STRP else ".debug_line_str", number)
 
     def _indexed_text(self, index: int) -> str | None:
         base = self.top.get(AT_STR_OFFSETS)

@@ -1,7 +1,7 @@
 """Addresses of a file → source lines, and which functions the compiler has inlined there into which.
 
-``.debug_aranges`` says which unit an address is of (where it is missing, the units' own ranges do), the entries at the top level of that
-unit which function, and that function's entry which inlined calls. Only these are read.
+``.debug_aranges`` says which unit an address is of (where it is missing, the units' own ranges do), the entries at the top
+level of that unit which function, and that function's entry which inlined calls. Only these are read.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from guest.elf.dwarf_units import (
     AT_RNGLISTS,
     AT_SPECIFICATION,
     FIXED,
-    TAG_CLASS,
     TAG_INLINED,
     TAG_LEXICAL_BLOCK,
     TAG_MODULE,
     TAG_NAMESPACE,
-    TAG_STRUCT,
     TAG_SUBPROGRAM,
     TO_SIBLING,
     Dwarf,
@@ -381,23 +379,16 @@ def _range_entries(unit: Unit, data: bytes) -> Iterator[tuple[int, int]]:
             return
         if kind == 1:
             base = unit.indexed_address(number())
-        elif kind == 2:
-            start, end = unit.indexed_address(number()), unit.indexed_address(number())
-            yield start, end
-        elif kind == 3:
+        elif kind in {2, 3}:
             start = unit.indexed_address(number())
-            yield start, start + number()
+            yield start, unit.indexed_address(number()) if kind == 2 else start + number()
         elif kind == 4:
-            start, end = number(), number()
-            yield base + start, base + end
+            yield base + number(), base + number()
         elif kind == 5:
             base = address()
-        elif kind == 6:
-            start, end = address(), address()
-            yield start, end
-        elif kind == 7:
+        elif kind in {6, 7}:
             start = address()
-            yield start, start + number()
+            yield start, address() if kind == 6 else start + number()
         else:
             raise ValueError(f"a range list has an entry of the kind {kind}")
 
@@ -418,7 +409,9 @@ def _range_list_4(unit: Unit, offset: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_aranges(file: DebugFile) -> list[tuple[int, int, int]]:
-    """[start, end) and the unit's offset of each range of ``.debug_aranges`` (DWARF 5, 6.1.2); none where the section is missing."""
+    """[start, end) and the unit's offset of each range of ``.debug_aranges`` (DWARF 5, 6.1.2); none where the section is
+    missing.
+    """
     section, order = file.section(".debug_aranges"), file.order
     data = section.read(0, section.size)
     rows: list[tuple[int, int, int]] = []

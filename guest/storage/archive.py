@@ -10,12 +10,11 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from guest.storage.files import BytesContents
-from guest.unpack import make_zstd
+from guest.unpack import LZ4, make_zstd, unpack_lz4_block
 from recording.errors import MissingDependencyError, StorageError
 
 _CHUNK = 1 << 18
@@ -188,33 +187,30 @@ def _stream(make: Callable[[], Any]) -> Callable[[_Source], Iterator[bytes]]:
 
 def _unpack_lz4(source: _Source) -> Iterator[bytes]:
     """The legacy frame that ``lz4 -l`` and the kernel use: a magic word, then blocks with their length before them."""
-    try:
-        block = import_module("lz4.block")
-    except ImportError as error:
-        raise MissingDependencyError("reading an lz4 initrd needs the package lz4; install it with: pip install lz4") from error
     source.take(4)
     while len(head := source.take(4)) == 4:
         size = int.from_bytes(head, "little")
-        if size == int.from_bytes(_LZ4, "little"):
+        if size == int.from_bytes(LZ4, "little"):
             continue
         if not 0 < size <= 1 << 23:
             # Zeros or another archive behind it.
             source.put_back(head)
             return
         try:
-            yield block.decompress(source.take(size), uncompressed_size=1 << 23)
+            yield unpack_lz4_block(source.take(size))
+        except MissingDependencyError:
+            raise
         except Exception as error:
             raise StorageError(f"its lz4 part is damaged ({error})") from error
 
 
-_LZ4 = b"\x02\x21\x4c\x18"
 _UNPACKERS: tuple[tuple[bytes, Callable[[_Source], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _stream(lambda: zlib.decompressobj(31))),
     (b"BZh", _stream(bz2.BZ2Decompressor)),
     (b"\xfd7zXZ\0", _stream(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 29))),
     (b"\x5d\0\0", _stream(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 29))),
     (b"\x28\xb5\x2f\xfd", _stream(make_zstd)),
-    (_LZ4, _unpack_lz4),
+    (LZ4, _unpack_lz4),
 )
 
 
