@@ -16,7 +16,8 @@ from pathlib import Path
 from guest.debuginfod import Debuginfod
 from guest.elf.debug_file import DebugFile
 from guest.elf.kernel_image import open_image
-from guest.elf.placement import Placement, find_placement, own_placement
+from guest.elf.placement import Anchor, Placement, find_anchors, find_placement, own_placement
+from guest.elf.source_cache import SourceCache
 from recording.errors import BadImageError
 from recording.model import FrameKind, Image
 
@@ -49,9 +50,12 @@ class Match:
 class HostFinder:
     """Finds files for images. Files that it opens are the caller's to close."""
 
-    def __init__(self, files: HostFiles, servers: Debuginfod | None = None, *, release: str | None = None) -> None:
+    def __init__(
+        self, files: HostFiles, cache: SourceCache, servers: Debuginfod | None = None, *, release: str | None = None
+    ) -> None:
         """release: of the kernel, by which directories name its files."""
         self._files = files
+        self._cache = cache
         self._servers = servers
         self._release = release
 
@@ -89,7 +93,7 @@ class HostFinder:
                 raise BadImageError(message)
             if image.kind is FrameKind.USER:
                 return Match(file, own_placement(file))
-            placement = None if image.symbols is None else find_placement(image.symbols, file)
+            placement = None if image.symbols is None else find_placement(image.symbols, file, self._anchors(file))
             if placement is None:
                 if not file.has_symbols:
                     raise BadImageError(
@@ -102,6 +106,16 @@ class HostFinder:
             file.close()
             raise
         return Match(file, placement)
+
+    def _anchors(self, file: DebugFile) -> Sequence[Anchor]:
+        """Those of a kernel are kept: reading all of its symbols takes a quarter of a second."""
+        key = "" if file.build_id is None or file.is_relocatable or not file.has_lines else file.build_id
+        anchors = self._cache.load_anchors(key) if key else []
+        if not anchors:
+            anchors = find_anchors(file)
+            if key and anchors:
+                self._cache.save_anchors(key, anchors)
+        return anchors
 
     def _candidates(self, image: Image) -> Iterator[Path]:
         for directory in self._files.symbol_dirs:

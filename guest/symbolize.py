@@ -82,26 +82,25 @@ def _lines(match: Match, addresses: Iterable[int], cache: SourceCache, tell: Cal
     }
 
 
-def source_frames(file: DebugFile, addresses: Iterable[int], cache: SourceCache) -> dict[int, Sequence[SourceFrame]]:
+def source_frames(file: DebugFile, addresses: Iterable[int], cache: SourceCache) -> dict[int, tuple[SourceFrame, ...]]:
     """The functions at each of a file's addresses, innermost first, as far as its debug information knows any.
 
     Raises BadImageError where that is damaged.
     """
-    wanted = sorted(set(addresses))
+    wanted = set(addresses)
     key = file.build_id or ""
-    known = _Functions(cache.load_functions(key))
-    missing = [address for address in wanted if known.find(address) is None]
+    found = dict(cache.load_frames(key))
+    missing = sorted(wanted - found.keys())
     if missing:
-        fresh = list(SourceIndex(Dwarf(file)).functions(missing))
-        if fresh:
-            known = _Functions([*known.all, *fresh])
-            cache.save_functions(key, known.all)
-    found: dict[int, Sequence[SourceFrame]] = {}
-    for address in wanted:
-        function = known.find(address)
-        if function is not None:
-            found[address] = function.frames(address)
-    return found
+        known = _Functions(cache.load_functions(key))
+        unread = [address for address in missing if known.find(address) is None]
+        known = _Functions([*known.all, *SourceIndex(Dwarf(file)).functions(unread)])
+        for address in missing:
+            function = known.find(address)
+            # That an address is of no function is worth keeping, too.
+            found[address] = () if function is None else function.frames(address)
+        cache.save_lines(key, found, known.all)
+    return {address: found[address] for address in wanted if found[address]}
 
 
 class _Functions:

@@ -104,7 +104,7 @@ class DebugFile:
         try:
             self._elf = ELFFile(self._map)  # type: ignore[arg-type]  # a map is read like a file
             self._sections: list[Section] = list(self._elf.iter_sections())
-        except (ELFError, ConstructError, UnicodeDecodeError, ValueError) as error:
+        except (ELFError, ConstructError, ValueError, OverflowError) as error:
             self.close()
             raise BadImageError(f"{path} is no ELF file that can be read ({error}); name one with symbols") from error
         self._by_name = {section.name: section for section in reversed(self._sections)}
@@ -149,7 +149,7 @@ class DebugFile:
                         # Xen's notes have types of the same numbers.
                         if note["n_name"] == "GNU" and note["n_type"] == "NT_GNU_BUILD_ID":
                             return str(note["n_desc"]).lower()
-        except (ELFError, ConstructError, UnicodeDecodeError):
+        except (ELFError, ConstructError, ValueError, OverflowError):
             return None
         return None
 

@@ -114,16 +114,19 @@ class SourceIndex:
 
     def functions(self, addresses: Iterable[int]) -> Iterator[SourceFunction]:
         """Each function that one of the addresses is in. Raises BadImageError where the file is damaged."""
+        try:
+            yield from self._functions(addresses)
+        except (IndexError, ValueError, OverflowError, RecursionError, struct.error) as error:
+            raise BadImageError(f"the debug information of {self._file.path} is damaged ({error}); copy it again") from error
+
+    def _functions(self, addresses: Iterable[int]) -> Iterator[SourceFunction]:
         by_unit: dict[int, list[int]] = {}
         for address in sorted(set(addresses)):
             unit = self._unit_of(address)
             if unit is not None:
                 by_unit.setdefault(unit, []).append(address)
         for offset in sorted(by_unit):
-            try:
-                yield from self._of_unit(self._dwarf.unit_at(offset), by_unit[offset])
-            except (IndexError, ValueError, RecursionError, struct.error) as error:
-                raise BadImageError(f"the debug information of {self._file.path} is damaged ({error}); copy it again") from error
+            yield from self._of_unit(self._dwarf.unit_at(offset), by_unit[offset])
 
     def _of_unit(self, unit: Unit, addresses: list[int]) -> Iterator[SourceFunction]:
         table = read_line_table(unit)

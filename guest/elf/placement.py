@@ -7,6 +7,7 @@ so many of them that a file of another build does not pass.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guest.elf.debug_file import DebugFile
@@ -33,23 +34,32 @@ class Placement:
         return None
 
 
-def find_placement(symbols: SymbolTable, file: DebugFile) -> Placement | None:
-    """Where a file's code is, by the symbols that the guest showed of it; None where they do not fit each other."""
+Anchor = tuple[str, int, int]
+"""A name that only one symbol of a file has, its section (0 where that does not matter) and its address."""
+
+
+def find_anchors(file: DebugFile) -> list[Anchor]:
+    """Symbols enough to tell where a file's code is: all of a module, some of a kernel."""
     unique: dict[str, tuple[int, int] | None] = {}
     for symbol in file.symbols():
         unique[symbol.name] = None if symbol.name in unique else (symbol.section, symbol.address)
     known = [(name, *place) for name, place in unique.items() if place is not None]
-    step = 1 if file.is_relocatable else max(1, len(known) // _SAMPLED)
+    if file.is_relocatable:
+        return known
+    return [(name, 0, address) for name, _, address in known[:: max(1, len(known) // _SAMPLED)]]
+
+
+def find_placement(symbols: SymbolTable, file: DebugFile, anchors: Sequence[Anchor]) -> Placement | None:
+    """Where a file's code is, by the symbols that the guest showed of it; None where they do not fit each other."""
     votes: dict[int, Counter[int]] = {}
-    for name, section, address in known[::step]:
+    for name, section, address in anchors:
         found = symbols.find(name)
         if found is not None:
-            key = section if file.is_relocatable else 0
-            votes.setdefault(key, Counter())[(found.address - address) & _MASK] += 1
+            votes.setdefault(section, Counter())[(found.address - address) & _MASK] += 1
     total = sum(counter.total() for counter in votes.values())
     best = {key: counter.most_common(1)[0] for key, counter in votes.items()}
     agreeing = sum(count for _, count in best.values())
-    if not total or agreeing < _AGREEING * total or agreeing < min(_LEAST, len(known)):
+    if not total or agreeing < _AGREEING * total or agreeing < min(_LEAST, len(anchors)):
         return None
     if file.is_relocatable:
         code = file.code

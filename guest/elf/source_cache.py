@@ -4,40 +4,67 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from guest.cache import HostCache
-from guest.elf.inlined import Inlined, SourceFunction
+from guest.elf.inlined import Inlined, SourceFrame, SourceFunction
+
+T = TypeVar("T")
 
 _MAX_JSON = 1 << 28
 
 
 class SourceCache(HostCache):
-    """Functions of files with debug information, by the file's build ID."""
+    """What is known of files with debug information, by the file's build ID.
+
+    frames: of addresses that were asked for. functions: what other addresses of these are answered by. anchors: symbols by
+    which a kernel's place is told.
+    """
 
     MAGIC = b"GPSRCL1\0"
     SUFFIX = ".lines"
     DIRECTORY = "lines"
 
+    def load_frames(self, key: str) -> dict[int, tuple[SourceFrame, ...]]:
+        """By address."""
+        return dict(self._load(key, "frames", lambda address, *frames: (address, tuple([SourceFrame(*each) for each in frames]))))
+
     def load_functions(self, key: str) -> list[SourceFunction]:
-        """Those that were kept, none where there are none or they are damaged."""
-        sections = self.load(key)
-        if sections is None:
-            return []
+        """Those that were kept."""
+        texts, *rows = self._load(key, "functions", lambda *row: row) or [()]
         try:
-            engine = zlib.decompressobj()
-            texts, rows = json.loads(engine.decompress(sections["functions"], _MAX_JSON))
             return [_function(row, texts) for row in rows]
-        except (KeyError, ValueError, TypeError, IndexError, zlib.error):
+        except (ValueError, TypeError, IndexError):
             return []
 
-    def save_functions(self, key: str, functions: Iterable[SourceFunction]) -> None:
-        """Keep all of these; what was kept before is replaced."""
+    def load_anchors(self, key: str) -> list[tuple[str, int, int]]:
+        """Name, section and address of each."""
+        return self._load(key, "anchors", lambda name, section, address: (str(name), int(section), int(address)))
+
+    def _load(self, key: str, section: str, make: Callable[..., T]) -> list[T]:
+        """The rows of a section, none where there are none or they are damaged."""
+        try:
+            engine = zlib.decompressobj()
+            packed = (self.load(key) or {})[section]
+            return [make(*row) for row in json.loads(engine.decompress(packed, _MAX_JSON))]
+        except (KeyError, ValueError, TypeError, zlib.error):
+            return []
+
+    def save_lines(self, key: str, frames: Mapping[int, Sequence[SourceFrame]], functions: Sequence[SourceFunction]) -> None:
+        """Keep these; what was kept before of lines is replaced."""
         texts: dict[str | None, int] = {}
         rows = [_row(function, texts) for function in functions]
-        data = json.dumps([list(texts), rows], separators=(",", ":")).encode("utf-8", "surrogateescape")
-        self.save(key, {"functions": zlib.compress(data, 1)})
+        told = [[address, *[[each.name, each.path, each.line] for each in of_it]] for address, of_it in frames.items()]
+        self._save(key, {"functions": [list(texts), *rows], "frames": told})
+
+    def save_anchors(self, key: str, anchors: Sequence[tuple[str, int, int]]) -> None:
+        """Keep these."""
+        self._save(key, {"anchors": anchors})
+
+    def _save(self, key: str, sections: Mapping[str, object]) -> None:
+        packed = {name: zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 1) for name, rows in sections.items()}
+        self.save(key, {**(self.load(key) or {}), **packed})
 
 
 def _row(function: SourceFunction, texts: dict[str | None, int]) -> list[object]:
@@ -51,7 +78,7 @@ def _row(function: SourceFunction, texts: dict[str | None, int]) -> list[object]
     return [number(function.name), function.ranges, inlined, addresses, [number(path) for path in paths], lines]
 
 
-def _function(row: list[Any], texts: list[str | None]) -> SourceFunction:
+def _function(row: Sequence[Any], texts: Sequence[Any]) -> SourceFunction:
     name, ranges, inlined, addresses, paths, lines = row
     return SourceFunction(
         texts[name],

@@ -40,11 +40,13 @@ def run_symbolize(path: Path, host_files: HostFiles, *, quiet: bool) -> list[Sym
         if not quiet:
             click.echo(line, err=True)
 
+    cache = SourceCache.of_user()
+
     def finder_of(recording: Recording) -> HostFinder:
         release = recording.meta.get("kernel_release")
-        return HostFinder(host_files, Debuginfod(os.environ, say), release=release if isinstance(release, str) else None)
+        return HostFinder(host_files, cache, Debuginfod(os.environ, say), release=release if isinstance(release, str) else None)
 
-    done = symbolize(path, finder_of, SourceCache.of_user(), say)
+    done = symbolize(path, finder_of, cache, say)
     for each in done:
         lines = f"lines of {each.with_lines:,} of {each.addresses:,} addresses, {each.inlined:,} inlined frames"
         say(f"{each.image}: {lines}, from {each.file}")

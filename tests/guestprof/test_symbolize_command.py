@@ -1,0 +1,84 @@
+"""``guestprof symbolize`` on a recording of code that this machine's compiler has made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from guest.elf.debug_file import DebugFile
+from guestprof.cli import cli
+from recording.errors import BadImageError
+from recording.model import Callchain, Frame, Halt, Sample, StackEnd
+from recording.store import RecordingWriter
+from tests.builders.debug_program import addr2line, build, needs_compiler
+from tests.guest.test_host_files import SLIDE, image_of
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DEBUGINFOD_URLS", raising=False)
+
+
+def record(path: Path, program: Path, *, build_id: str | None = None) -> list[int]:
+    """A recording with one sample at each address of ``outer``, moved as KASLR does it; gives the file's addresses."""
+    with DebugFile(program) as file:
+        (symbol,) = [symbol for symbol in file.symbols() if symbol.name == "outer"]
+    addresses = list(range(symbol.address, symbol.address + symbol.size))
+    with RecordingWriter(path, clock=lambda: 0.0) as writer:
+        writer.add_image(image_of(program, build_id=build_id))
+        for index, address in enumerate(addresses):
+            halt = writer.add_halt(Halt(index, index, 0, 0))
+            frame = Frame(address + SLIDE, address + SLIDE)
+            writer.add_sample(Sample(halt, 0, 0, 1000, Callchain((frame,), StackEnd.TASK_ROOT)))
+    return addresses
+
+
+def test_the_report_tells_inlined_time_from_its_callers(tmp_path: Path) -> None:
+    program = build(tmp_path, "-gdwarf-5")
+    addresses = record(tmp_path / "r", program)
+    runner = CliRunner()
+    before = json.loads(runner.invoke(cli, ["report", str(tmp_path / "r"), "-f", "json"]).output)["functions"]
+    assert [(row["name"], row["samples"]) for row in before] == [("outer", len(addresses))]
+    for _ in range(2):  # the second time from the cache
+        done = runner.invoke(cli, ["symbolize", str(tmp_path / "r"), "--vmlinux", str(program)])
+        assert done.exit_code == 0, done.output
+        assert f"lines of {len(addresses):,} of {len(addresses):,} addresses" in done.output
+        wanted: dict[str, int] = {}
+        for rows in addr2line(program, addresses):
+            wanted[rows[0][0]] = wanted.get(rows[0][0], 0) + 1000
+        for option in ("--inlined", None):
+            rows_after = json.loads(
+                runner.invoke(cli, ["report", str(tmp_path / "r"), "-f", "json", *([option] if option else [])]).output
+            )["functions"]
+            assert {row["name"]: row["self_ns"] for row in rows_after if row["self_ns"]} == wanted
+        assert set(wanted) >= {"outer", "middle", "leaf"}
+        without = json.loads(runner.invoke(cli, ["report", str(tmp_path / "r"), "-f", "json", "--no-inlined"]).output)["functions"]
+        assert without == before
+
+
+def test_another_build_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    program = build(tmp_path, "-gdwarf-5")
+    record(tmp_path / "r", program, build_id="ab" * 20)
+    content = (tmp_path / "r").read_bytes()
+    result = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--vmlinux", str(program)])
+    assert isinstance(result.exception, BadImageError)
+    assert (tmp_path / "r").read_bytes() == content
+    forced = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--vmlinux", str(program), "--any-build"])
+    assert forced.exit_code == 0
+
+
+def test_files_must_be_named(tmp_path: Path) -> None:
+    record(tmp_path / "r", build(tmp_path, "-gdwarf-5"))
+    result = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r")])
+    assert result.exit_code == 2
+    assert "--vmlinux" in result.output
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nothing = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--symbol-dir", str(empty)])
+    assert isinstance(nothing.exception, BadImageError)
