@@ -15,9 +15,11 @@ from pathlib import Path
 import click
 
 from guest.elf.images import ImageRequest, load_images
+from guest.host_files import HostFiles
 from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder, refuse_with_gdb
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
+from guestprof.symbolizing import kernel_build_id, run_symbolize
 from guestprof.version import version
 from recording.errors import GuestprofError
 from recording.profile import Profile
@@ -42,6 +44,7 @@ class RunOptions:
     gdb: how gdb is used, None for the own engine. vcpus: sample only these. sources: of files that user stacks go through.
     max_halt_s: see ``sampler.memory.StubMemory``.
     images: files whose code the guest runs.
+    host_files: whose source lines and inlined functions are put into the recording at its end.
     watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
@@ -50,6 +53,7 @@ class RunOptions:
     gdb: GdbOptions | None = None
     vcpus: tuple[int, ...] | None = None
     sources: FileSources = field(default_factory=FileSources)
+    host_files: HostFiles = HostFiles()  # noqa: RUF009  (it never changes)
     max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
@@ -73,14 +77,18 @@ def run_options(
     if gdb is not None and (sampling.raw or until_process is not None):
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
+    host_files = HostFiles(sampling.vmlinux, sampling.symbol_dirs, sampling.any_build)
+    recorder = RecorderOptions(
+        *(sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack),
+        kernel_build_id=kernel_build_id(host_files),
+    )
     return RunOptions(
-        RecorderOptions(
-            sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack
-        ),
+        recorder,
         sampling.output or default_output(datetime.now()),  # noqa: DTZ005  (a file name in local time)
         gdb,
         sampling.vcpus,
         FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),
+        host_files,
         sampling.max_halt / 1000,
         sampling.force,
         sampling.quiet,
@@ -108,6 +116,8 @@ def record_session(session: AnySession, options: RunOptions) -> Outcome:
         writer.set_meta("missed", outcome.progress.missed)
         writer.set_meta("problem", recorder.problem)
     say.end(outcome)
+    if outcome.progress.samples and (not options.host_files.is_empty or os.environ.get("DEBUGINFOD_URLS")):
+        run_symbolize(options.output, options.host_files, quiet=options.quiet)
     if outcome.error is not None:
         raise outcome.error
     if signals.requested is signal.SIGTERM:

@@ -45,6 +45,7 @@ class RecorderOptions:
     thread) of that name. user_stack_size: bytes of a user stack that are copied
     at most, 0 for no user stacks. prepare: the guest runs a kernel already: learn it before the first sample.
     scan_stacks: guess the callers where a kernel stack cannot be walked on (``unwind/scan.py``).
+    kernel_build_id: of the only kernel that is to be recorded, in hex; None for any.
     """
 
     frequency_hz: float = 100.0
@@ -55,6 +56,7 @@ class RecorderOptions:
     user_stack_size: int = USER_STACK_SIZE
     prepare: bool = False
     scan_stacks: bool = False
+    kernel_build_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +366,12 @@ class Recorder:
 
     def _kernel_found(self, kernel: Kernel) -> None:
         self._found_kernel = True
+        wanted = self._options.kernel_build_id
+        if wanted is not None and kernel.build_id not in {None, wanted}:
+            raise UnsupportedTargetError(
+                f"the guest runs Linux {kernel.release} of build {kernel.build_id}, --vmlinux is of build {wanted}; "
+                "name the file of the same build (or give --any-build)"
+            )
         for key, value in (
             ("kernel_release", kernel.release),
             ("kernel_banner", kernel.banner),

@@ -31,7 +31,7 @@ FENCES = {
     "rich": ("guestprof/",),
     "platformdirs": ("guestprof/", "guest/cache"),
     "dissect": ("guest/storage/",),
-    "lz4": ("guest/storage/",),
+    "lz4": ("guest/unpack",),
     "psutil": ("sampler/",),
     "pygdbmi": ("sampler/gdb/mi",),
     "qemu": ("sampler/",),

@@ -1,0 +1,49 @@
+"""A recording and the options that name files of this machine become a recording with source lines, and words about it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from guest.debuginfod import Debuginfod
+from guest.elf.kernel_image import open_image
+from guest.elf.source_cache import SourceCache
+from guest.host_files import HostFiles, HostFinder
+from guest.symbolize import Symbolized, symbolize
+from recording.errors import BadImageError
+from recording.reader import Recording
+
+
+def run_symbolize(path: Path, host_files: HostFiles, *, quiet: bool) -> list[Symbolized]:
+    """Symbolize a recording and say what came of it. Raises BadImageError where ``--vmlinux`` is not of the guest's kernel."""
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    cache = SourceCache.of_user()
+
+    def finder_of(recording: Recording) -> HostFinder:
+        release = recording.meta.get("kernel_release")
+        return HostFinder(host_files, cache, Debuginfod(os.environ, say), release=release if isinstance(release, str) else None)
+
+    done = symbolize(path, finder_of, cache, say)
+    for each in done:
+        lines = f"lines of {each.with_lines:,} of {each.addresses:,} addresses, {each.inlined:,} inlined frames"
+        say(f"{each.image}: {lines}, from {each.file}")
+    return done
+
+
+def kernel_build_id(host_files: HostFiles) -> str | None:
+    """The build ID that the guest's kernel must have, None where any will do.
+
+    Raises BadImageError where ``--vmlinux`` holds no kernel, or nothing that is to be learnt.
+    """
+    if host_files.vmlinux is None:
+        return None
+    with open_image(host_files.vmlinux) as file:
+        if not file.has_symbols:
+            raise BadImageError(f"{file.path} has no symbols, so nothing is to be learnt from it; name one of a -dbg package")
+        return None if host_files.any_build else file.build_id
