@@ -6,7 +6,6 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import click
@@ -56,41 +55,18 @@ class EngineOptions:
 
     engine: str = OWN
     gdb: str | None = None
-    gdb_files: tuple[tuple[Path, int], ...] = ()
     gdb_commands: tuple[str, ...] = ()
     gdb_timeout: float = 10.0
 
-    @property
-    def chosen(self) -> GdbOptions | None:
-        """How to use gdb; None for the own engine. A usage error where what is for gdb comes without it."""
+    def chosen(self, images: Sequence[ImageRequest]) -> GdbOptions | None:
+        """How to use gdb, which reads the files itself; None for the own engine. A usage error where options do not go together."""
         if self.engine == GDB:
-            return GdbOptions(self.gdb, self.gdb_files, self.gdb_commands, self.gdb_timeout)
-        if self.gdb is not None or self.gdb_files or self.gdb_commands:
-            raise click.UsageError("--gdb, --gdb-file and --gdb-command are for --engine gdb")
+            if any(image.root is not None for image in images):
+                raise click.UsageError("gdb knows one address space: --elf FILE,root=ADDRESS needs the own engine")
+            return GdbOptions(self.gdb, tuple(images), self.gdb_commands, self.gdb_timeout)
+        if self.gdb is not None or self.gdb_commands:
+            raise click.UsageError("--gdb and --gdb-command are for --engine gdb")
         return None
-
-
-class FileAtBias(click.ParamType[tuple[Path, int]]):
-    """``FILE`` or ``FILE@BIAS``: a file with symbols, and how far it was moved when it was loaded."""
-
-    name = "file"
-
-    def convert(
-        self, value: str | tuple[Path, int], parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[Path, int]:
-        """The file and the bias, 0 without one."""
-        if isinstance(value, tuple):
-            return value
-        before, at, after = value.rpartition("@")
-        path, bias = Path(value), 0
-        if at and not path.exists():
-            try:
-                path, bias = Path(before), int(after, 0)
-            except ValueError:
-                self.fail(f"{after!r} is no address; write for example {before}@0x1000000", parameter, context)
-        if not path.is_file():
-            self.fail(f"there is no file {path}", parameter, context)
-        return path, bias
 
 
 def engine_options(function: Command) -> Command:
@@ -114,14 +90,6 @@ _OPTIONS = (
     ),
     click.option("--gdb", metavar="PATH", help="The gdb of --engine gdb; gdb-multiarch or gdb if not given."),
     click.option(
-        "--gdb-file",
-        "gdb_files",
-        type=FileAtBias(),
-        multiple=True,
-        metavar="FILE[@BIAS]",
-        help="A file with symbols for --engine gdb, and how far it was moved when it was loaded.",
-    ),
-    click.option(
         "--gdb-command",
         "gdb_commands",
         multiple=True,
@@ -137,12 +105,6 @@ _OPTIONS = (
         help="How long gdb may take for an answer.",
     ),
 )
-
-
-def refuse_with_gdb(engine: EngineOptions, images: Sequence[ImageRequest]) -> None:
-    """A usage error where files for the own engine come with gdb, which reads files by itself."""
-    if images and engine.engine == GDB:
-        raise click.UsageError("--elf is for the own engine; give files to gdb with --gdb-file")
 
 
 def open_session(

@@ -16,7 +16,7 @@ import click
 
 from guest.elf.images import ImageRequest, load_images
 from guest.host_files import HostFiles
-from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder, refuse_with_gdb
+from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
 from guestprof.symbolizing import kernel_build_id, run_symbolize
@@ -71,9 +71,7 @@ def run_options(
     prepare: bool = False,
 ) -> RunOptions:
     """What the options of a command say. A usage error where they do not go together."""
-    gdb = None if engine is None else engine.chosen
-    if engine is not None:
-        refuse_with_gdb(engine, sampling.images)
+    gdb = None if engine is None else engine.chosen(sampling.images)
     if gdb is not None and (sampling.raw or until_process is not None):
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0

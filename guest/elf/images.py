@@ -25,7 +25,8 @@ from unwind.user import Region
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_ENTRY = 4096
 """Bytes of the code with which an image begins, at most."""
-_SPACES = {FrameKind.KERNEL: Space.KERNEL, FrameKind.USER: Space.USER, FrameKind.FIRMWARE: Space.FIRMWARE}
+SPACES = {FrameKind.KERNEL: Space.KERNEL, FrameKind.USER: Space.USER, FrameKind.FIRMWARE: Space.FIRMWARE}
+"""Of the frames of an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class GuestImages:
         self.all = tuple(images)
         self._pc = architecture.pc
         self._find_roots = architecture.images.roots
-        self._kinds = {index: _SPACES[image.request.kind] for index, image in enumerate(images)}
+        self._kinds = {index: SPACES[image.request.kind] for index, image in enumerate(images)}
         self._common = _pieces(images, None)
         roots = {image.request.root for image in images if image.request.root is not None}
         if roots and self._find_roots is None:

@@ -11,7 +11,7 @@ import click
 from exporters.text import printable
 from guest.elf.images import ImageRequest, load_images
 from guestprof.elf_option import elf_option
-from guestprof.engines import EngineOptions, engine_options, open_session, refuse_with_gdb
+from guestprof.engines import EngineOptions, engine_options, open_session
 from guestprof.options import find_target, target_options
 from guestprof.signals import raise_on_sigterm
 from recording.model import Task
@@ -41,9 +41,8 @@ def dump(
 
     The guest is halted for less than a millisecond, by gdb (--engine gdb) for some.
     """
-    refuse_with_gdb(engine, images)
     raise_on_sigterm()
-    with open_session(find_target(connect, pid, qmp), engine.chosen, sources=FileSources()) as session:
+    with open_session(find_target(connect, pid, qmp), engine.chosen(images), sources=FileSources()) as session:
         if isinstance(session, GdbSession):
             snapshot, found = take_gdb_snapshot(session), session.how()
         else:

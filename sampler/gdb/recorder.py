@@ -8,7 +8,7 @@ from random import Random
 
 from recording.errors import GuestprofError, TransportError
 from recording.milestones import MARK
-from recording.model import Event, FrameKind, Halt, Image, Sample
+from recording.model import Event, Halt, Sample
 from recording.store import RecordingWriter
 from sampler.gdb.frames import GdbStack, parse_stack
 from sampler.gdb.process import GdbFailedError
@@ -106,7 +106,7 @@ class GdbRecorder:
         self._write_images()
         self.add_event("end", reason)
         self._writer.commit()
-        return Outcome(self.progress(), reason, error, is_explained=False)
+        return Outcome(self.progress(), reason, error, is_explained=bool(self._images.images))
 
     def _turn(self, watch: Callable[[Progress], str | None]) -> str:
         now = self._clock()
@@ -163,7 +163,7 @@ class GdbRecorder:
     def _write_images(self) -> None:
         """Names of functions that were seen since the last time, so that a recording that breaks off has them."""
         for image in self._images.images[self._written :]:
-            self._writer.add_image(Image(image.name, FrameKind.MODULE, self._boot, None, (), None))
+            self._writer.add_image(image.to_image(self._boot, None))
             self._written += 1
         for image in self._images.images:
             if image.is_changed:

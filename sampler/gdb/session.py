@@ -10,9 +10,9 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from recording.errors import GuestprofError, MissingDependencyError, StubError
+from guest.elf.images import ImageRequest
+from recording.errors import BadImageError, GuestprofError, MissingDependencyError, StubError
 from sampler.attachment import Attachment
 from sampler.discovery import TargetAddress
 from sampler.gdb.images import ImageStore
@@ -53,13 +53,13 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class GdbOptions:
-    """program: gdb, None for the one that is installed. files: with symbols, and how far each was moved when it was loaded.
+    """program: gdb, None for the one that is installed. files: with symbols.
 
     commands: of the user's, before gdb connects. timeout_s: for each answer of gdb's.
     """
 
     program: str | None = None
-    files: tuple[tuple[Path, int], ...] = ()
+    files: tuple[ImageRequest, ...] = ()
     commands: tuple[str, ...] = ()
     timeout_s: float = 10.0
 
@@ -124,8 +124,7 @@ class GdbSession(Attachment):
         self._connect(relay)
         self.target = self._connected = GdbTarget(self.gdb, address, vcpus=vcpus, resume_at_exit=resume)
         self.vcpus = self.target.vcpus
-        main = options.files[0][0].name if options.files else "[unknown]"
-        self.images = ImageStore(self.gdb, main)
+        self.images = ImageStore(self.gdb, options.files)
         self.roots = frozenset({"main", *self._entry_function()})
         """Functions that nothing calls."""
         self.qemu_version = self._qmp.version() if self._qmp else "unknown"
@@ -149,14 +148,15 @@ class GdbSession(Attachment):
         for answer in gdb.run([f"-gdb-set {setting}" for setting in _REQUIRED_SETTINGS]):
             answer.require()
         gdb.run([f"-gdb-set {setting}" for setting in _SETTINGS])
-        for number, (path, bias) in enumerate(files):
-            absolute = str(path.absolute())
-            quote(absolute)
-            if number == 0 and not bias:
+        for number, file in enumerate(files):
+            if not file.path.is_file():
+                raise BadImageError(f"there is no file {file.path}; give the ELF file that the guest runs (--elf)")
+            absolute = str(file.path.absolute())
+            if number == 0 and not file.bias:
                 command = f"-file-exec-and-symbols {quote(absolute)}"
             else:
                 escaped = "".join(f"\\{character}" if character in _ESCAPED else character for character in absolute)
-                command = f"-interpreter-exec console {quote(f'add-symbol-file {escaped} -o {bias:#x}')}"
+                command = f"-interpreter-exec console {quote(f'add-symbol-file {escaped} -o {file.bias:#x}')}"
             gdb.ask(command, timeout_s=_LOAD_TIMEOUT_S)
         for command in self._options.commands:
             answer = gdb.run([f"-interpreter-exec console {quote(command)}"], timeout_s=_LOAD_TIMEOUT_S)[0]

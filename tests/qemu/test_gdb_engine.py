@@ -11,11 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from recording.errors import MissingDependencyError
+from recording.model import StackEnd
 from recording.names import Namer
 from recording.reader import Recording
 from tests.conftest import skip_loudly
 from tests.qemu.aftermath import await_guards_end, await_samples, sample_count
 from tests.qemu.avr_guest import AvrGuest, build, gdb_of
+from tests.qemu.bare_guests import PATHS as BARE_PATHS
+from tests.qemu.bare_guests import X86_64, BareGuest
+from tests.qemu.bare_guests import build as build_bare
 from tests.qemu.command import guestprof, report_of, start_guestprof
 from tests.qemu.guests import PC
 
@@ -37,7 +42,7 @@ def guest(program: Path) -> Iterator[AvrGuest]:
 
 
 def engine(guest: AvrGuest) -> tuple[str | Path, ...]:
-    return "--connect", guest.target, "--engine", "gdb", "--gdb", "avr-gdb", "--gdb-file", guest.program
+    return "--connect", guest.target, "--engine", "gdb", "--gdb", "avr-gdb", "--elf", guest.program
 
 
 def stacks_of(path: Path) -> set[tuple[str, ...]]:
@@ -80,7 +85,7 @@ def test_shares_and_paths(guest: AvrGuest, tmp_path: Path) -> None:
     assert samples["shared"] > 0.95 * whole
     # Four standard deviations.
     assert abs(samples["beta"] - 0.75 * whole) < 4 * (0.75 * 0.25 * whole) ** 0.5
-    assert {row["module"] for row in report["functions"]} == {"[known_paths.elf]"}
+    assert {row["module"] for row in report["functions"]} == {"known_paths.elf"}
     assert stacks_of(path) >= PATHS
     assert all(any(longest[: len(stack)] == stack for longest in PATHS) for stack in stacks_of(path))
     assert_goes_on(guest)
@@ -158,6 +163,28 @@ def test_there_is_no_gdb(guest: AvrGuest, tmp_path: Path) -> None:
     )
     assert not (tmp_path / "a").exists()
     assert_goes_on(guest)
+
+
+def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
+    try:
+        kernel = build_bare(X86_64, tmp_path / "work.elf", flags=("-g",))
+    except MissingDependencyError as error:
+        skip_loudly(str(error))
+        raise
+    path = tmp_path / "a"
+    with BareGuest(X86_64, kernel, "-smp", "2") as guest:
+        guestprof("record", "--connect", guest.target, "--engine", "gdb", "--elf", kernel, "-F", "200", "-d", "3", "-o", path)
+    with Recording.open(path) as recording:
+        samples, namer = list(recording.samples()), Namer(recording.images())
+    assert {sample.vcpu for sample in samples} == {0, 1}
+    seen = set()
+    for chain in (sample.callchain for sample in samples if sample.vcpu == 0):
+        names = [namer.name(frame, 0).name for frame in reversed(chain.frames)]
+        if names[-1] in BARE_PATHS:
+            assert names[-len(BARE_PATHS[names[-1]]) :] == BARE_PATHS[names[-1]]
+            assert chain.end is StackEnd.TASK_ROOT
+            seen.add(names[-1])
+    assert seen == set(BARE_PATHS)
 
 
 def test_a_boot_of_a_kernel_that_gdb_has_no_symbols_of(
