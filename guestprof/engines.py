@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import click
@@ -58,9 +59,10 @@ class EngineOptions:
     gdb_commands: tuple[str, ...] = ()
     gdb_timeout: float = 10.0
 
-    def chosen(self, images: Sequence[ImageRequest]) -> GdbOptions | None:
+    def chosen(self, images: Sequence[ImageRequest], vmlinux: Path | None = None) -> GdbOptions | None:
         """How to use gdb, which reads the files itself; None for the own engine. A usage error where options do not go together."""
         if self.engine == GDB:
+            images = [*([] if vmlinux is None else [ImageRequest(vmlinux)]), *images]
             if any(image.root is not None for image in images):
                 raise click.UsageError("gdb knows one address space: --elf FILE,root=ADDRESS needs the own engine")
             return GdbOptions(self.gdb, tuple(images), self.gdb_commands, self.gdb_timeout)

@@ -24,7 +24,9 @@ from guestprof.version import version
 from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.reader import Recording
+from recording.sources import save_sources
 from recording.store import RecordingWriter
+from sampler.gdb.recorder import GdbRecorder
 from sampler.gdb.session import GdbOptions, GdbSession
 from sampler.memory import DEFAULT_MAX_HALT_S
 from sampler.recorder import Outcome, Progress, RecorderOptions
@@ -71,7 +73,7 @@ def run_options(
     prepare: bool = False,
 ) -> RunOptions:
     """What the options of a command say. A usage error where they do not go together."""
-    gdb = None if engine is None else engine.chosen(sampling.images)
+    gdb = None if engine is None else engine.chosen(sampling.images, sampling.vmlinux)
     if gdb is not None and (sampling.raw or until_process is not None):
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
@@ -113,8 +115,10 @@ def record_session(session: AnySession, options: RunOptions) -> Outcome:
         writer.set_meta("ended", outcome.reason)
         writer.set_meta("missed", outcome.progress.missed)
         writer.set_meta("problem", recorder.problem)
+    if isinstance(recorder, GdbRecorder):
+        save_sources(options.output, recorder.sources())
     say.end(outcome)
-    if outcome.progress.samples and (not options.host_files.is_empty or os.environ.get("DEBUGINFOD_URLS")):
+    if options.gdb is None and outcome.progress.samples and (not options.host_files.is_empty or os.environ.get("DEBUGINFOD_URLS")):
         run_symbolize(options.output, options.host_files, quiet=options.quiet)
     if outcome.error is not None:
         raise outcome.error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from guest.elf.images import GuestImages
 from guest.kernel import Kernel
-from recording.model import Callchain, Context, Image, SystemCall, Task
+from recording.model import Callchain, Context, Image, SourceLine, SystemCall, Task
 from recording.symbols import SymbolTable
 from sampler.knowledge import Caches, Knowledge, KnowledgeEvents, Sources
 from sampler.samples import Made, Pending
@@ -33,11 +33,15 @@ class VcpuSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One halt, the images that its frames name by their index, and the kernel if one was found."""
+    """One halt, the images that its frames name by their index, and the kernel if one was found.
+
+    lines: see ``recording.reader.Recording.source_lines``.
+    """
 
     vcpus: tuple[VcpuSnapshot, ...]
     images: tuple[Image, ...]
     kernel: Kernel | None
+    lines: Mapping[tuple[int, int], Sequence[SourceLine]] = field(default_factory=dict)
 
 
 class _Images:

@@ -14,7 +14,7 @@ from guestprof.elf_option import elf_option
 from guestprof.engines import EngineOptions, engine_options, open_session
 from guestprof.options import find_target, target_options
 from guestprof.signals import raise_on_sigterm
-from recording.model import Task
+from recording.model import Frame, Task
 from recording.names import NamedFrame, Namer
 from sampler.gdb.session import GdbSession
 from sampler.gdb.snapshot import take_gdb_snapshot
@@ -48,19 +48,27 @@ def dump(
         else:
             snapshot = take_snapshot(session, Caches.of_user(), load_images(images, session.architecture))
             found = _found(snapshot, images)
-    namer = Namer(snapshot.images)
+    namer = Namer(snapshot.images, snapshot.lines)
     namer.prepare(frame for each in snapshot.vcpus for frame in each.callchain.frames)
-    rows = [(each, [namer.name(frame, 0) for frame in each.callchain.frames]) for each in snapshot.vcpus]
+    rows = [
+        (each, [(frame, named) for frame in each.callchain.frames for named in reversed(namer.names(frame, 0))])
+        for each in snapshot.vcpus
+    ]
     if as_json:
         click.echo(json.dumps([_as_json(*row) for row in rows], indent=2))
         return
     click.echo(found)
-    for each, names in rows:
+    for each, frames in rows:
         click.echo(f"\nvCPU {each.vcpu}: {_describe(each)}")
-        for frame, named in zip(each.callchain.frames, names, strict=True):
-            offset = "" if named.offset is None else f"+{named.offset:#x}"
-            place = f"{printable(named.name)}{offset}  {printable(named.module)}"
-            click.echo(f"  {frame.pc:#018x}  {place}{'  (guess)' if frame.guess else ''}")
+        for frame, named in frames:
+            click.echo(f"  {frame.pc:#018x}  {_place(named)}{'  (guess)' if frame.guess else ''}")
+
+
+def _place(named: NamedFrame) -> str:
+    """``work+0x12  kernel.elf  src/work.c:14``."""
+    offset = " (inlined)" if named.is_inlined else "" if named.offset is None else f"+{named.offset:#x}"
+    line = "" if named.path is None else f"  {printable(named.path)}{'' if named.line is None else f':{named.line}'}"
+    return f"{printable(named.name)}{offset}  {printable(named.module)}{line}"
 
 
 def _found(snapshot: Snapshot, images: Sequence[ImageRequest]) -> str:
@@ -89,7 +97,7 @@ def _task_name(task: Task) -> str:
     return f"{printable(name)} ({task.pid})"
 
 
-def _as_json(each: VcpuSnapshot, names: list[NamedFrame]) -> dict[str, Any]:
+def _as_json(each: VcpuSnapshot, frames: list[tuple[Frame, NamedFrame]]) -> dict[str, Any]:
     task, chain, call = each.task, each.callchain, each.system_call
     return {
         "vcpu": each.vcpu,
@@ -100,8 +108,17 @@ def _as_json(each: VcpuSnapshot, names: list[NamedFrame]) -> dict[str, Any]:
         "context": each.context.value,
         "system_call": {"number": call.number, "name": call.name} if call else None,
         "frames": [
-            {"pc": f"{frame.pc:#x}", "name": named.name, "offset": named.offset, "module": named.module, "kind": named.kind.value}
-            for frame, named in zip(chain.frames, names, strict=True)
+            {
+                "pc": f"{frame.pc:#x}",
+                "name": named.name,
+                "offset": named.offset,
+                "module": named.module,
+                "kind": named.kind.value,
+                "inlined": named.is_inlined,
+                "path": named.path,
+                "line": named.line,
+            }
+            for frame, named in frames
         ],
         "end": chain.end.value,
         "user_end": chain.user_end.value if chain.user_end else None,

@@ -109,6 +109,10 @@ class ImageStore:
         """The frames of a stack that was learnt."""
         return Callchain(tuple(self._frames[each] for each in stack.activations), stack.end)
 
+    def lines(self) -> dict[tuple[int, int], tuple[SourceLine, ...]]:
+        """By the index of an image and an address in it, see ``recording.reader.Recording.source_lines``."""
+        return {(image.index, address): lines for image in self.images for address, lines in image.lines.items()}
+
     def as_images(self, boot: int = 0) -> list[Image]:
         """As a recording keeps them."""
         return [each.to_image(boot, each.symbols()) for each in self.images]

@@ -9,6 +9,7 @@ from random import Random
 from recording.errors import GuestprofError, TransportError
 from recording.milestones import MARK
 from recording.model import Event, Halt, Sample
+from recording.sources import ImageSources
 from recording.store import RecordingWriter
 from sampler.gdb.frames import GdbStack, parse_stack
 from sampler.gdb.process import GdbFailedError
@@ -107,6 +108,10 @@ class GdbRecorder:
         self.add_event("end", reason)
         self._writer.commit()
         return Outcome(self.progress(), reason, error, is_explained=bool(self._images.images))
+
+    def sources(self) -> dict[int, ImageSources]:
+        """The source lines that gdb told, by the images' numbers, to be put into the recording when it is closed."""
+        return {image.index: ImageSources(image.lines) for image in self._images.images[: self._written] if image.lines}
 
     def _turn(self, watch: Callable[[Progress], str | None]) -> str:
         now = self._clock()

@@ -17,4 +17,4 @@ def take_gdb_snapshot(session: GdbSession) -> Snapshot:
         VcpuSnapshot(each.vcpu, None, session.images.callchain(stack), None, Context.UNKNOWN, None)
         for each, stack in zip(told.stacks, stacks, strict=True)
     ]
-    return Snapshot(tuple(vcpus), tuple(session.images.as_images()), None)
+    return Snapshot(tuple(vcpus), tuple(session.images.as_images()), None, session.images.lines())

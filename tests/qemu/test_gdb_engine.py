@@ -17,7 +17,7 @@ from recording.names import Namer
 from recording.reader import Recording
 from tests.conftest import skip_loudly
 from tests.qemu.aftermath import await_guards_end, await_samples, sample_count
-from tests.qemu.avr_guest import AvrGuest, build, gdb_of
+from tests.qemu.avr_guest import AvrGuest, build, gdb_of, line_of
 from tests.qemu.bare_guests import PATHS as BARE_PATHS
 from tests.qemu.bare_guests import X86_64, BareGuest
 from tests.qemu.bare_guests import build as build_bare
@@ -86,6 +86,11 @@ def test_shares_and_paths(guest: AvrGuest, tmp_path: Path) -> None:
     # Four standard deviations.
     assert abs(samples["beta"] - 0.75 * whole) < 4 * (0.75 * 0.25 * whole) ** 0.5
     assert {row["module"] for row in report["functions"]} == {"known_paths.elf"}
+    lines = {tuple(row["name"].rpartition("/")[2].split(":")) for row in report_of(path, "--by", "line")["lines"]}
+    assert ("known_paths.c", str(line_of("shared"))) in lines
+    inlined = {row["name"]: row for row in report_of(path, "--inlined")["functions"] if "inlined" in row}
+    assert set(inlined) == {"helper"}
+    assert inlined["helper"]["samples"] > 0.9 * samples["beta"]
     assert stacks_of(path) >= PATHS
     assert all(any(longest[: len(stack)] == stack for longest in PATHS) for stack in stacks_of(path))
     assert_goes_on(guest)
@@ -96,6 +101,7 @@ def test_dump(guest: AvrGuest) -> None:
     assert [each["vcpu"] for each in told] == [0]
     names = [frame["name"] for frame in told[0]["frames"]]
     assert names[-2:] == ["main", "_start"]
+    assert told[0]["frames"][-2]["path"].endswith("known_paths.c")
     assert told[0]["end"] == "task-root"
     assert_goes_on(guest)
 
@@ -175,7 +181,7 @@ def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
     with BareGuest(X86_64, kernel, "-smp", "2") as guest:
         guestprof("record", "--connect", guest.target, "--engine", "gdb", "--elf", kernel, "-F", "200", "-d", "3", "-o", path)
     with Recording.open(path) as recording:
-        samples, namer = list(recording.samples()), Namer(recording.images())
+        samples, namer = list(recording.samples()), Namer(recording.images(), recording.source_lines())
     assert {sample.vcpu for sample in samples} == {0, 1}
     seen = set()
     for chain in (sample.callchain for sample in samples if sample.vcpu == 0):
@@ -183,6 +189,8 @@ def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
         if names[-1] in BARE_PATHS:
             assert names[-len(BARE_PATHS[names[-1]]) :] == BARE_PATHS[names[-1]]
             assert chain.end is StackEnd.TASK_ROOT
+            named = [each for frame in chain.frames for each in namer.names(frame, 0)]
+            assert all(each.line and each.path and each.path.endswith(("work.c", "x86_64.S")) for each in named)
             seen.add(names[-1])
     assert seen == set(BARE_PATHS)
 
