@@ -17,7 +17,7 @@ demo:
 test:
 	@tools/setup.sh test
 	@$(MAKE) --no-print-directory lint-only
-	$(PYTHON) -m pytest $(ARGS)
+	@tools/test.sh $(ARGS)
 
 lint:
 	@tools/setup.sh lint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporters.diff import DiffView, Worth, label, reach, side_line, signed, worth_of_row
+from exporters.diff import DiffView, Worth, named, reach, side_line, signed, worth_of_row
 from exporters.text import counted, duration, printable, shortened
 from recording.alignment import Unmatched
 from recording.boots import BootComparison, ComparedPhase, OneSided
@@ -13,6 +13,7 @@ from recording.contrast import FEWEST_RUNS, FEWEST_SAMPLES, LEVEL, Difference, M
 
 _MOST_NAMES = 3
 _NAME_WIDTH = 60
+_SAME = {Worth.NOISE: "differs by no more than its error", Worth.UNSURE: "may differ", Worth.UNTESTED: "is not tested"}
 _TOLD = frozenset({Worth.DIFFERS, Worth.FOLLOWS})
 
 
@@ -70,7 +71,9 @@ def result_lines(view: CompareView) -> list[str]:
     differing = [phase for phase in boots.phases if worth_of_duration(phase.duration) is Worth.DIFFERS]
     lines += [_of_phase(view, phase) for phase in differing]
     others = [phase for phase in boots.phases if phase not in differing and view.differing(phase, OfRow.SELF)]
-    lines += [f"{phase.name} takes as long, but {_functions(view, phase)}" for phase in others]
+    lines += [
+        f"{phase.name}, whose duration {_SAME[worth_of_duration(phase.duration)]}: {_functions(view, phase)}" for phase in others
+    ]
     if not differing and not others and worth_of_duration(boots.whole) is not Worth.DIFFERS:
         tested = sum(phase.functions.tests for phase in boots.phases) + sum(phase.duration.p is not None for phase in boots.phases)
         lines.append(f"no significant difference: {tested:,} figures tested, all within their error")
@@ -101,7 +104,7 @@ def _functions(view: CompareView, phase: ComparedPhase) -> str:
     own = [row for row in view.differing(phase, OfRow.SELF) if worth_of_row(row, OfRow.SELF) is Worth.DIFFERS]
     if not own:
         return ""
-    names = [f"{label(row, _NAME_WIDTH)} ({change_of(row.differences[Measure.TIME, OfRow.SELF])})" for row in own[:_MOST_NAMES]]
+    names = [named(row, view.of_phase(phase, OfRow.SELF), Measure.TIME) for row in own[:_MOST_NAMES]]
     names += ["..."] if len(own) > _MOST_NAMES else []
     return f"{counted(len(own), 'function')} in it {'differs' if len(own) == 1 else 'differ'}: {', '.join(names)}"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recording.blocks import has_ended_by_itself
-from recording.milestones import Milestone, find_milestones
+from recording.milestones import Milestone, find_milestones, usual_place
 from recording.phases import Phase, course_of
 from recording.profile import Profile
 
@@ -44,12 +44,14 @@ class Boot:
     """One recording of a boot.
 
     milestones: those that begin phases, by name. start_ns: where the recording begins; end: where it ends, as a milestone.
+    first_ns: its first halt.
     is_bounded: whether something in the guest ended it, and not how long was recorded.
     """
 
     profile: Profile
     milestones: Mapping[str, Milestone]
     start_ns: int
+    first_ns: int
     end: Milestone
     is_bounded: bool
 
@@ -87,7 +89,7 @@ def boot_of(profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None = Non
     begins = {each.name: each for each in find_milestones(profile, wanted) if each.begins_phase}
     course, halts = course_of(profile, ()), profile.halt_times()
     end = Milestone("", "", course.end_ns, halts[-2] if len(halts) > 1 else None)
-    return Boot(profile, begins, course.start_ns, end, has_ended_by_itself(profile))
+    return Boot(profile, begins, course.start_ns, halts[0] if halts else 0, end, has_ended_by_itself(profile))
 
 
 def align(sides: tuple[Sequence[Boot], Sequence[Boot]]) -> tuple[list[CommonPhase], list[Unmatched]]:
@@ -117,22 +119,32 @@ def _in_one_order(names: Sequence[str], boots: Sequence[Boot]) -> list[str]:
 
 
 def _follows(name: str, before: str, names: Sequence[str], boots: Sequence[Boot]) -> bool:
-    """Whether any boot shows both, and each of them in this order; in one halt they are seen in the order of the names."""
+    """Whether each boot that shows both does so in this order; in one halt they are seen in the order of the names.
+
+    Where no boot shows both, the kernel's own order counts, if it is known of these.
+    """
     times = [
         (boot.milestones[before].time_ns, boot.milestones[name].time_ns)
         for boot in boots
         if name in boot.milestones and before in boot.milestones
     ]
-    if all(earlier == later for earlier, later in times):
-        return bool(times) and names.index(before) < names.index(name)
-    return all(earlier <= later for earlier, later in times)
+    if not times:
+        earlier, later = usual_place(before), usual_place(name)
+        return earlier is not None and later is not None and earlier < later
+    if all(first_ns == then_ns for first_ns, then_ns in times):
+        return names.index(before) < names.index(name)
+    return all(first_ns <= then_ns for first_ns, then_ns in times)
 
 
 def _phases(chain: Sequence[str], sides: tuple[Sequence[Boot], Sequence[Boot]]) -> list[CommonPhase]:
     boots = [boot for side in sides for boot in side]
     titles = {name: milestone.title for boot in boots for name, milestone in boot.milestones.items()}
     begins = [[_begins(boot, chain) for boot in side] for side in sides]
-    has_before = not chain or any(of_boot[0].after_ns is not None for side in begins for of_boot in side)
+    has_before = not chain or any(
+        of_boot[0].time_ns > boot.first_ns
+        for side, of_side in zip(sides, begins, strict=True)
+        for boot, of_boot in zip(side, of_side, strict=True)
+    )
     names = [*([BEFORE] if has_before else []), *chain]
     first, second = [
         [_spans(boot, names, of_boot) for boot, of_boot in zip(side, of_side, strict=True)]

@@ -235,6 +235,11 @@ def _recorded(profile: Profile, wanted: Mapping[str, re.Pattern[str]]) -> Iterab
             yield Milestone(name, f"console: {line.text}", line.running_time_ns, None)
 
 
+def usual_place(name: str) -> int | None:
+    """Where a milestone stands among those of every boot of Linux, from 0; None for others, which may come at any time."""
+    return _ORDER.get(name)
+
+
 def _unique(milestones: list[Milestone]) -> list[Milestone]:
     """Names that come again are numbered: of a second boot, or of marks of one name."""
     count: dict[str, int] = {}

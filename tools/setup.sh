@@ -71,6 +71,7 @@ look() {
         has node || need nodejs 'Node.js (node)'
         has npm || need npm 'npm'
         has cpio || need cpio 'cpio'
+        has make || need make 'make'
         has lz4 || need lz4 'lz4'
         has zstd || need zstd 'zstd'
         has qemu-img || need qemu-utils 'qemu-img and qemu-nbd'

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from exporters.compare import CompareView
+from exporters.compare import CompareView, result_lines
 from exporters.paint import Paint
 from exporters.registry import compare_formats
 from guestprof.boot_run import BootOptions
 from guestprof.commands.report import color_option, is_coloured
 from guestprof.compare_run import record_sides, sides_of
+from guestprof.engines import EngineOptions, engine_options
 from guestprof.options import RegexType, SamplingOptions, sampling_options
 from guestprof.output import require_absent, write_output
 from guestprof.recording_run import run_options
@@ -44,6 +45,7 @@ _STANDARD_OUTPUT = Path("-")
     help="Compare command lines: --with NAME -- QEMU ARGS... --with NAME -- QEMU ARGS...",
 )
 @click.option("--runs", type=click.IntRange(min=1), default=_RUNS, show_default=True, metavar="N", help="Boots of each side.")
+@engine_options
 @sampling_options("The report: .html, .json or text. Recordings are written beside it (FILE-SIDE-1.guestprof, ...).")
 @click.option("--until-console", type=RegexType(), metavar="REGEX", help="A boot is over when a line of the console matches.")
 @click.option("--until-symbol", metavar="NAME", help="A boot is over when this kernel function is reached.")
@@ -73,6 +75,7 @@ def compare(
     accelerators: tuple[str, ...],
     names: tuple[str, ...],
     runs: int,
+    engine: EngineOptions,
     sampling: SamplingOptions,
     until_console: re.Pattern[str] | None,
     until_symbol: str | None,
@@ -108,6 +111,7 @@ def compare(
         sides = sides_of(words, accelerators, names)
         run = run_options(
             replace(sampling, output=None if sampling.output == _STANDARD_OUTPUT else sampling.output),
+            engine,
             until_symbol=until_symbol,
             until_process=until_process,
         )
@@ -125,6 +129,8 @@ def compare(
         view = CompareView(comparison, labels, limit)
         export = compare_formats(Paint(is_coloured(color) and output == _STANDARD_OUTPUT))[format_name].export
         write_output(output, [export(view, version())], force=sampling.force)
+        for line in () if sampling.quiet or output == _STANDARD_OUTPUT else result_lines(view):
+            click.echo(line, err=True)
 
 
 def _recordings(
