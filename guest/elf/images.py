@@ -19,7 +19,11 @@ from recording.errors import BadImageError
 from recording.model import FrameKind, Image, Space
 from recording.symbols import SymbolTable
 from unwind.arch import Architecture, Registers, UserAbi
+from unwind.checked_rows import CheckedCodeRows
+from unwind.code_rows import CodeRows
 from unwind.images import ImageCode
+from unwind.instructions import Instruction
+from unwind.rules import Row
 from unwind.user import Region
 
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -43,9 +47,32 @@ class ImageRequest:
     kind: FrameKind = FrameKind.KERNEL
 
 
+class _CodeRows:
+    """Rows out of a file's code (``unwind.user.UserCodeRows``)."""
+
+    def __init__(self, elf: ElfFile, abi: UserAbi, symbols: SymbolTable) -> None:
+        self._rows = CodeRows(elf.read, abi, lambda address: _start(symbols, address))
+
+    def find_code_rows(self, address: int, *, interrupted: bool) -> Sequence[Row]:
+        """See ``unwind.user.UserCodeRows``."""
+        return self._rows.find_rows(address, interrupted=interrupted)
+
+    def find_call(self, address: int) -> Instruction | None:
+        """See ``unwind.user.UserCodeRows``."""
+        return self._rows.find_call(address)
+
+
+def _start(symbols: SymbolTable, address: int) -> Sequence[int]:
+    symbol = symbols.find_at(address)
+    return () if symbol is None else (symbol.address,)
+
+
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """A file as the guest has it in memory. segments: run-time addresses [start, end) of all that is mapped of it."""
+    """A file as the guest has it in memory. segments: run-time addresses [start, end) of all that is mapped of it.
+
+    code_rows, checked_rows: rows out of its code, for processors whose programs may have no others (``unwind.user.Region``).
+    """
 
     request: ImageRequest
     elf: ElfFile
@@ -55,6 +82,8 @@ class GuestImage:
     entry_end: int
     segments: tuple[tuple[int, int], ...]
     code: tuple[tuple[int, int], ...]
+    code_rows: _CodeRows | None
+    checked_rows: CheckedCodeRows | None
 
     def to_image(self) -> Image:
         """What a recording keeps of it; its frames name it."""
@@ -100,7 +129,10 @@ def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
     rows = UserRows(elf, architecture.user_abis)
     run_steps(rows.prepare())
     segments = tuple((placed(load.address), placed(load.address) + load.memory_size) for load in loads)
-    return GuestImage(request, elf, rows, symbols, abi, _entry_end(elf, symbols), segments, code)
+    is_checked = abi.follows_call is not None
+    checked_rows = CheckedCodeRows(elf.read, abi) if is_checked else None
+    code_rows = _CodeRows(elf, abi, symbols) if abi.decode is not None and not is_checked else None
+    return GuestImage(request, elf, rows, symbols, abi, _entry_end(elf, symbols), segments, code, code_rows, checked_rows)
 
 
 def _entry_end(elf: ElfFile, symbols: SymbolTable) -> int:
@@ -132,7 +164,8 @@ def _pieces(images: Sequence[GuestImage], root: int | None) -> _Pieces:
     for index, image in enumerate(images):
         bias = image.request.bias & _ADDRESS_MASK
         for start, end in image.code if image.request.root == root else ():
-            region = Region(start, end, bias, index, image.rows, image.elf.entry, entry_end=image.entry_end)
+            more = image.code_rows, image.checked_rows, image.entry_end
+            region = Region(start, end, bias, index, image.rows, image.elf.entry, *more)
             rows.append((region, image))
     rows.sort(key=lambda row: row[0].start)
     for (region, image), (following, other) in pairwise(rows):
