@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from guest.elf.images import GuestImages
 from guest.memory import PhysicalMemory
-from guest.paging import AddressSpace
+from guest.paging import AddressSpace, linear_address
 from recording.model import Callchain, Context, Space
 from sampler.halt import HaltedState, Read
 from unwind.arch import Architecture, Registers
@@ -64,7 +64,7 @@ class ImageStacks:
         start = max(0, sp - _RED_ZONE)
         while start < end:
             stop = min(end, (start // _PAGE + 1) * _PAGE)
-            physical = self._physical(start, spaces)
+            physical = self._physical(start, registers, spaces)
             if physical is None or not any(low <= physical and physical + stop - start <= high for low, high in self._ram):
                 break
             if self._can_peek:
@@ -83,10 +83,11 @@ class ImageStacks:
             return ()
         return [AddressSpace(self._memory, arch.paging.tables(registers), root) for root in find(registers)]
 
-    def _physical(self, address: int, spaces: Sequence[AddressSpace]) -> int | None:
-        """Where an address lies; itself, where there are no page tables that are known."""
+    def _physical(self, address: int, registers: Registers, spaces: Sequence[AddressSpace]) -> int | None:
+        """Where an address lies: where there are no page tables that are known, what the processor maps by itself, or the same."""
         if not spaces:
-            return address
+            linear = linear_address(self._architecture.paging.tables(registers), address)
+            return address if linear is None else linear
         return next((physical for space in spaces if (physical := space.translate(address)) is not None), None)
 
     def walk(self, capture: Capture) -> tuple[Callchain, Context] | None:

@@ -88,6 +88,11 @@ look() {
         has qemu-system-mips64el || optional="$optional qemu-system-mips"
         has qemu-system-riscv64 || optional="$optional qemu-system-misc"
         [ -e /usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin ] || optional="$optional opensbi"
+        # Guests without an operating system.
+        for target in aarch64-linux-gnu arm-linux-gnueabihf riscv64-linux-gnu powerpc64-linux-gnu powerpc64le-linux-gnu \
+            mips-linux-gnu mipsel-linux-gnu s390x-linux-gnu m68k-linux-gnu; do
+            has "$target-gcc" || optional="$optional gcc-$target"
+        done
         # Tests that compare with gdb, or record by it, skip themselves, with the reason.
         has gdb || optional="$optional gdb"
         has avr-gdb || optional="$optional gdb-avr"

@@ -18,6 +18,7 @@ class ImageFacts:
     """See ``unwind/images.py``.
 
     machines: what ELF files call the architecture (e_machine).
+    has_both_orders: whether the processor runs code of either byte order, and so files may have the other one.
     roots: physical addresses of the top-level page tables that are in use, by the registers; None where none tells.
     is_waiting: whether a vCPU waits for an interrupt, by its registers and the code in front of its pc (4 bytes).
     pushed_exception: what an interrupt or exception has interrupted that the processor has pushed to an address: (that, bytes of a
@@ -26,6 +27,7 @@ class ImageFacts:
     """
 
     machines: tuple[int, ...]
+    has_both_orders: bool
     roots: Callable[[Mapping[str, int]], tuple[int, ...]] | None
     is_waiting: Callable[[Mapping[str, int], bytes], bool]
     pushed_exception: Callable[[int, int, Mapping[str, int], ReadWord], Mapping[str, int] | None] | None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from recording.model import Callchain, Space, StackEnd, UserEnd
-from unwind.arch import Architecture, UserAbi
+from unwind.arch import Architecture, ByteOrder, UserAbi
 from unwind.capture import Capture
 from unwind.rules import Missing, Row, find_caller, find_cfa
 from unwind.user import Activation, Region, Step, Walk, flagged_mode
@@ -30,12 +30,13 @@ class ImageCode:
     """The code of one address space.
 
     find_region: the piece of code at a run-time address. spaces: by image, what its frames are. abi: how the code uses the
-    processor. read: bytes of code at a run-time address, None where they are not known.
+    processor. byteorder: of its words. read: bytes of code at a run-time address, None where they are not known.
     """
 
     find_region: Callable[[int], Region | None]
     spaces: Mapping[int, Space]
     abi: UserAbi
+    byteorder: ByteOrder
     read: Callable[[int, int], bytes | None]
 
 
@@ -67,7 +68,7 @@ class _ImageWalk(Walk):
     __slots__ = ("_architecture", "_capture", "_image_code", "exceptions")
 
     def __init__(self, architecture: Architecture, capture: Capture, code: ImageCode) -> None:
-        size, byteorder = code.abi.pointer_size, architecture.byteorder
+        size, byteorder = code.abi.pointer_size, code.byteorder
 
         def read_word(address: int) -> int | None:
             data = capture.read(address, size)

@@ -109,11 +109,12 @@ def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
     if elf is None:
         raise BadImageError(f"{path} is cut short; give the whole ELF file that the guest runs (--elf)")
     abi = next((abi for abi in architecture.user_abis[::-1] if abi.pointer_size == elf.pointer_size), None)
-    is_ours = elf.machine in architecture.images.machines and elf.header.format.byteorder == architecture.byteorder
+    facts, byteorder = architecture.images, elf.header.format.byteorder
+    is_ours = elf.machine in facts.machines and (facts.has_both_orders or byteorder == architecture.byteorder)
     if abi is None or not is_ours:
         raise BadImageError(
             f"{path} is for another processor (ELF machine {elf.machine}, {8 * elf.pointer_size} bits,"
-            f" {elf.header.format.byteorder} endian) than the guest's {architecture.name}; give the file that the guest runs"
+            f" {byteorder} endian) than the guest's {architecture.name}; give the file that the guest runs"
         )
     if elf.header.type not in (ET_EXEC, ET_DYN):
         raise BadImageError(f"{path} is no linked program (ELF type {elf.header.type}); give what the linker made of it (--elf)")
@@ -208,7 +209,10 @@ class GuestImages:
             tables[:0] = [self._by_root[root] for root in self._find_roots(registers) if root in self._by_root]
         pc = registers[self._pc]
         found = next(((table, index) for table in tables if (index := table.at(pc)) is not None), None)
-        return None if found is None else ImageCode(_finder(tables), self._kinds, found[0].images[found[1]].abi, _reader(tables))
+        if found is None:
+            return None
+        image = found[0].images[found[1]]
+        return ImageCode(_finder(tables), self._kinds, image.abi, image.elf.header.format.byteorder, _reader(tables))
 
 
 def _finder(tables: Sequence[_Pieces]) -> Callable[[int], Region | None]:

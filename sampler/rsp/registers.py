@@ -253,7 +253,9 @@ def choose_architecture(description: TargetDescription | None, hint: str | None,
                 " a gdb that knows it can: --engine gdb"
             )
         return architecture
-    layouts = [(each, RegisterLayout.from_fixed(each).size) for each in ARCHITECTURES if each.fixed_registers]
+    # Of two that differ in their byte order alone, the one whose Linux is known.
+    layed_out = {each.fixed_registers: each for each in reversed(ARCHITECTURES) if each.fixed_registers}
+    layouts = [(each, RegisterLayout.from_fixed(each).size) for each in layed_out.values()]
     # Those that QEMU describes have registers behind what the fixed layout knows.
     fitting = [each for each, size in layouts if size == g_size] or [
         each for each, size in layouts if each.gdb_architectures and size <= g_size < 2 * size + 512

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ _POLL_S = 0.02
 _FLAGS = (
     *("-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie"),
     *("-fno-stack-protector", "-fno-optimize-sibling-calls", "-fasynchronous-unwind-tables", "-Wl,--build-id=sha1"),
+    *("-Wl,-z,max-page-size=4096", "-Wl,--no-warn-rwx-segments"),
 )
 SHARES = {"leaf_five": 0.5, "leaf_three": 0.3, "leaf_two": 0.2}
 """Of the time that the guest works."""
@@ -32,35 +33,128 @@ PATHS = {
 """Callers of each, outermost first, from ``main`` on."""
 
 
+_FILE_SERIAL = ("-serial", "file:{console}")
+
+
 @dataclass(frozen=True, slots=True)
 class BareMachine:
     """What to build for, and what to run it on.
 
-    name: guestprof's of the architecture. source: of its startup code. compiler: Debian's package of it has the same name.
+    name: of the test. architecture: guestprof's name of it. source: of the startup code. compiler: Debian's package has its name.
+    base: where the code is linked. qemu, serial: of the command line; ``{console}`` is a file. package: has the emulator.
+    bias: how far QEMU moves the code.
     """
 
     name: str
+    architecture: str
     source: str
     compiler: str
+    base: int
     flags: tuple[str, ...]
     qemu: tuple[str, ...]
+    package: str
+    serial: tuple[str, ...] = _FILE_SERIAL
+    bias: int = 0
 
 
-X86_64_FLAGS = (
-    *("-mno-red-zone", "-mgeneral-regs-only", "-fcf-protection=none"),
-    *("-Wl,-z,max-page-size=4096", "-Wl,-Ttext-segment=0x100000"),
-)
-X86_64 = BareMachine("x86_64", "x86_64.S", "gcc", X86_64_FLAGS, ("qemu-system-x86_64",))
-X86_64_RING3 = BareMachine("x86_64", "x86_64.S", "gcc", (*X86_64_FLAGS, "-DRING"), ("qemu-system-x86_64",))
+_X86_64 = ("-mno-red-zone", "-mgeneral-regs-only", "-fcf-protection=none")
+_PC = ("qemu-system-x86_64", "-m", "64")
+X86_64 = BareMachine("x86_64", "x86_64", "x86_64.S", "gcc", 0x100000, _X86_64, _PC, "qemu-system-x86")
+X86_64_RING3 = replace(X86_64, name="x86_64-ring3", flags=(*_X86_64, "-DRING"))
 """Its work is done in ring 3, which also hypervisors run that interpret ring 0."""
+_ARM_VIRT = ("-M", "virt", "-m", "64", "-cpu")
+_ARM = BareMachine(
+    "arm",
+    "armhf",
+    "arm.S",
+    "arm-linux-gnueabihf-gcc",
+    0x40100000,
+    ("-marm", "-Wl,--defsym=__aeabi_unwind_cpp_pr0=0,--defsym=__aeabi_unwind_cpp_pr1=0"),
+    ("qemu-system-arm", *_ARM_VIRT, "cortex-a15"),
+    "qemu-system-arm",
+)
+_PSERIES = ("qemu-system-ppc64", "-M", "pseries,x-vof=on", "-m", "256")
+_POWER = ("-mno-vsx", "-mno-altivec", "-msoft-float")
+_PPC64LE = BareMachine(
+    "ppc64le", "ppc64el", "ppc64.S", "powerpc64le-linux-gnu-gcc", 0, _POWER, _PSERIES, "qemu-system-ppc", bias=0x400000
+)
+_MIPSEL = BareMachine(
+    "mipsel",
+    "mipsel",
+    "mips.S",
+    "mipsel-linux-gnu-gcc",
+    0x80100000,
+    ("-mabi=32", "-mno-abicalls", "-G0", "-msoft-float"),
+    ("qemu-system-mipsel", "-M", "malta", "-m", "64"),
+    "qemu-system-mips",
+)
+OTHERS = (
+    BareMachine(
+        "arm64",
+        "arm64",
+        "aarch64.S",
+        "aarch64-linux-gnu-gcc",
+        0x40100000,
+        ("-mgeneral-regs-only",),
+        ("qemu-system-aarch64", *_ARM_VIRT, "cortex-a57"),
+        "qemu-system-arm",
+    ),
+    _ARM,
+    replace(_ARM, name="thumb", flags=("-mthumb", *_ARM.flags[1:])),
+    BareMachine(
+        "riscv64",
+        "riscv64",
+        "riscv64.S",
+        "riscv64-linux-gnu-gcc",
+        0x80000000,
+        ("-mcmodel=medany",),
+        ("qemu-system-riscv64", "-M", "virt", "-bios", "none", "-m", "64"),
+        "qemu-system-misc",
+    ),
+    _PPC64LE,
+    replace(_PPC64LE, name="ppc64", compiler="powerpc64-linux-gnu-gcc", flags=("-mabi=elfv2", *_POWER)),
+    _MIPSEL,
+    replace(
+        _MIPSEL,
+        name="mips",
+        architecture="mips",
+        compiler="mips-linux-gnu-gcc",
+        qemu=("qemu-system-mips", "-M", "malta", "-m", "64"),
+    ),
+    BareMachine(
+        "s390x",
+        "s390x",
+        "s390x.S",
+        "s390x-linux-gnu-gcc",
+        0x10000,
+        ("-msoft-float",),
+        ("qemu-system-s390x", "-M", "s390-ccw-virtio", "-m", "64"),
+        "qemu-system-misc",
+        serial=("-chardev", "file,id=console,path={console}", "-device", "sclpconsole,chardev=console"),
+    ),
+    BareMachine(
+        "m68k",
+        "m68k",
+        "m68k.S",
+        "m68k-linux-gnu-gcc",
+        0x10000,
+        ("-m68040", "-msoft-float"),
+        ("qemu-system-m68k", "-M", "virt", "-m", "64"),
+        "qemu-system-misc",
+    ),
+)
+"""Those other than x86-64, which also runs under KVM."""
 
 
 def build(machine: BareMachine, path: Path, *, rounds: int = 0, flags: tuple[str, ...] = ()) -> Path:
     """Compile into a file. rounds: of work until it prints "done", 0: never. Raises MissingDependencyError without a compiler."""
     command = [machine.compiler, *_FLAGS, *machine.flags, *flags, f"-DROUNDS={rounds}", f"-DDEPTH={DEPTH}"]
+    command += ["-T", str(_SOURCES / "guest.ld"), f"-Wl,--defsym=BASE={machine.base:#x}"]
     command += [str(_SOURCES / machine.source), str(_SOURCES / "work.c"), "-o", str(path)]
-    if shutil.which(machine.compiler) is None:
-        raise MissingDependencyError(f"{machine.compiler} is not installed, so the guest cannot be built (Debian has it)")
+    if shutil.which(machine.compiler) is None or shutil.which(machine.qemu[0]) is None:
+        compiler = machine.compiler.removesuffix("-gcc")
+        packages = f"{'gcc' if compiler == 'gcc' else f'gcc-{compiler}'} {machine.package}".replace("x86_64", "x86-64")
+        raise MissingDependencyError(f"no guest can be built or run for {machine.name}; Debian: apt-get install {packages}")
     subprocess.run(command, check=True)
     return path
 
@@ -76,10 +170,12 @@ class BareGuest:
         self.process = subprocess.Popen(
             [
                 *machine.qemu,
-                *("-nodefaults", "-display", "none", "-m", "64", "-serial", f"file:{self._console}", "-kernel", str(kernel)),
+                *("-nodefaults", "-display", "none", "-kernel", str(kernel)),
+                *(option.format(console=self._console) for option in machine.serial),
                 *("-chardev", f"socket,id=g0,path={self._directory / 'gdb'},server=on,wait=off", "-gdb", "chardev:g0", *extra),
             ],
             stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             self.wait_for(mark, timeout_s)

@@ -242,11 +242,11 @@ def quit_machine(qmp: str) -> None:
 
 
 def test_a_machine_of_an_unknown_architecture(machine: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
-    gdb, qmp = machine("-M", "virt", binary="qemu-system-m68k")
+    gdb, qmp = machine("-M", "virt", binary="qemu-system-or1k")
     said = refused(tmp_path / "a", "--connect", gdb)
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
     assert said == (
-        f"guestprof: the guest's architecture is 'm68k', which guestprof cannot profile yet (it knows {known});"
+        f"guestprof: the guest's architecture is 'or1k', which guestprof cannot profile yet (it knows {known});"
         " a gdb that knows it can: --engine gdb\n"
     )
     with Qmp.open(qmp) as client:
@@ -280,7 +280,9 @@ def ends_without_linux(path: Path, gdb: str, qmp: str) -> set[StackEnd]:
     """Why the stacks of a guest end that runs no Linux. It is told, and what was recorded is kept."""
     said = guestprof("record", "--connect", gdb, "-d", "2", "-o", path, status=1).stderr
     assert "guestprof: no Linux kernel was found in the guest's memory, so the samples in" in said
-    assert said.endswith("profile a guest that runs Linux, or record for longer if it is still booting\n")
+    assert said.endswith(
+        "profile a guest that runs Linux (or name what else it runs with --elf), or record for longer if it is still booting\n"
+    )
     with Recording.open(path) as recording:
         samples = list(recording.samples())
         assert "kernel_release" not in recording.meta

@@ -151,7 +151,7 @@ def test_architectures_are_found_by_gdbs_and_qemus_names(name: str) -> None:
 
 
 def test_unknown_architectures_are_none() -> None:
-    assert find_architecture("m68k") is None
+    assert find_architecture("or1k") is None
 
 
 def test_the_description_names_the_architecture() -> None:
@@ -163,7 +163,7 @@ def test_the_description_names_the_architecture() -> None:
 @pytest.mark.parametrize(
     ("description", "hint", "g_size", "message"),
     [
-        (TargetDescription("m68k", ()), None, 344, "'m68k', which guestprof cannot profile yet"),
+        (TargetDescription("or1k", ()), None, 344, "'or1k', which guestprof cannot profile yet"),
         (None, "hppa", 512, "'hppa', which guestprof cannot profile yet"),
         (None, None, 100, "does not say which architecture"),
     ],

@@ -13,7 +13,9 @@ from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
 from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
+from unwind.arch.m68k import M68K
 from unwind.arch.mips64el import MIPS64EL
+from unwind.arch.mips_be import MIPS
 from unwind.arch.mipsel import MIPSEL
 from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.registry import find_architecture
@@ -630,6 +632,44 @@ def test_ppc64el_registers_of_a_big_endian_moment() -> None:
     assert PPC64EL.is_other_byteorder({"msr": int.from_bytes(bytes.fromhex("8000000000001000"), "little")})
     assert not PPC64EL.is_other_byteorder({"msr": 0x8000_0000_0000_1033})
     assert not PPC64EL.is_other_byteorder({})
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("4eb9 0001 0128", True),  # jsr address
+        ("4e71 4eb8 1000", True),  # jsr address.w
+        ("4e71 4eba 0010", True),  # jsr d16(pc)
+        ("4e71 4ea8 0010", True),  # jsr d16(a0)
+        ("4e71 4e71 4e90", True),  # jsr (a0)
+        ("61ff 0000 0010", True),  # bsr.l
+        ("4e71 6100 0010", True),  # bsr.w
+        ("4e71 4e71 6110", True),  # bsr.b
+        ("4e71 4e71 4e75", False),  # rts
+        ("4e71 4e71 4ed0", False),  # jmp (a0)
+        ("4e71 4e71 6010", False),  # bra
+    ],
+)
+def test_m68k_follows_call(before: str, follows: bool) -> None:
+    assert M68K.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+def test_m68k_exception_frames() -> None:
+    words = {0x1000: 0x2000_0001, 0x1004: 0x0128_0064, 0x2000: 0x2000_0001, 0x2004: 0x0128_F064}
+    assert M68K.images.pushed_exception is not None
+    assert M68K.images.pushed_exception(0x1000, 4, {}, words.get) == {"pc": 0x1_0128, "sp": 0x1008}
+    assert M68K.images.pushed_exception(0x2000, 4, {}, words.get) is None
+    assert M68K.images.pushed_exception(0x3000, 4, {}, words.get) is None
+
+
+def test_mips_is_mipsel_with_words_the_other_way_round() -> None:
+    assert find_architecture("mips") is MIPS
+    assert MIPS.kernel_code.follows_call(bytes.fromhex("0c004003 00000000"))  # jal
+    assert not MIPS.kernel_code.follows_call(bytes.fromhex("0340000c 00000000"))
+    decode, little = MIPS.user_abis[0].decode, MIPSEL.user_abis[0].decode
+    assert decode is not None
+    assert little is not None
+    assert decode(0x8010_0000, bytes.fromhex("27bdffe8")) == little(0x8010_0000, bytes.fromhex("e8ffbd27"))
 
 
 FILES = sorted(path for path in Path(arch.__file__).parent.glob("*.py") if "Architecture(" in path.read_text("utf-8"))

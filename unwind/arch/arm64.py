@@ -405,6 +405,7 @@ ARM64 = Architecture(
     hidden=None,
     images=ImageFacts(
         machines=(183,),
+        has_both_orders=False,
         roots=lambda registers: tuple(registers.get(name, 0) & _TABLE_ADDRESS for name in ("TTBR0_EL1", "TTBR1_EL1")),
         is_waiting=waits_behind(b"\x7f\x20\x03\xd5", b"\x5f\x20\x03\xd5"),
         pushed_exception=None,

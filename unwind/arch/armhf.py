@@ -402,6 +402,7 @@ ARMHF = Architecture(
     hidden=EntryRun(_landings),
     images=ImageFacts(
         machines=(40,),
+        has_both_orders=False,
         roots=lambda registers: (registers.get("TTBR0_EL1", 0) & _TABLE_ADDRESS,),
         is_waiting=waits_behind(b"\x03\xf0\x20\xe3", b"\x02\xf0\x20\xe3", b"\x30\xbf", b"\x20\xbf"),
         pushed_exception=None,

@@ -277,6 +277,7 @@ I386 = Architecture(
     hidden=None,
     images=ImageFacts(
         machines=(3,),
+        has_both_orders=False,
         roots=lambda registers: (registers["cr3"] & (0xFFFF_FFE0 if registers["cr4"] & _CR4_PAE else 0xFFFF_F000),),
         is_waiting=waits_behind(b"\xf4"),
         pushed_exception=x86_exceptions("eip", "esp"),

@@ -207,6 +207,7 @@ MIPS64EL = Architecture(
     hidden=mips.monitor_registers(8),
     images=ImageFacts(
         machines=(8,),
+        has_both_orders=False,
         roots=None,
         is_waiting=waits_behind(b"\x20\x00\x00\x42"),
         pushed_exception=None,

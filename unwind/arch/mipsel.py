@@ -197,6 +197,7 @@ MIPSEL = Architecture(
     hidden=mips.monitor_registers(4),
     images=ImageFacts(
         machines=(8,),
+        has_both_orders=False,
         roots=None,
         is_waiting=waits_behind(b"\x20\x00\x00\x42"),
         pushed_exception=None,

@@ -420,8 +420,9 @@ PPC64EL = Architecture(
     ),
     images=ImageFacts(
         machines=(21,),
+        has_both_orders=True,
         roots=None,
-        is_waiting=waits_behind(b"\x3c\x00\x00\x7c", b"\xe4\x02\x00\x4c"),
+        is_waiting=waits_behind(b"\x3c\x00\x00\x7c", b"\x7c\x00\x00\x3c", b"\xe4\x02\x00\x4c", b"\x4c\x00\x02\xe4"),
         pushed_exception=None,
     ),
 )

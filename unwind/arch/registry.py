@@ -6,14 +6,16 @@ from unwind.arch import Architecture
 from unwind.arch.arm64 import ARM64
 from unwind.arch.armhf import ARMHF
 from unwind.arch.i386 import I386
+from unwind.arch.m68k import M68K
 from unwind.arch.mips64el import MIPS64EL
+from unwind.arch.mips_be import MIPS
 from unwind.arch.mipsel import MIPSEL
 from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.riscv64 import RISCV64
 from unwind.arch.s390x import S390X
 from unwind.arch.x86_64 import X86_64
 
-ARCHITECTURES: tuple[Architecture, ...] = (X86_64, ARM64, RISCV64, S390X, PPC64EL, I386, MIPS64EL, MIPSEL, ARMHF)
+ARCHITECTURES: tuple[Architecture, ...] = (X86_64, ARM64, RISCV64, S390X, PPC64EL, I386, MIPS64EL, MIPSEL, ARMHF, MIPS, M68K)
 
 
 def find_architecture(name: str) -> Architecture | None:

@@ -371,6 +371,7 @@ RISCV64 = Architecture(
     hidden=None,
     images=ImageFacts(
         machines=(243,),
+        has_both_orders=False,
         roots=lambda registers: ((registers.get("satp", 0) & _SATP_PPN) << _PAGE_SHIFT,),
         is_waiting=waits_behind(b"\x73\x00\x50\x10"),
         pushed_exception=None,

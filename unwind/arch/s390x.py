@@ -361,6 +361,7 @@ S390X = Architecture(
     hidden=None,
     images=ImageFacts(
         machines=(22,),
+        has_both_orders=False,
         roots=lambda registers: tuple(registers[name] & _TABLE_ADDRESS for name in ("cr1", "cr7", "cr13")),
         is_waiting=lambda registers, _before: bool(registers["pswm"] & _PSW_WAIT),
         pushed_exception=None,

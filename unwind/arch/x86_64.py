@@ -360,6 +360,7 @@ X86_64 = Architecture(
     hidden=None,
     images=ImageFacts(
         machines=(62, 3),
+        has_both_orders=False,
         roots=lambda registers: (registers["cr3"] & _ENTRY_ADDRESS,),
         is_waiting=waits_behind(b"\xf4"),
         pushed_exception=x86_exceptions("rip", "rsp"),
