@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import click
 
 from guest.elf.images import GuestImages, ImageRequest
+from guest.host_kernel import HostKernel
 from recording.store import RecordingWriter
 from sampler.discovery import TargetAddress
 from sampler.gdb.recorder import GdbRecorder
@@ -127,11 +128,15 @@ def open_session(
 
 
 def make_recorder(
-    session: AnySession, writer: RecordingWriter, options: RecorderOptions, images: GuestImages | None = None
+    session: AnySession,
+    writer: RecordingWriter,
+    options: RecorderOptions,
+    images: GuestImages | None = None,
+    host_kernel: HostKernel | None = None,
 ) -> AnyRecorder:
-    """What records such a session. images: files of the user's whose code the guest runs."""
+    """What records such a session. images, host_kernel: see ``sampler.knowledge.Sources``."""
     jitter = random.Random()  # noqa: S311  (nothing to keep secret)
     if isinstance(session, GdbSession):
         return GdbRecorder(session, writer, options, rng=jitter)
-    sources = Sources(session.memory, Caches.of_user(), session.files, images)
+    sources = Sources(session.memory, Caches.of_user(), session.files, images, host_kernel)
     return Recorder(session.target, sources, writer, options, rng=jitter)

@@ -16,10 +16,11 @@ import click
 
 from guest.elf.images import ImageRequest, load_images
 from guest.host_files import HostFiles
+from guest.host_kernel import HostKernel
 from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
-from guestprof.symbolizing import kernel_build_id, run_symbolize
+from guestprof.symbolizing import open_host_kernel, run_symbolize
 from guestprof.version import version
 from recording.errors import GuestprofError
 from recording.profile import Profile
@@ -46,7 +47,7 @@ class RunOptions:
     gdb: how gdb is used, None for the own engine. vcpus: sample only these. sources: of files that user stacks go through.
     max_halt_s: see ``sampler.memory.StubMemory``.
     images: files whose code the guest runs.
-    host_files: whose source lines and inlined functions are put into the recording at its end.
+    host_files: whose source lines and inlined functions are put into the recording at its end. host_kernel: of these the kernel's.
     watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
@@ -56,6 +57,7 @@ class RunOptions:
     vcpus: tuple[int, ...] | None = None
     sources: FileSources = field(default_factory=FileSources)
     host_files: HostFiles = HostFiles()  # noqa: RUF009  (it never changes)
+    host_kernel: HostKernel | None = None
     max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
@@ -78,9 +80,10 @@ def run_options(
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
     host_files = HostFiles(sampling.vmlinux, sampling.symbol_dirs, sampling.any_build)
+    host_kernel = open_host_kernel(host_files)
     recorder = RecorderOptions(
         *(sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack),
-        kernel_build_id=kernel_build_id(host_files),
+        kernel_build_id=None if host_kernel is None else host_kernel.build_id,
     )
     return RunOptions(
         recorder,
@@ -89,6 +92,7 @@ def run_options(
         sampling.vcpus,
         FileSources(sampling.storage, sampling.sysroots, sampling.symbol_dirs),
         host_files,
+        host_kernel,
         sampling.max_halt / 1000,
         sampling.force,
         sampling.quiet,
@@ -106,7 +110,7 @@ def record_session(session: AnySession, options: RunOptions) -> Outcome:
     images = None if isinstance(session, GdbSession) else load_images(options.images, session.architecture)
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
-        recorder = make_recorder(session, writer, options.recorder, images)
+        recorder = make_recorder(session, writer, options.recorder, images, options.host_kernel)
         say.start(session)
         outcome = recorder.run(_Watch(session, recorder, writer, options, signals, say))
         if options.watch is not None:

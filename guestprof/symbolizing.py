@@ -11,6 +11,7 @@ from guest.debuginfod import Debuginfod
 from guest.elf.kernel_image import open_image
 from guest.elf.source_cache import SourceCache
 from guest.host_files import HostFiles, HostFinder
+from guest.host_kernel import HostKernel
 from guest.symbolize import Symbolized, symbolize
 from recording.errors import BadImageError
 from recording.reader import Recording
@@ -36,14 +37,17 @@ def run_symbolize(path: Path, host_files: HostFiles, *, quiet: bool) -> list[Sym
     return done
 
 
-def kernel_build_id(host_files: HostFiles) -> str | None:
-    """The build ID that the guest's kernel must have, None where any will do.
+def open_host_kernel(host_files: HostFiles) -> HostKernel | None:
+    """The file that ``--vmlinux`` names, None where it names none.
 
-    Raises BadImageError where ``--vmlinux`` holds no kernel, or nothing that is to be learnt.
+    Raises BadImageError where it holds no kernel, or nothing that is to be learnt.
     """
     if host_files.vmlinux is None:
         return None
-    with open_image(host_files.vmlinux) as file:
-        if not file.has_symbols:
-            raise BadImageError(f"{file.path} has no symbols, so nothing is to be learnt from it; name one of a -dbg package")
-        return None if host_files.any_build else file.build_id
+    file = open_image(host_files.vmlinux)
+    if not file.has_symbols:
+        file.close()
+        raise BadImageError(f"{file.path} has no symbols, so nothing is to be learnt from it; name one of a -dbg package")
+    kernel = HostKernel(file, any_build=host_files.any_build)
+    kernel.prepare()
+    return kernel

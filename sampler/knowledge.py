@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from guest.cache import KernelCache
 from guest.elf.cache import ElfCache
 from guest.elf.images import GuestImages
+from guest.host_kernel import HostKernel
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
@@ -43,13 +44,14 @@ class Caches:
 class Sources:
     """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory.
 
-    images: files of the user's whose code the guest runs.
+    images: files of the user's whose code the guest runs. host_kernel: the file of its kernel on this machine.
     """
 
     memory: PhysicalMemory
     caches: Caches
     finder: FileFinder | None = None
     images: GuestImages | None = None
+    host_kernel: HostKernel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Knowledge:
             images.add_image(image.to_image())
         self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size, images=sources.images)
         on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
-        self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on)
+        self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on, host=sources.host_kernel)
         self.spaces: UserSpaces | None = None
         if user_stack_size:
             self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)

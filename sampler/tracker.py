@@ -15,6 +15,7 @@ from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
+from guest.host_kernel import HostKernel
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
@@ -41,6 +42,8 @@ _MODULES_NS = 100_000_000
 """Between two looks at the list of modules where each of them costs a halt."""
 _FIRST_STRUCTS_RETRY_NS = 500_000_000
 _LAST_STRUCTS_RETRY_NS = 60_000_000_000
+_DATA_SYMBOL = "modules"
+"""A variable that kernels have which name their data at all (CONFIG_KALLSYMS_ALL)."""
 _BEHIND_LAST_SYMBOL = 1 << 16
 _FIRST_SEARCH_NS = 250_000_000
 """Between two searches for what a kernel without type information has not shown yet; twice as long each time."""
@@ -100,8 +103,10 @@ class KernelTracker:
         events: TrackerEvents,
         *,
         can_peek: bool | None = None,
+        host: HostKernel | None = None,
     ) -> None:
-        """can_peek: reading ``memory`` costs the guest nothing, so that modules can be looked for after every halt.
+        """host: the kernel's file on this machine, asked for what the guest's memory does not say. can_peek: reading
+        ``memory`` costs the guest nothing, so that modules can be looked for after every halt.
 
         None: that is so if it is QEMU's own.
         """
@@ -112,6 +117,7 @@ class KernelTracker:
         self._memory = memory
         self._architecture = architecture
         self._cache = cache
+        self._host = host
         self._events = events
         self._work: Steps[None] | None = None
         self._registers: tuple[Registers, ...] = ()
@@ -276,10 +282,18 @@ class KernelTracker:
             return
         kernel = yield from load_kernel(self._architecture, location, self._cache)
         self.problem = kernel.orc_problem
+        host = self._host_of(kernel)
+        if host is not None and kernel.symbols.find(_DATA_SYMBOL) is None:
+            kernel = replace(kernel, symbols=host.with_data(kernel.symbols) or kernel.symbols)
+            yield
         self._adopt(kernel)
         self._events.found(kernel)
         yield
         yield from self._describe(kernel)
+
+    def _host_of(self, kernel: Kernel) -> HostKernel | None:
+        """The file on this machine, if it is of this kernel."""
+        return self._host if self._host is not None and self._host.fits(kernel.build_id) else None
 
     def _refresh(self, kernel: Kernel, *, has_new_text: bool) -> Steps[None]:
         fresh = yield from refresh_kernel(kernel, self._registers, has_new_text=has_new_text)
@@ -299,8 +313,11 @@ class KernelTracker:
         """Read the layouts of the kernel's structs, then what they lead to."""
         self._reads_modules = True
         unknown = None
+        host = self._host_of(kernel)
         try:
-            if has_types(kernel.symbols):
+            if host is not None and host.has_structs and not has_types(kernel.symbols):
+                structs = host.structs(Words.of(kernel.architecture), 1 << kernel.space.tables.page_shift)
+            elif has_types(kernel.symbols):
                 structs = yield from read_structs(kernel.space, kernel.symbols, Words.of(kernel.architecture))
             else:
                 structs = yield from search_structs(kernel.space, kernel.symbols, kernel.architecture)

@@ -31,7 +31,9 @@ Bytes = bytes | mmap.mmap
 _ALLOC, _EXECUTABLE, _COMPRESSED = 2, 4, 0x800
 _NOBITS = 8
 _ALIGNMENT = 0x1000
-_STT_NOTYPE, _STT_FUNC, _STT_IFUNC = 0, 2, 10
+_CODE_TYPES = frozenset({0, 2, 10})
+_DATA_TYPES = frozenset({0, 1})
+"""STT_NOTYPE, STT_FUNC and STT_GNU_IFUNC; STT_NOTYPE and STT_OBJECT."""
 _COMPRESSED_ZLIB, _COMPRESSED_ZSTD = 1, 2
 _IN_MEMORY = 1 << 24
 """Bytes of a section from which on it is unpacked into a file rather than into memory."""
@@ -277,24 +279,38 @@ class DebugFile:
 
     def symbols(self) -> list[FileSymbol]:
         """The functions and labels in its code, in the file's order."""
+        return list(self._named(frozenset(self.code), _CODE_TYPES))
+
+    def data_sections(self) -> list[CodeSection]:
+        """Its sections of data that a program has in memory."""
+        return [
+            CodeSection(section.name, self._bases[index], section["sh_size"])
+            for index, section in enumerate(self._sections)
+            if section["sh_flags"] & _ALLOC and not section["sh_flags"] & _EXECUTABLE and section["sh_size"]
+        ]
+
+    def data_symbols(self, section: CodeSection) -> Iterator[FileSymbol]:
+        """The variables and labels of a section of data."""
+        wanted = frozenset(index for index, each in enumerate(self._sections) if each.name == section.name)
+        return self._named(wanted, _DATA_TYPES)
+
+    def _named(self, sections: frozenset[int], types: frozenset[int]) -> Iterator[FileSymbol]:
         table = self._by_name.get(".symtab")
         if table is None or not 0 < table["sh_link"] < len(self._sections):
-            return []
+            return
         names = self._sections[table["sh_link"]]
         texts = self._map[names["sh_offset"] : names["sh_offset"] + names["sh_size"]]
-        code, bases, relocatable = self.code, self._bases, self.is_relocatable
-        is_arm = self._elf["e_machine"] == "EM_ARM"
-        found = []
+        bases, relocatable = self._bases, self.is_relocatable
+        is_arm = self._elf["e_machine"] == "EM_ARM" and types is _CODE_TYPES
         for name, info, section, value, size in self._symbol_rows():
-            if section not in code or info & 15 not in (_STT_NOTYPE, _STT_FUNC, _STT_IFUNC) or not name:
+            if section not in sections or info & 15 not in types or not name:
                 continue
             text = texts[name : texts.find(b"\0", name)]
             if text.startswith((b"$", b".L")):
                 continue
             address = value & ~1 if is_arm else value
             address += bases[section] if relocatable else 0
-            found.append(FileSymbol(address, size, text.decode("utf-8", "surrogateescape"), section, info >> 4 != 0))
-        return found
+            yield FileSymbol(address, size, text.decode("utf-8", "surrogateescape"), section, info >> 4 != 0)
 
 
 def _inflated(packed: memoryview, kind: int, what: str) -> Iterable[bytes]:

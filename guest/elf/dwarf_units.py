@@ -17,13 +17,14 @@ from guest.elf.debug_file import DebugFile
 from recording.errors import BadImageError
 
 TAG_ENUMERATION, TAG_MEMBER, TAG_POINTER, TAG_STRUCT, TAG_TYPEDEF, TAG_UNION = 0x04, 0x0D, 0x0F, 0x13, 0x16, 0x17
-TAG_CLASS, TAG_INLINED, TAG_ARRAY, TAG_SUBRANGE, TAG_LEXICAL_BLOCK = 0x02, 0x1D, 0x01, 0x21, 0x0B
+TAG_ENUMERATOR, TAG_RESTRICT, TAG_ATOMIC = 0x28, 0x37, 0x47
+TAG_INLINED, TAG_ARRAY, TAG_SUBRANGE, TAG_LEXICAL_BLOCK = 0x1D, 0x01, 0x21, 0x0B
 TAG_CONST, TAG_VOLATILE, TAG_SUBPROGRAM, TAG_NAMESPACE, TAG_MODULE, TAG_BASE = 0x26, 0x35, 0x2E, 0x39, 0x1E, 0x24
 AT_SIBLING, AT_NAME, AT_BYTE_SIZE, AT_STMT_LIST, AT_LOW_PC, AT_HIGH_PC = 0x01, 0x03, 0x0B, 0x10, 0x11, 0x12
 AT_COMP_DIR, AT_INLINE, AT_UPPER_BOUND, AT_ABSTRACT_ORIGIN, AT_COUNT, AT_MEMBER_AT = 0x1B, 0x20, 0x2F, 0x31, 0x37, 0x38
 AT_DECLARATION, AT_SPECIFICATION, AT_TYPE, AT_RANGES, AT_CALL_FILE, AT_CALL_LINE = 0x3C, 0x47, 0x49, 0x55, 0x58, 0x59
 AT_LINKAGE_NAME, AT_DATA_BIT_OFFSET, AT_BIT_SIZE, AT_BIT_OFFSET, AT_DECL_LINE = 0x6E, 0x6B, 0x0D, 0x0C, 0x3B
-AT_STR_OFFSETS, AT_ADDR_BASE, AT_RNGLISTS, AT_MIPS_LINKAGE_NAME, AT_DWO_NAME = 0x72, 0x73, 0x74, 0x2007, 0x76
+AT_STR_OFFSETS, AT_ADDR_BASE, AT_RNGLISTS, AT_MIPS_LINKAGE_NAME, AT_CONST_VALUE = 0x72, 0x73, 0x74, 0x2007, 0x1C
 
 _ADDR, _BLOCK2, _BLOCK4, _DATA2, _DATA4, _DATA8, _STRING = 0x01, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08
 _BLOCK, _BLOCK1, _DATA1, _FLAG, _SDATA, _STRP, _UDATA, _REF_ADDR = 0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E, 0x0F, 0x10
@@ -67,6 +68,7 @@ _ADDRESS_INDEXES = frozenset({_ADDRX, _ADDRX1, _ADDRX2, _ADDRX3, _ADDRX4})
 _TEXTS = _STRING_INDEXES | {_STRP, _LINE_STRP, _GNU_STRP_ALT, _STRP_SUP}
 _MAX_ATTRIBUTES, _MAX_ABBREVIATIONS = 1 << 8, 1 << 16
 _COMPILE, _PARTIAL, _SKELETON = 1, 3, 4
+_ENTERED = frozenset({TAG_NAMESPACE, TAG_MODULE})
 FIXED, TO_SIBLING, STEPS = 0, 1, 2
 """How an entry is stepped over: by a number of bytes, by its sibling's offset that lies so many bytes on, or form by form."""
 
@@ -186,6 +188,41 @@ class Unit:
             offset = self.after(child, offset)
             depth += child.has_children
         return offset
+
+    def top_entries(self, tags: frozenset[int]) -> Iterator[tuple[int, Abbreviation, int]]:
+        """Entries of some tags at the unit's top level and in its namespaces: offset, abbreviation, where attributes begin.
+
+        All others are stepped over, most of them by one addition. Raises BadImageError where an entry leads backwards.
+        """
+        data, order = self.data, self.dwarf.file.order
+        plans = {
+            code: each.plan
+            for code, each in self.abbreviations.items()
+            if each.tag not in tags
+            and each.tag not in _ENTERED
+            and (each.plan[0] == TO_SIBLING or (each.plan[0] == FIXED and not each.has_children))
+        }
+        top, at = self.abbreviation(self.first)
+        depth = 0 if top is None or not top.has_children else 1
+        at = at if top is None else self.after(top, at)
+        while depth:
+            offset = at
+            code, at = (data[at], at + 1) if data[at] < 0x80 else uleb(data, at)
+            plan = plans.get(code)
+            if plan is not None:
+                kind, size = plan
+                at = at + size if kind == FIXED else int.from_bytes(data[at + size : at + size + 4], order)
+            elif code == 0:
+                depth -= 1
+            else:
+                abbreviation = self._known(code)
+                if abbreviation.tag in tags:
+                    yield offset, abbreviation, at
+                enters = abbreviation.tag in _ENTERED and abbreviation.has_children
+                at = self.after(abbreviation, at) if enters else self.next_entry(abbreviation, at)
+                depth += enters
+            if at <= offset:
+                raise BadImageError(f"an entry at {offset:#x} of {self.dwarf.file.path} leads backwards; the file is damaged")
 
     def entry(self, abbreviation: Abbreviation, offset: int) -> tuple[dict[int, Value], int]:
         """The attributes that begin at an offset, and where they end."""

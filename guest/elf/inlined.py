@@ -25,13 +25,9 @@ from guest.elf.dwarf_units import (
     AT_RANGES,
     AT_RNGLISTS,
     AT_SPECIFICATION,
-    FIXED,
     TAG_INLINED,
     TAG_LEXICAL_BLOCK,
-    TAG_MODULE,
-    TAG_NAMESPACE,
     TAG_SUBPROGRAM,
-    TO_SIBLING,
     Dwarf,
     Entry,
     Reference,
@@ -46,6 +42,7 @@ Ranges = tuple[tuple[int, int], ...]
 _MAX_RANGES = 1 << 12
 _MAX_DEPTH = 256
 _MAX_ORIGINS = 8
+_SUBPROGRAM = frozenset({TAG_SUBPROGRAM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +124,10 @@ class SourceIndex:
                 by_unit.setdefault(unit, []).append(address)
         for offset in sorted(by_unit):
             yield from self._of_unit(self._dwarf.unit_at(offset), by_unit[offset])
+
+    def units_of(self, addresses: Iterable[int]) -> list[int]:
+        """The offset of the unit of each address that is of one."""
+        return [unit for address in addresses if (unit := self._unit_of(address)) is not None]
 
     def _of_unit(self, unit: Unit, addresses: list[int]) -> Iterator[SourceFunction]:
         table = read_line_table(unit)
@@ -270,50 +271,12 @@ def _rows(table: LineTable | None, start: int, end: int) -> Iterator[tuple[int, 
 
 def _subprograms(unit: Unit) -> Iterator[tuple[int, Ranges]]:
     """Offset and ranges of each function with code, at the top level of a unit or in a namespace."""
-    data, order = unit.data, unit.dwarf.file.order
-    plans = {
-        code: (FIXED, abbreviation.plan[1])
-        if abbreviation.plan[0] == FIXED and not abbreviation.has_children
-        else abbreviation.plan
-        if abbreviation.plan[0] == TO_SIBLING
-        else None
-        for code, abbreviation in unit.abbreviations.items()
-        if abbreviation.tag not in {TAG_SUBPROGRAM, TAG_NAMESPACE, TAG_MODULE}
-    }
-    top, at = unit.abbreviation(unit.first)
-    if top is None or not top.has_children:
-        return
-    at = unit.after(top, at)
-    depth = 1
-    while depth:
-        offset = at
-        code, at = (data[at], at + 1) if data[at] < 0x80 else uleb(data, at)
-        plan = plans.get(code)
-        if plan is not None:
-            kind, size = plan
-            at = at + size if kind == FIXED else int.from_bytes(data[at + size : at + size + 4], order)
-            if at <= offset:
-                raise ValueError(f"an entry at {offset:#x} leads backwards")
-            continue
-        if code == 0:
-            depth -= 1
-            continue
-        abbreviation, at = unit.abbreviation(offset)
-        if abbreviation is None:
-            raise ValueError(f"no entry at {offset:#x}")
-        if abbreviation.tag == TAG_SUBPROGRAM:
-            names = {name for name, _, _ in abbreviation.attributes}
-            if names & {AT_LOW_PC, AT_RANGES}:
-                entry, _ = unit.entry(abbreviation, at)
-                ranges = _ranges(unit, entry)
-                if ranges:
-                    yield offset, ranges
-            at = unit.next_entry(abbreviation, at)
-        elif abbreviation.tag in {TAG_NAMESPACE, TAG_MODULE} and abbreviation.has_children:
-            at = unit.after(abbreviation, at)
-            depth += 1
-        else:
-            at = unit.next_entry(abbreviation, at)
+    for offset, abbreviation, at in unit.top_entries(_SUBPROGRAM):
+        names = {name for name, _, _ in abbreviation.attributes}
+        if names & {AT_LOW_PC, AT_RANGES}:
+            ranges = _ranges(unit, unit.entry(abbreviation, at)[0])
+            if ranges:
+                yield offset, ranges
 
 
 def _ranges(unit: Unit, entry: Entry) -> Ranges:
