@@ -13,8 +13,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,7 @@ def main() -> int:
 
 def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> dict[str, Any]:
     """Boot and record one guest. Raises GuestprofError."""
-    kernel = fetch_kernel(suite, machine.name)
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
-        initramfs = directory / "initramfs.gz"
-        more = [*module_entries(find_modules(kernel, suite, ("overlay",))), Entry("demo", _FILE, INIT.encode())]
-        more.append(Entry("bash", _FILE, find_bash(machine, suite)))
-        initramfs.write_bytes(initramfs_with(machine, [*more, Entry("init", _FILE, _INIT)]))
-        guest = stack.enter_context(Guest(GuestOptions(kernel, initramfs, vcpus=machine.vcpus, machine=machine)))
-        guest.wait_for(WORKLOAD_MARK, _BOOT_TIMEOUT_S)
+    with working_guest(machine, suite) as (guest, directory):
         usual = record(guest, directory / "usual.guestprof", seconds, frequency)
         guest.execute("human-monitor-command", **{"command-line": "singlestep on"})
         single = record(guest, directory / "single.guestprof", seconds, frequency)
@@ -118,16 +110,31 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> d
     }
 
 
+@contextmanager
+def working_guest(machine: Machine, suite: str) -> Iterator[tuple[Guest, Path]]:
+    """A guest at work, and a directory for its recordings. Raises GuestprofError."""
+    kernel = fetch_kernel(suite, machine.name)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
+        initramfs = directory / "initramfs.gz"
+        more = [*module_entries(find_modules(kernel, suite, ("overlay",))), Entry("demo", _FILE, INIT.encode())]
+        more.append(Entry("bash", _FILE, find_bash(machine, suite)))
+        initramfs.write_bytes(initramfs_with(machine, [*more, Entry("init", _FILE, _INIT)]))
+        guest = stack.enter_context(Guest(GuestOptions(kernel, initramfs, vcpus=machine.vcpus, machine=machine)))
+        guest.wait_for(WORKLOAD_MARK, _BOOT_TIMEOUT_S)
+        yield guest, directory
+
+
 def find_bash(machine: Machine, suite: str) -> bytes:
     """A statically linked bash for a machine. Raises MissingDependencyError."""
     package = fetch_package(machine.programs or suite, machine.name, "bash-static")
     return next(path for path in (package / "bin/bash-static", package / "usr/bin/bash-static") if path.is_file()).read_bytes()
 
 
-def record(guest: Guest, path: Path, seconds: float, frequency: float) -> dict[str, Any]:
-    """Record a running guest; the figures."""
+def record(guest: Guest, path: Path, seconds: float, frequency: float, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Record a running guest; the figures. options: more of ``guestprof record``'s."""
     command = [sys.executable, "-m", "guestprof", "record", "-q", "--connect", guest.target]
-    subprocess.run([*command, "-F", str(frequency), "-d", str(seconds), "-o", str(path)], check=True)
+    subprocess.run([*command, "-F", str(frequency), "-d", str(seconds), "-o", str(path), *options], check=True)
     with Recording.open(path) as recording:
         profile = Profile(recording)
         return {"kernel": str(recording.meta["kernel_release"]), **figures_of(profile)}

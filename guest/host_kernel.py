@@ -23,7 +23,6 @@ _USERS = (
     *("cgroup_path_ns", "__seccomp_filter", "bpf_prog_alloc", "bpf_ksym_find", "mas_walk", "xas_load", "task_work_run"),
     *("page_cache_ra_unbounded", "mod_sysfs_setup", "register_kprobe", "sysfs_create_bin_file"),
 )
-_PER_CPU = ".data..percpu"
 
 
 class HostKernel:

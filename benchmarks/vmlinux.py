@@ -1,0 +1,60 @@
+"""What ``--vmlinux`` adds on kernels that do not describe themselves: tasks, modules and user stacks with it and without.
+
+Stock Debian kernels without BTF, with an overlay module at work; each is recorded twice, from memory alone and with the
+kernel's file of its ``-dbg`` package. Run: ``python -m benchmarks.vmlinux`` (fetches some 200 MB for each kernel).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.architectures import record, working_guest
+from guestprof.debian import fetch_kernel, fetch_package
+from recording.errors import GuestprofError
+from tests.qemu.guests import ARMHF, I386, Machine
+
+_MACHINES = {"armhf": ARMHF, "i386": I386}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--seconds", type=float, default=10, help="length of each recording (default: 10)")
+    parser.add_argument("--frequency", type=float, default=200, help="halts a second (default: 200)")
+    parser.add_argument("--architecture", action="append", choices=list(_MACHINES), help="only this one (may be repeated)")
+    options = parser.parse_args()
+    try:
+        for name in options.architecture or list(_MACHINES):
+            for row in measure(_MACHINES[name], "bookworm", options.seconds, options.frequency):
+                print(json.dumps(row), flush=True)
+    except GuestprofError as error:
+        print(f"vmlinux: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> list[dict[str, Any]]:
+    """Boot a guest, record it in both ways. Raises GuestprofError."""
+    vmlinux = vmlinux_of(fetch_kernel(suite, machine.name), suite, machine.name)
+    rows: list[dict[str, Any]] = []
+    with working_guest(machine, suite) as (guest, directory):
+        for words, more in (("memory alone", []), ("--vmlinux", ["--vmlinux", str(vmlinux)])):
+            figures = record(guest, directory / f"{len(rows)}.guestprof", seconds, frequency, more)
+            rows.append({"architecture": machine.name, "by": words, **figures})
+    return rows
+
+
+def vmlinux_of(kernel: Path, suite: str, architecture: str) -> Path:
+    """The kernel's file of its ``-dbg`` package. Raises MissingDependencyError."""
+    release = kernel.name.partition("-")[2]
+    package = fetch_package(suite, architecture, re.escape(f"linux-image-{release}-dbg"))
+    return package / "usr/lib/debug/boot" / f"vmlinux-{release}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
