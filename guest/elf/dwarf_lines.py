@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from guest.elf.dwarf_units import AT_COMP_DIR, AT_NAME, AT_STMT_LIST, Unit, sleb, uleb
 from recording.errors import BadImageError
 
-_COPY, _ADVANCE_PC, _ADVANCE_LINE, _SET_FILE, _SET_COLUMN, _NEGATE, _BLOCK, _CONST_ADD_PC, _FIXED_ADVANCE_PC = range(1, 10)
+_COPY, _ADVANCE_PC, _ADVANCE_LINE, _SET_FILE, _SET_COLUMN, _NEGATE, _BASIC_BLOCK, _CONST_ADD_PC, _FIXED_ADVANCE_PC = range(1, 10)
 _END_SEQUENCE, _SET_ADDRESS = 1, 2
 _PATH, _DIRECTORY_INDEX = 1, 2
 _STRING, _BLOCK_FORM, _UDATA, _DATA1, _DATA2, _DATA4, _DATA8, _DATA16 = 0x08, 0x09, 0x0F, 0x0B, 0x05, 0x06, 0x07, 0x1E
@@ -68,6 +68,7 @@ class _Program:
         self._begin = at + header_length
         self._instruction_size = data[at]
         at += 2 if self._version >= 4 else 1
+        self._default_is_statement = bool(data[at])
         self._line_base = data[at + 1] - (256 if data[at + 1] & 0x80 else 0)
         self._line_range = data[at + 2] or 1
         self._opcode_base = data[at + 3]
@@ -156,16 +157,21 @@ class _Program:
         lines = array("q", rows[2::3])
         return LineTable(self.files, array("Q", rows[0::3]), array("Q", rows[1::3]), lines)
 
-    def _run(self) -> tuple[list[int], list[tuple[int, int, int]]]:  # noqa: C901, PLR0912  (one loop of a machine's instructions)
-        """Address, file and line of each row, and for each sequence its first address and where its rows begin and end."""
+    def _run(self) -> tuple[list[int], list[tuple[int, int, int]]]:  # noqa: C901  (one loop of a machine's instructions)
+        """Address, file and line of each row, and for each sequence its first address and where its rows begin and end.
+
+        Of several rows at one address the last that begins a statement counts, or if none does the last, and rows of line 0 do not,
+        as in gdb: what is told of an address is what gdb tells.
+        """
         data, at, end = self._data, self._begin, len(self._data)
         base, line_base, line_range, step = self._opcode_base, self._line_base, self._line_range, self._instruction_size
         special = [((op - base) // line_range * step, line_base + (op - base) % line_range) for op in range(256)]
-        const_add = (255 - base) // line_range * step
+        moves = {_CONST_ADD_PC: (255 - base) // line_range * step}
         sequences: list[tuple[int, int, int]] = []
         rows: list[int] = []
         begin = address = 0
         file = line = 1
+        is_statement, marked, last = self._default_is_statement, False, -1
         while at < end:
             opcode = data[at]
             at += 1
@@ -173,47 +179,55 @@ class _Program:
                 move, lines = special[opcode]
                 address += move
                 line += lines
-                rows += (address, file, line)
             elif opcode == _ADVANCE_LINE:
-                byte = data[at]
-                at += 1
-                if byte < 0x80:
-                    line += byte - 0x80 if byte & 0x40 else byte
-                else:
-                    number, at = sleb(data, at - 1)
-                    line += number
+                number, at = sleb(data, at)
+                line += number
+                continue
             elif opcode == _SET_COLUMN:
-                while data[at] & 0x80:
-                    at += 1
-                at += 1
-            elif opcode == _COPY:
-                rows += (address, file, line)
+                _, at = uleb(data, at)
+                continue
             elif opcode == _NEGATE:
-                pass
+                is_statement = not is_statement
+                continue
             elif opcode == _SET_FILE:
                 file, at = uleb(data, at)
-            elif opcode == _ADVANCE_PC:
-                number, at = uleb(data, at)
-                address += number * step
-            elif opcode == _CONST_ADD_PC:
-                address += const_add
-            elif opcode == _FIXED_ADVANCE_PC:
-                address += int.from_bytes(data[at : at + 2], self._order)
-                at += 2
+                continue
             elif opcode == 0:
                 size, at = uleb(data, at)
-                extended = data[at]
-                if extended == _SET_ADDRESS:
+                if data[at] == _SET_ADDRESS:
                     address = int.from_bytes(data[at + 1 : at + size], self._order)
-                elif extended == _END_SEQUENCE:
+                elif data[at] == _END_SEQUENCE:
                     rows += (address, NO_FILE, 0)
                     # What the linker has thrown away has sequences at 0, or empty ones.
                     if 0 < rows[begin] < address:
                         sequences.append((rows[begin], begin, len(rows)))
                     begin = len(rows)
                     address, file, line = 0, 1, 1
+                    is_statement, last = self._default_is_statement, -1
                 at += size
-            else:
-                for _ in range(self._operands[opcode - 1]):
-                    _, at = uleb(data, at)
+                continue
+            elif opcode != _COPY:
+                move, at = self._move(opcode, at, moves)
+                address += move
+                continue
+            if line <= 0:
+                continue
+            if address != last:
+                rows += (address, file, line)
+                last, marked = address, is_statement
+            elif is_statement or not marked:
+                rows[-2:] = file, line
+                marked = marked or is_statement
         return rows, sequences
+
+    def _move(self, opcode: int, at: int, moves: dict[int, int]) -> tuple[int, int]:
+        """By how much one of the rarer instructions moves the address, and where its operands end. moves: of those without any."""
+        data = self._data
+        if opcode == _ADVANCE_PC:
+            number, at = uleb(data, at)
+            return number * self._instruction_size, at
+        if opcode == _FIXED_ADVANCE_PC:
+            return int.from_bytes(data[at : at + 2], self._order), at + 2
+        for _ in range(self._operands[opcode - 1]):
+            _, at = uleb(data, at)
+        return moves.get(opcode, 0), at

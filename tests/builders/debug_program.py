@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+_ONE_LINE = ("-gno-statement-frontiers", "-gno-variable-location-views")
+"""No two lines at one address, of which gdb and addr2line choose different ones."""
 SOURCES = Path(__file__).parents[1] / "guest/elf/lines_program"
 
 needs_compiler = pytest.mark.skipif(
@@ -20,7 +22,8 @@ def build(directory: Path, *options: str, relocatable: bool = False) -> Path:
     path = directory / ("program.o" if relocatable else "program")
     link = ["-r"] if relocatable else ["-static", "-no-pie", "-Wl,--build-id=sha1"]
     sources = [str(SOURCES / name) for name in ("one.c", "two.c")]
-    command = ["gcc", "-O2", "-g", "-fno-pic", "-nostdlib", "-ffreestanding", *options, *link, "-o", str(path), *sources]
+    flags = ["-O2", "-g", "-fno-pic", "-nostdlib", "-ffreestanding", *_ONE_LINE, *options]
+    command = ["gcc", *flags, *link, "-o", str(path), *sources]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return path
 
