@@ -16,6 +16,9 @@ from typing import Any
 from benchmarks.architectures import record, working_guest
 from guestprof.debian import fetch_kernel, fetch_package
 from recording.errors import GuestprofError
+from recording.model import FrameKind
+from recording.profile import Profile
+from recording.reader import Recording
 from tests.qemu.guests import ARMHF, I386, Machine
 
 _MACHINES = {"armhf": ARMHF, "i386": I386}
@@ -45,8 +48,21 @@ def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> l
     with working_guest(machine, suite) as (guest, directory):
         for words, more in (("memory alone", []), ("--vmlinux", ["--vmlinux", str(vmlinux)])):
             figures = record(guest, directory / f"{len(rows)}.guestprof", seconds, frequency, more)
-            rows.append({"architecture": machine.name, "by": words, **figures})
+            rows.append({"architecture": machine.name, "by": words, **figures, **modules_of(directory / f"{len(rows)}.guestprof")})
     return rows
+
+
+def modules_of(path: Path) -> dict[str, Any]:
+    """Names and build IDs of modules, samples with a frame in one that no symbol names, and what is told to stay unknown."""
+    with Recording.open(path) as recording:
+        profile = Profile(recording)
+        nameless = sum(
+            count.samples
+            for count in profile.counts
+            if any(function.kind is FrameKind.MODULE and function.name.startswith("0x") for function in count.stack.functions)
+        )
+        modules = {image.name: image.build_id for image in profile.images if image.kind is FrameKind.MODULE}
+        return {"modules": modules, "samples_in_modules_without_name": nameless, "unknown": profile.unknown()}
 
 
 def vmlinux_of(kernel: Path, suite: str, architecture: str) -> Path:

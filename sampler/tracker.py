@@ -16,6 +16,7 @@ from guest.cache import KernelCache
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.host_kernel import HostKernel
+from guest.identity import read_build_id
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
 from guest.memory import PhysicalMemory, Steps
@@ -284,7 +285,10 @@ class KernelTracker:
         self.problem = kernel.orc_problem
         host = self._host_of(kernel)
         if host is not None and kernel.symbols.find(_DATA_SYMBOL) is None:
-            kernel = replace(kernel, symbols=host.with_data(kernel.symbols) or kernel.symbols)
+            symbols = host.with_data(kernel.symbols) or kernel.symbols
+            # Now it is known where the kernel has its build ID, too.
+            build_id = kernel.build_id or read_build_id(kernel.space, symbols, Words.of(kernel.architecture))
+            kernel = replace(kernel, symbols=symbols, build_id=build_id)
             yield
         self._adopt(kernel)
         self._events.found(kernel)
