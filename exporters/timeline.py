@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from recording.timeline import Seen, SeenInitcall, Timeline
+from recording.seen import Seen
+from recording.timeline import SeenInitcall, Timeline
+from recording.units import Unit
 
 _T = TypeVar("_T")
 
@@ -15,12 +17,14 @@ _T = TypeVar("_T")
 class Section(StrEnum):
     """The choices of ``timeline --show``."""
 
+    CLOCK = "clock"
     MILESTONES = "milestones"
     PHASES = "phases"
     WAITS = "waits"
     MODULES = "modules"
     INITCALLS = "initcalls"
     PROCESSES = "processes"
+    UNITS = "units"
     GROUPS = "groups"
     SYSTEM_CALLS = "system-calls"
     FUNCTIONS = "functions"
@@ -43,9 +47,34 @@ class TimelineView:
         """Whether a section is wanted."""
         return section in self.sections
 
+    @property
+    def has_clock(self) -> bool:
+        """Whether the guest's own time is known of anything."""
+        return bool(self.timeline.clock.clocks.clocks)
+
+    def guest_ns(self, time_ns: int | None) -> int | None:
+        """What the guest's own clock showed at a moment of guest running time; None where that is not known."""
+        return None if time_ns is None else self.timeline.clock.clocks.at(time_ns)
+
+    def guest_took_ns(self, start_ns: int | None, end_ns: int | None) -> int | None:
+        """How long something took by the guest's own clock."""
+        start, end = self.guest_ns(start_ns), self.guest_ns(end_ns)
+        return None if start is None or end is None else end - start
+
+    def start_ns(self, unit: Unit) -> int | None:
+        """How long a unit's start took, by the guest's own clock where that is known."""
+        took_ns = self.guest_took_ns(unit.starting_ns, unit.started_ns)
+        return unit.start_ns if took_ns is None else took_ns
+
     def rows(self, rows: Sequence[_T]) -> Sequence[_T]:
         """As many of these as are wanted."""
         return rows[: self.limit]
+
+
+def by_start(view: TimelineView) -> list[Unit]:
+    """Units of which more is known than that they are there: those whose start took longest first, then by their time."""
+    rows = [unit for unit in view.timeline.units if unit.seen is not None or unit.start_ns is not None]
+    return sorted(rows, key=lambda unit: -(view.start_ns(unit) or 0))
 
 
 def by_time(initcalls: Sequence[SeenInitcall]) -> list[SeenInitcall]:

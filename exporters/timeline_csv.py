@@ -1,7 +1,7 @@
 """A timeline becomes one table of comma-separated values (RFC 4180): a row for each thing that happened or was seen first.
 
-Times are nanoseconds of guest running time since the recording's start; what a kind of row does not have is empty. What is not
-visible in a name is written as an escape.
+Times are nanoseconds of guest running time since the recording's start, and ``guest_ns`` what the guest's own clock showed at
+``time_ns``; what a kind of row does not have is empty. What is not visible in a name is written as an escape.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from exporters.text import printable
 from exporters.timeline import Section, TimelineView
 from recording.names import Function
 from recording.processes import Owner
-from recording.timeline import LoadedModule, Seen, Timeline
+from recording.seen import Seen
+from recording.timeline import LoadedModule, Timeline
+from recording.units import Unit
 from recording.waits import Waker
 
 _COLUMNS = (
     *("what", "time_ns", "after_ns", "end_ns", "duration_ns", "samples", "name", "module", "kind", "process", "pid", "boot"),
-    *("idle_ns", "user_ns", "kernel_ns", "firmware_ns", "detail"),
+    *("idle_ns", "user_ns", "kernel_ns", "firmware_ns", "detail", "guest_ns"),
 )
 """end_ns: of the last sighting. duration_ns: of a phase or wait; of what is sampled, the running time of its samples."""
 
@@ -38,6 +40,7 @@ def export_timeline_csv(view: TimelineView) -> bytes:
         (Section.MODULES, (row for module in view.rows(timeline.modules) for row in _module(module))),
         (Section.INITCALLS, _initcalls(view)),
         (Section.PROCESSES, _processes(view)),
+        (Section.UNITS, (row for unit in view.rows(timeline.units) for row in _unit(unit))),
         (Section.GROUPS, ({"what": "group", "name": row.path, **_seen(row.seen)} for row in view.rows(timeline.groups))),
         (Section.SYSTEM_CALLS, _system_calls(view)),
         (Section.FUNCTIONS, _functions(view)),
@@ -45,7 +48,9 @@ def export_timeline_csv(view: TimelineView) -> bytes:
         (Section.CONSOLE, _console(view)),
     ):
         if view.shows(section):
-            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+            writer.writerows(
+                {key: _cell(value) for key, value in {**row, "guest_ns": view.guest_ns(row.get("time_ns"))}.items()} for row in rows
+            )
     return text.getvalue().encode()
 
 
@@ -126,6 +131,15 @@ def _processes(view: TimelineView) -> Iterator[dict[str, Any]]:
     for row in view.rows(view.timeline.processes):
         name = {"name": row.process.name, "kind": row.process.kind.value, "detail": row.cgroup}
         yield {"what": "process", **name, **_owner(row.process), **_seen(row.seen)}
+
+
+def _unit(unit: Unit) -> Iterator[dict[str, Any]]:
+    """Its start, and its tasks: each a row, as far as it is known."""
+    if unit.starting_ns is not None:
+        times = {"time_ns": unit.starting_ns, "end_ns": unit.started_ns, "duration_ns": unit.start_ns}
+        yield {"what": "unit-start", **times, "name": unit.name, "detail": "failed" if unit.failed else None}
+    if unit.seen is not None:
+        yield {"what": "unit", "name": unit.name, **_seen(unit.seen), "detail": unit.slice}
 
 
 def _system_calls(view: TimelineView) -> Iterator[dict[str, Any]]:

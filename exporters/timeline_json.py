@@ -1,7 +1,7 @@
 """A timeline becomes the JSON of ``timeline -f json`` (``exporters/schemas/timeline.schema.json``); scripts rely on its shape.
 
 Times are nanoseconds of guest running time since the recording's start. ``after_ns``: the last halt before a first sighting, null
-where there was none.
+where there was none. ``guest_ns`` and the like: by the guest's own clock, null where that is not known.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ import orjson
 from exporters.report_json import encodable_meta, quality_values
 from exporters.text import encodable
 from exporters.timeline import Section, TimelineView
+from recording.guest_clock import ClockName
 from recording.milestones import Milestone
 from recording.model import Event
 from recording.names import Function
 from recording.phases import Phase
 from recording.processes import Owner
 from recording.profile import Profile, Stack
-from recording.timeline import (
-    LoadedModule,
-    Seen,
-    SeenFunction,
-    SeenGroup,
-    SeenInitcall,
-    SeenProcess,
-    SeenSystemCall,
-)
+from recording.seen import Seen, SeenGroup
+from recording.stamps import stamp_of
+from recording.timeline import LoadedModule, SeenFunction, SeenInitcall, SeenProcess, SeenSystemCall
+from recording.units import Unit
 from recording.waits import Wait, WaitTotal, Waker
 
 
@@ -51,22 +47,53 @@ def export_timeline_json(profile: Profile, view: TimelineView) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _milestone(row: Milestone) -> dict[str, Any]:
+def _clock(view: TimelineView) -> dict[str, Any]:
+    clock = view.timeline.clock
+    agreement = clock.agreement
+    return {
+        "clocks": [
+            {
+                "name": each.name.value,
+                "boot": each.boot,
+                "first_read_ns": each.first_read_ns,
+                "readings": each.readings,
+                "margin_p50_ns": each.margin_ns,
+                "rate": 1 + each.gain,
+                "halted_share": each.halted_share,
+                "ahead_ns": clock.clocks.ahead.get(each.boot) if each.name is ClockName.MONOTONIC else None,
+            }
+            for each in clock.clocks.clocks
+        ],
+        "stamps": [
+            {"lines": each.lines, "zero_ns": each.zero_ns, "rate": each.rate, "residual_p50_ns": each.residual_ns}
+            for each in clock.stamps
+        ],
+        "agreement": None
+        if agreement is None
+        else {"lines": agreement.lines, "late_p50_ns": agreement.late_ns, "late_least_ns": agreement.least_ns},
+        "problem": None if clock.problem is None else encodable(clock.problem),
+    }
+
+
+def _milestone(view: TimelineView, row: Milestone) -> dict[str, Any]:
     return {
         "name": encodable(row.name),
         "title": encodable(row.title),
         "time_ns": row.time_ns,
         "after_ns": row.after_ns,
+        "guest_ns": view.guest_ns(row.time_ns),
         "boot": row.boot,
         "begins_phase": row.begins_phase,
     }
 
 
-def _phase(row: Phase) -> dict[str, Any]:
+def _phase(view: TimelineView, row: Phase) -> dict[str, Any]:
     return {
         "name": encodable(row.name),
         "start_ns": row.start_ns,
         "end_ns": row.end_ns,
+        "guest_start_ns": view.guest_ns(row.start_ns),
+        "guest_end_ns": view.guest_ns(row.end_ns),
         "samples": row.samples,
         "weight_ns": row.weight_ns,
         "idle_ns": row.idle_ns,
@@ -174,6 +201,19 @@ def _group(row: SeenGroup) -> dict[str, Any]:
     return {"path": encodable(row.path), **_seen(row.seen)}
 
 
+def _unit(view: TimelineView, row: Unit) -> dict[str, Any]:
+    return {
+        "name": encodable(row.name),
+        "slice": None if row.slice is None else encodable(row.slice),
+        "starting_ns": row.starting_ns,
+        "started_ns": row.started_ns,
+        "start_ns": row.start_ns,
+        "start_guest_ns": view.guest_took_ns(row.starting_ns, row.started_ns),
+        "failed": row.failed,
+        "seen": None if row.seen is None else _seen(row.seen),
+    }
+
+
 def _system_call(row: SeenSystemCall) -> dict[str, Any]:
     return {**_owner(row.process), "name": encodable(row.name), **_seen(row.seen)}
 
@@ -186,20 +226,23 @@ def _event(row: Event) -> dict[str, Any]:
     return {"time_ns": row.running_time_ns, "kind": encodable(row.kind), "text": encodable(row.text)}
 
 
-def _line(row: Event) -> dict[str, Any]:
-    return {"time_ns": row.running_time_ns, "text": encodable(row.text)}
+def _line(view: TimelineView, row: Event) -> dict[str, Any]:
+    times = {"guest_ns": view.guest_ns(row.running_time_ns), "stamp_ns": stamp_of(row.text)}
+    return {"time_ns": row.running_time_ns, **times, "text": encodable(row.text)}
 
 
 _SECTIONS: dict[Section, Callable[[TimelineView], Any]] = {
-    Section.MILESTONES: lambda view: [_milestone(row) for row in view.timeline.milestones],
-    Section.PHASES: lambda view: [_phase(row) for row in view.timeline.course.phases],
+    Section.CLOCK: _clock,
+    Section.MILESTONES: lambda view: [_milestone(view, row) for row in view.timeline.milestones],
+    Section.PHASES: lambda view: [_phase(view, row) for row in view.timeline.course.phases],
     Section.WAITS: _waits,
     Section.MODULES: lambda view: [_module(row) for row in view.rows(view.timeline.modules)],
     Section.INITCALLS: lambda view: [_initcall(row) for row in view.rows(view.timeline.initcalls)],
     Section.PROCESSES: lambda view: [_process(row) for row in view.rows(view.timeline.processes)],
+    Section.UNITS: lambda view: [_unit(view, row) for row in view.rows(view.timeline.units)],
     Section.GROUPS: lambda view: [_group(row) for row in view.rows(view.timeline.groups)],
     Section.SYSTEM_CALLS: lambda view: [_system_call(row) for row in view.rows(view.timeline.system_calls)],
     Section.FUNCTIONS: lambda view: [_seen_function(row) for row in view.rows(view.timeline.functions)],
     Section.EVENTS: lambda view: [_event(row) for row in view.rows(view.timeline.events)],
-    Section.CONSOLE: lambda view: [_line(row) for row in view.rows(view.timeline.console)],
+    Section.CONSOLE: lambda view: [_line(view, row) for row in view.rows(view.timeline.console)],
 }

@@ -1,7 +1,7 @@
 """A timeline becomes what ``timeline`` prints: tables of what happened when, each with what it is known by.
 
-Times are seconds of guest running time since the recording's start. Beside a first sighting stands how much earlier it may have
-happened: the time since the halt before.
+Times are seconds of guest running time since the recording's start, and by the guest's own clock where that is known. Beside a
+first sighting stands how much earlier it may have happened: the time since the halt before.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from exporters.text import counted, duration, halted_line, machine, percent, printable, rate_line, share, shortened
-from exporters.timeline import Section, TimelineView, by_time, seen_uncertainty_ns, uncertainty_ns
+from exporters.timeline import Section, TimelineView, by_start, by_time, seen_uncertainty_ns, uncertainty_ns
+from recording.guest_clock import ClockName
 from recording.names import Function
 from recording.processes import Owner
 from recording.profile import Profile, Stack
-from recording.timeline import LoadedModule, Seen
+from recording.seen import Seen
+from recording.timeline import LoadedModule
+from recording.units import Unit
 from recording.waits import Waker
 
 _NAME_WIDTH = 48
@@ -90,11 +93,53 @@ def _milestones(view: TimelineView) -> list[str]:
     rows = view.timeline.milestones
     width = max((len(_short(row.name)) for row in rows), default=0)
     lines = (
-        f"{_first(row.time_ns, uncertainty_ns(row.time_ns, row.after_ns))}  {_short(row.name):<{width}}  {_long(row.title)}"
+        f"{_first(row.time_ns, uncertainty_ns(row.time_ns, row.after_ns))}{_guest(view, row.time_ns)}"
+        f"  {_short(row.name):<{width}}  {_long(row.title)}"
         for row in rows
     )
     nothing = "none: the recording did not see its guest boot (guestprof boot does)"
-    return _table("milestones", f"{_FIRST}  milestone", lines, nothing)
+    return _table("milestones", f"{_FIRST}{_guest_heading(view)}  milestone", lines, nothing)
+
+
+def _guest_heading(view: TimelineView) -> str:
+    return f"  {'guest time':>10}" if view.has_clock else ""
+
+
+def _guest(view: TimelineView, time_ns: int) -> str:
+    """A column with the guest's own time, where there is any."""
+    shown_ns = view.guest_ns(time_ns)
+    return f"  {'' if shown_ns is None else _at(shown_ns):>10}" if view.has_clock else ""
+
+
+def _clock(view: TimelineView) -> list[str]:
+    clock = view.timeline.clock
+    lines = []
+    for each in clock.clocks.clocks:
+        name = "printk's clock" if each.name is ClockName.PRINTK else "CLOCK_MONOTONIC"
+        known = f"known to {duration(each.margin_ns)} (median) from {_at(each.first_read_ns)} s on"
+        lines.append(f"  {name}{_of_boot(each.boot)}: {known}, {_rate(1 + each.gain)}")
+        ahead_ns = clock.clocks.ahead.get(each.boot)
+        if each.name is ClockName.MONOTONIC and ahead_ns is not None:
+            lines.append(f"    {duration(abs(ahead_ns))} {'behind' if ahead_ns < 0 else 'ahead of'} printk's")
+    lines += [
+        f"  stamps of {counted(stamps.lines, 'line')} of the console{_of_boot(boot)}: 0 at {_at(stamps.zero_ns)} s, "
+        f"{_rate(stamps.rate)}; the lines came {duration(stamps.residual_ns)} later (median)"
+        for boot, stamps in enumerate(clock.stamps)
+    ]
+    if clock.agreement is not None:
+        late, least_ns = duration(clock.agreement.late_ns), clock.agreement.least_ns
+        first = f"{duration(abs(least_ns))} {'before' if least_ns < 0 else 'after'} its own"
+        count = counted(clock.agreement.lines, "stamped line")
+        lines.append(f"  by the guest's clock {count} came {late} after their stamps (median), the earliest {first}")
+    return ["the guest's clock:", *(lines or [f"  {clock.problem or 'it was not read'}"])]
+
+
+def _of_boot(boot: int) -> str:
+    return f" of boot {boot + 1}" if boot else ""
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.4f} s in a second of running time"
 
 
 def _short(name: str) -> str:
@@ -114,6 +159,9 @@ def _phases(view: TimelineView) -> list[str]:
             parts = (row.idle_ns, row.user_ns, row.kernel_ns, row.firmware_ns)
             shares = "  ".join(f"{percent(share(part, row.weight_ns), 1) if part else '-':>8}" for part in parts)
             took = f"{_at(row.start_ns):>10}  {duration(row.duration_ns):>9}  {percent(share(row.duration_ns, whole_ns), 1):>7}"
+            if view.has_clock:
+                guest_ns = view.guest_took_ns(row.start_ns, row.end_ns)
+                took += f"  {'' if guest_ns is None else duration(guest_ns):>9}"
             yield f"{took}  {row.samples:>7,}  {shares}  {_short(row.name)}"
             busy_ns = row.weight_ns - row.idle_ns
             top = [f"{_function(function)} {percent(share(self_ns, busy_ns), 0)}" for function, self_ns in row.top[:_TOP]]
@@ -121,7 +169,8 @@ def _phases(view: TimelineView) -> list[str]:
                 yield f"{'':24}{', '.join(top)}"
 
     columns = "  ".join(f"{what:>8}" for what in ("idle", "user", "kernel", "firmware"))
-    heading = f"{'from':>10}  {'for':>9}  {'share':>7}  {'samples':>7}  {columns}  phase"
+    guest = f"  {'by guest':>9}" if view.has_clock else ""
+    heading = f"{'from':>10}  {'for':>9}  {'share':>7}{guest}  {'samples':>7}  {columns}  phase"
     title = "phases, each from its milestone to the next, and the functions that took most of its busy time"
     return _table(title, heading, lines(), "no samples are selected")
 
@@ -223,6 +272,26 @@ def _processes(view: TimelineView) -> list[str]:
     )
 
 
+def _units(view: TimelineView) -> list[str]:
+    rows = by_start(view)
+
+    def line(row: Unit) -> str:
+        took_ns = view.start_ns(row)
+        took = "" if took_ns is None else duration(took_ns)
+        seen = " " * len(_LASTING) if row.seen is None else _lasting(row.seen)
+        failed = "  failed" if row.failed else ""
+        where = "" if row.slice is None else f"  {_short(row.slice)}"
+        return f"{took:>10}  {seen}  {_short(row.name)}{where}{failed}"
+
+    return _table(
+        "systemd's units, by what their start took as the console says it, then by the time that their tasks used",
+        f"{'start':>10}  {_LASTING}  unit",
+        map(line, view.rows(rows)),
+        "none is known",
+        _cut(view, Section.UNITS, rows),
+    )
+
+
 def _groups(view: TimelineView) -> list[str]:
     rows = view.timeline.groups
     lines = (f"{_lasting(row.seen)}  {_long(row.path)}" for row in view.rows(rows))
@@ -267,17 +336,23 @@ def _events(view: TimelineView) -> list[str]:
 
 def _console(view: TimelineView) -> list[str]:
     rows = view.timeline.console
-    lines = (f"{_at(row.running_time_ns):>10}  {_long(row.text)}".rstrip() for row in view.rows(rows))
-    return _table("console", f"{'at':>10}  line", lines, "no line was recorded", _cut(view, Section.CONSOLE, rows))
+    lines = (
+        f"{_at(row.running_time_ns):>10}{_guest(view, row.running_time_ns)}  {_long(row.text)}".rstrip() for row in view.rows(rows)
+    )
+    return _table(
+        "console", f"{'at':>10}{_guest_heading(view)}  line", lines, "no line was recorded", _cut(view, Section.CONSOLE, rows)
+    )
 
 
 _SECTIONS: dict[Section, Callable[[TimelineView], list[str]]] = {
+    Section.CLOCK: _clock,
     Section.MILESTONES: _milestones,
     Section.PHASES: _phases,
     Section.WAITS: _waits,
     Section.MODULES: _modules,
     Section.INITCALLS: _initcalls,
     Section.PROCESSES: _processes,
+    Section.UNITS: _units,
     Section.GROUPS: _groups,
     Section.SYSTEM_CALLS: _system_calls,
     Section.FUNCTIONS: _functions,

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from recording.errors import BadRecordingError, GuestprofError
-from recording.schema import APPLICATION_ID, FORMAT_VERSION, VERSION_1
+from recording.schema import APPLICATION_ID, FORMAT_VERSION, VERSION_1, WITHOUT_CLOCKS
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 _MAGIC = b"SQLite format 3\0"
@@ -128,6 +128,8 @@ def _checked(path: Path, uri: str) -> sqlite3.Connection:
         if version == 1:
             for statement in VERSION_1.split(";"):  # executescript would end the transaction
                 connection.execute(statement)
+        if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'clocks'").fetchone()[0] == 0:
+            connection.execute(WITHOUT_CLOCKS)
     except sqlite3.OperationalError:
         connection.close()
         raise

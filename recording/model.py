@@ -243,6 +243,21 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockReading:
+    """The guest's own clocks in one halt, as its kernel knew them last: at a tick or a wake-up, so they were later by then.
+
+    halt, boot: see ``Sample``.
+    monotonic_ns: ``CLOCK_MONOTONIC``, by which systemd measures; None where it was being changed.
+    printk_ns: the clock by which printk stamps its lines (``local_clock``); None where it is not known.
+    """
+
+    halt: int
+    boot: int
+    monotonic_ns: int | None
+    printk_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One vCPU in one halt.
 

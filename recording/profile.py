@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from recording.errors import BadRecordingError
+from recording.guest_clock import GuestClocks
 from recording.idle import is_idle
 from recording.model import Callchain, Context, Event, Frame, FrameKind, Image, Space, StackEnd, SystemCall, Task, UserEnd
 from recording.names import Function, NamedFrame, Namer
@@ -311,6 +312,10 @@ class Profile:
     def unselected(self) -> Profile:
         """All of the recording: this very profile where nothing is left out."""
         return self if self.selection == Selection() else Profile(self._recording)
+
+    def clocks(self) -> GuestClocks:
+        """The guest's own clocks in the whole recording."""
+        return GuestClocks.of(self._recording)
 
     def halt_times(self) -> list[int]:
         """The guest running time of each halt within the selected time, in nanoseconds since the recording's start."""

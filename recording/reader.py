@@ -23,6 +23,7 @@ from recording.errors import BadRecordingError
 from recording.loaded import from_pieces
 from recording.model import (
     Callchain,
+    ClockReading,
     Context,
     Event,
     Frame,
@@ -82,7 +83,7 @@ _SIGHTINGS = """
         AND (?3 IS NULL OR s.vcpu IN (SELECT value FROM json_each(?3)))
     ORDER BY halt, vcpu"""
 """A cross join, so that SQLite goes through the samples in their own order and sorts nothing."""
-_OPTIONAL = frozenset({"task", "context", "system_call", "start_ns"})
+_OPTIONAL = frozenset({"monotonic_ns", "printk_ns", "task", "context", "system_call", "start_ns"})
 """Columns that may be NULL."""
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
@@ -221,6 +222,11 @@ class Recording:
     def halt_times(self, selection: Selection) -> dict[int, int]:
         """The guest running time of each halt within a selection's time, by the halt's index, in time order."""
         return {halt: time_ns for halt, _, time_ns, _, _ in self._integers(_HALTS, _parameters(selection)[:2])}
+
+    def clocks(self) -> Iterator[ClockReading]:
+        """The guest's own clocks in the order of their halts; none of early recordings."""
+        for row in self._integers("SELECT halt, boot, monotonic_ns, printk_ns FROM clocks ORDER BY halt"):
+            yield ClockReading(*row)
 
     def images(self) -> list[Image]:
         """All images in the order in which they were added, so that ``Frame.image`` is the place in this list."""

@@ -17,6 +17,8 @@ is where the frame's function begins, NULL where that is not known. ``tasks``,
 ``lookup_pc`` the functions there, ``depth`` 0 being the innermost and the highest the one that is not inlined; files without
 it have no such tables.
 
+``clocks`` has the guest's own clocks in the halts in which they could be read; recordings up to 0.1 do not have this table.
+
 ``captures``, ``unwinders``, ``unwinder_pieces`` and ``blobs`` hold what ``--raw`` keeps. An unwinder is what was known of the
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
@@ -38,6 +40,9 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE halts (
     id INTEGER PRIMARY KEY, host_time_ns INTEGER NOT NULL, running_time_ns INTEGER NOT NULL,
     halted_ns INTEGER NOT NULL, lateness_ns INTEGER NOT NULL
+);
+CREATE TABLE clocks (
+    halt INTEGER PRIMARY KEY REFERENCES halts, boot INTEGER NOT NULL, monotonic_ns INTEGER, printk_ns INTEGER
 );
 CREATE TABLE frames (
     id INTEGER PRIMARY KEY, pc INTEGER NOT NULL, lookup_pc INTEGER NOT NULL, space TEXT NOT NULL, guess INTEGER NOT NULL,
@@ -99,9 +104,13 @@ CREATE TEMP VIEW samples AS
 """
 """Makes a file of format 1 look like one of today to the connection that reads it: names in ``temp`` hide those in ``main``."""
 
+WITHOUT_CLOCKS = "CREATE TEMP VIEW clocks AS SELECT 0 AS halt, 0 AS boot, NULL AS monotonic_ns, NULL AS printk_ns WHERE FALSE"
+"""The same for a file without that table."""
+
 WRITES = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
     "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",
+    "clocks": "INSERT INTO clocks VALUES (?, ?, ?, ?)",
     "frames": "INSERT INTO frames VALUES (?, ?, ?, ?, ?, ?, ?)",
     "callchains": "INSERT INTO callchains VALUES (?, ?, ?, ?)",
     "tasks": "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?)",

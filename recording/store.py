@@ -22,7 +22,7 @@ import orjson
 from recording import files
 from recording.errors import GuestprofError
 from recording.loaded import to_pieces
-from recording.model import Callchain, Context, Event, Frame, Halt, Image, Sample, SystemCall, Task, UnwindData
+from recording.model import Callchain, ClockReading, Context, Event, Frame, Halt, Image, Sample, SystemCall, Task, UnwindData
 from recording.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, WRITES, storable_text, to_signed
 from recording.symbols import SymbolTable
 
@@ -86,6 +86,10 @@ class RecordingWriter:
         self._halts += 1
         self._rows["halts"].append((index, halt.host_time_ns, halt.running_time_ns, halt.halted_ns, halt.lateness_ns))
         return index
+
+    def add_clock(self, reading: ClockReading) -> None:
+        """Keep the guest's own clocks in a halt that was added."""
+        self._rows["clocks"].append((reading.halt, reading.boot, reading.monotonic_ns, reading.printk_ns))
 
     def add_sample(self, sample: Sample) -> None:
         """Keep a sample. Its halt must have been added; samples of one halt may come at any later time, one a vCPU.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
+from recording.guest_clock import GuestClocks
 from recording.initcalls import initcall_levels
 from recording.milestones import KERNEL_INIT, Milestone, find_milestones, initcall_of
 from recording.model import Event, FrameKind
@@ -17,34 +19,17 @@ from recording.names import Function
 from recording.phases import Course, course_of
 from recording.processes import Owner
 from recording.profile import Appearance, Profile, Stack
+from recording.seen import Seen, SeenGroup, seen_first
+from recording.stamps import Agreement, StampClock, agreement, fit_stamps, stamped_lines
+from recording.units import Unit, units_of
 from recording.waits import WaitTotal, wait_totals
 
 _LOADED, _UNLOADED, _KERNEL_GONE = "module-loaded", "module-unloaded", "kernel-gone"
+NO_CLOCK = "no-clock"
 """Kinds of events."""
 _OF_MODULES = "module"
 """The level of initcalls of modules."""
 _AT = re.compile(r"(.*) at 0x[0-9a-f]+", re.DOTALL)
-
-
-@dataclass(slots=True)
-class Seen:
-    """When something was in a sample. Times are guest running time.
-
-    after_ns: the last halt before the first sighting; None where it was seen in the first halt that is selected.
-    samples, weight_ns: with it anywhere on the stack, on all vCPUs.
-    """
-
-    first_ns: int
-    after_ns: int | None
-    last_ns: int
-    samples: int = 0
-    weight_ns: int = 0
-
-    def add(self, seen: Appearance | Seen) -> None:
-        """One more sighting of it; the first comes first."""
-        self.last_ns = max(self.last_ns, seen.last_ns)
-        self.samples += seen.samples
-        self.weight_ns += seen.weight_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +90,23 @@ class LoadedModule:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenGroup:
-    """A control group, such as the unit of a service."""
+class TimelineClock:
+    """The guest's clocks of the whole recording, and what the stamps of its console's lines tell: by themselves, and of the clocks.
 
-    path: str
-    seen: Seen
+    problem: why no clock was read, None where one was.
+    """
+
+    clocks: GuestClocks
+    stamps: tuple[StampClock, ...]
+    agreement: Agreement | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
     """What happened when; lists of first sightings are in the order of these."""
+
+    clock: TimelineClock
 
     milestones: list[Milestone]
     course: Course
@@ -123,6 +115,7 @@ class Timeline:
     modules: list[LoadedModule]
     processes: list[SeenProcess]
     groups: list[SeenGroup]
+    units: list[Unit]
     system_calls: list[SeenSystemCall]
     functions: list[SeenFunction]
     events: list[Event]
@@ -165,19 +158,29 @@ def timeline_of(profile: Profile, wanted: Mapping[str, re.Pattern[str]] | None =
     milestones = find_milestones(profile, wanted)
     course = course_of(profile, milestones)
     found = _sightings(profile)
+    groups = list(found.groups.values())
     return Timeline(
+        _clock(profile.unselected()),
         milestones,
         course,
         wait_totals(course.waits),
         list(found.initcalls.values()),
         _modules(profile, found),
         list(found.processes.values()),
-        list(found.groups.values()),
+        groups,
+        units_of(groups, profile.console()),
         list(found.calls.values()),
         list(found.functions.values()),
         profile.events(),
         profile.console(),
     )
+
+
+def _clock(whole: Profile) -> TimelineClock:
+    clocks, lines = whole.clocks(), stamped_lines(whole.console())
+    stamps = tuple(fit for fit in map(fit_stamps, lines) if fit is not None)
+    problem = next((event.text for event in whole.events() if event.kind == NO_CLOCK), None)
+    return TimelineClock(clocks, stamps, agreement(chain.from_iterable(lines), clocks), None if clocks.clocks else problem)
 
 
 def _sightings(profile: Profile) -> _Sightings:
@@ -188,17 +191,11 @@ def _sightings(profile: Profile) -> _Sightings:
         key = each.walk.boot, each.walk.stack
         stack = stacks.get(key)
         if stack is None:
-            stack = stacks[key] = _SeenStack(_seen(each), process, each.vcpu)
+            stack = stacks[key] = _SeenStack(seen_first(each), process, each.vcpu)
         stack.seen.add(each)
         _add_origin(found, each, process)
     _add_stacks(found, stacks, profile)
     return found
-
-
-def _seen(each: Appearance | Seen) -> Seen:
-    if isinstance(each, Seen):
-        return Seen(each.first_ns, each.after_ns, each.last_ns)
-    return Seen(each.first_ns, each.before_ns, each.last_ns)
 
 
 def _add_origin(found: _Sightings, each: Appearance, process: Owner) -> None:
@@ -207,16 +204,16 @@ def _add_origin(found: _Sightings, each: Appearance, process: Owner) -> None:
     cgroup = None if task is None else task.cgroup
     known = found.processes.get(process)
     if known is None:
-        known = found.processes[process] = SeenProcess(process, cgroup, _seen(each))
+        known = found.processes[process] = SeenProcess(process, cgroup, seen_first(each))
     known.seen.add(each)
     if call is not None:
         name = f"{call.table}:{call.number}" if call.name is None else call.name
         if (process, name) not in found.calls:
-            found.calls[process, name] = SeenSystemCall(process, name, _seen(each))
+            found.calls[process, name] = SeenSystemCall(process, name, seen_first(each))
         found.calls[process, name].seen.add(each)
     if cgroup is not None:
         if cgroup not in found.groups:
-            found.groups[cgroup] = SeenGroup(cgroup, _seen(each))
+            found.groups[cgroup] = SeenGroup(cgroup, seen_first(each))
         found.groups[cgroup].seen.add(each)
 
 
@@ -228,12 +225,12 @@ def _add_stacks(found: _Sightings, stacks: Mapping[tuple[int, Stack], _SeenStack
         for index in dict.fromkeys(stack.indexes):
             function = profile.functions[index]
             if index not in found.functions:
-                found.functions[index] = SeenFunction(function, _seen(known.seen), known.process, known.vcpu)
+                found.functions[index] = SeenFunction(function, seen_first(known.seen), known.process, known.vcpu)
             found.functions[index].seen.add(known.seen)
             if function.kind is FrameKind.MODULE:
                 modules[function.module] = None
         for module in modules:
-            found.modules.setdefault((boot, module), _seen(known.seen)).add(known.seen)
+            found.modules.setdefault((boot, module), seen_first(known.seen)).add(known.seen)
         initcall = initcall_of(stack)
         if initcall is not None:
             _add_initcall(found, boot, initcall, levels.get(boot, {}), known.seen, stack)
@@ -244,10 +241,10 @@ def _add_initcall(found: _Sightings, boot: int, function: Function, levels: Mapp
     key = boot, function, is_kernels
     if key not in found.initcalls:
         level = levels.get(function.name) if is_kernels else _OF_MODULES
-        found.initcalls[key] = SeenInitcall(function, level, _seen(seen))
+        found.initcalls[key] = SeenInitcall(function, level, seen_first(seen))
     found.initcalls[key].seen.add(seen)
     if function.kind is FrameKind.MODULE:
-        found.inits.setdefault((boot, function.module), _seen(seen)).add(seen)
+        found.inits.setdefault((boot, function.module), seen_first(seen)).add(seen)
 
 
 def _modules(profile: Profile, found: _Sightings) -> list[LoadedModule]:

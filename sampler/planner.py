@@ -1,4 +1,4 @@
-"""The planner of a halt's reads: kernel stacks, running tasks and user stacks together, and the captures that come of it."""
+"""The planner of a halt's reads: kernel stacks, tasks, user stacks and clocks together, and the captures that come of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from guest.elf.images import GuestImages
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
 from guest.tasks import TaskReader, TaskWords
+from recording.model import ClockReading
+from sampler.clock import ClockPlanner
 from sampler.halt import HaltedState, Read
 from sampler.images import ImageStacks
 from sampler.memory import ProcessMemory
@@ -37,6 +39,7 @@ class HaltPlanner:
         self.images = None if images is None else ImageStacks(architecture, memory, images, can_peek=can_peek)
         self._stacks = StackPlanner(architecture, can_peek=can_peek)
         self._tasks = TaskPlanner(architecture, memory, can_peek=can_peek, user_stack_size=user_stack_size)
+        self._clock = ClockPlanner(architecture, memory, can_peek=can_peek)
         self._reader: TaskReader | None = None
         self._has_stacks = self._has_tasks = self._has_images = False
 
@@ -45,15 +48,17 @@ class HaltPlanner:
         self._reader = tasks
         self._stacks.set_kernel(kernel)
         self._tasks.set_kernel(kernel, tasks)
+        self._clock.set_kernel(kernel)
 
     def probes(self) -> Sequence[Read]:
         """Reads that go out together with the halt."""
         self._has_stacks = self._has_tasks = self._has_images = False
-        return [*self._stacks.probes(), *self._tasks.begin()]
+        return [*self._stacks.probes(), *self._tasks.begin(), *self._clock.begin()]
 
     def plan(self, state: HaltedState) -> tuple[Sequence[Read], bool]:
         """The next reads, and whether they are the last of this halt."""
         reads: list[Read] = []
+        self._clock.peek()
         if self.images is not None:
             if not self._has_images:
                 reads += self.images.plan(state)
@@ -73,12 +78,16 @@ class HaltPlanner:
         for vcpu, copied in self.images.copied.items() if self.images is not None else ():
             pieces[vcpu].update(copied)
         for read, data in state.reads.items():
-            if data is not None:
+            if data is not None and not self._clock.has_asked(read):
                 pieces[read.vcpu][read.address] = data
         return [
             Capture(vcpu, registers, _joined(sorted(pieces[vcpu].items())))
             for vcpu, registers in zip(state.vcpus, state.registers, strict=True)
         ]
+
+    def clock(self, state: HaltedState, halt: int, boot: int) -> ClockReading | None:
+        """The guest's own clocks in the halt that was planned last, which has an index in its recording; None where unknown."""
+        return self._clock.reading(state, halt, boot)
 
     def find_task(self, capture: Capture) -> TaskWords | None:
         """The task that a capture's vCPU ran, None where that is not known."""

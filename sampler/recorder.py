@@ -13,6 +13,7 @@ from recording.errors import BadImageError, GuestMemoryError, GuestprofError, St
 from recording.milestones import MARK
 from recording.model import Event, Halt, StackEnd
 from recording.store import RecordingWriter
+from recording.timeline import NO_CLOCK
 from sampler.backlog import Backlog
 from sampler.knowledge import Knowledge, KnowledgeEvents, Sources
 from sampler.raw import RawKeeper
@@ -123,7 +124,7 @@ class Recorder:
         self._stepped_ns = self._start_ns
         self._until: tuple[int, int] | None = None
         self._reached = self._mark = ""
-        self._found_kernel = False
+        self._found_kernel = self._has_clock = False
         self._ended_ns: int | None = None
 
     @property
@@ -202,6 +203,8 @@ class Recorder:
         self._finish_files()
         while self._raw is not None and self._raw.step():
             pass
+        if self._found_kernel and not self._has_clock:
+            self.add_event(NO_CLOCK, "the guest's own clock was not found in its kernel's memory, so its time is unknown")
         self.add_event("end", reason)
         self._writer.commit()
         return Outcome(self.progress(), reason, error, self._found_kernel or self._guest.explains)
@@ -280,6 +283,10 @@ class Recorder:
         self._running_time_ns = max(self._running_time_ns, self._host_time_ns - self._halted_total_ns())
         self._halted_ns += state.halted_ns
         halt = self._writer.add_halt(Halt(self._host_time_ns, self._running_time_ns, state.halted_ns, lateness_ns))
+        reading = self._guest.planner.clock(state, halt, self._tracker.boot)
+        if reading is not None:
+            self._has_clock = True
+            self._writer.add_clock(reading)
         self._halts += 1
         self._guest.see(state, now_ns)
         for capture in self._guest.planner.captures(state):

@@ -25,6 +25,7 @@ from guest.modules import ModuleReader
 from guest.structs import Structs
 from guest.system_call_filters import SystemCallFilters
 from guest.task_search import UNKNOWN, search_structs
+from guest.timekeeper import find_timekeeper
 from guest.user.struct_search import UNKNOWN as UNKNOWN_BUT_USER
 from guest.user.struct_search import search_user_structs
 from guest.words import Words
@@ -132,7 +133,7 @@ class KernelTracker:
         self._next_modules_ns = 0
         self._next_structs_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
-        self._module_search, self._user_search = _Search(), _Search()
+        self._module_search, self._user_search, self._clock_search = _Search(), _Search(), _Search()
         self._has_pages = False
         self._modules: ModuleReader | None = None
         self._generated: GeneratedCodeReader | None = None
@@ -200,6 +201,8 @@ class KernelTracker:
             tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
             if tables is not None and self._user_search.is_due(now_ns):
                 return self._search_user(kernel, kernel.structs, tables)
+        if kernel.timekeeper is None and kernel.has_own_space and self._clock_search.is_due(now_ns):
+            return self._find_clock(kernel)
         if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
             settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
             self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)
@@ -236,7 +239,7 @@ class KernelTracker:
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
-        self._module_search, self._user_search = _Search(), _Search()
+        self._module_search, self._user_search, self._clock_search = _Search(), _Search(), _Search()
         self._has_pages = False
         self._retry_ns = _FIRST_RETRY_NS
 
@@ -372,6 +375,13 @@ class KernelTracker:
         if self._has_pages or kernel.unknown != UNKNOWN_BUT_USER:
             self.kernel = kernel = replace(kernel, structs=found, unknown=UNKNOWN_BUT_USER)
             yield
+            self._events.refreshed(kernel)
+
+    def _find_clock(self, kernel: Kernel) -> Steps[None]:
+        """Look for the kernel's clock, which shows nothing before the kernel has started it."""
+        found = yield from find_timekeeper(kernel.space, kernel.symbols, kernel.data_range, kernel.structs, self._architecture)
+        if found is not None:
+            self.kernel = kernel = replace(kernel, timekeeper=found)
             self._events.refreshed(kernel)
 
     def _read_loaded(self, kernel: Kernel) -> Steps[None]:

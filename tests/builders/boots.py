@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from recording.model import Context, Event, StackEnd, SystemCall, Task, UserEnd
+from recording.model import ClockReading, Context, Event, StackEnd, SystemCall, Task, UserEnd
 from tests.builders.profiles import IDLE, IRQ_IN_IDLE
 from tests.builders.recordings import MS, Names, Stack, write_recording
 
@@ -83,14 +83,22 @@ EVENTS = (
     Event(200 * MS, "module-loaded", "failover at 0xffffffffc0200000"),
     Event(225 * MS, "module-unloaded", "failover"),
     Event(245 * MS, "console", "Welcome to Debian"),
+    Event(250 * MS, "console", "         Starting ssh.service - OpenBSD Secure Shell server..."),
+    Event(262 * MS, "console", "[  OK  ] Started ssh.service - OpenBSD Secure Shell server."),
     Event(255 * MS, "mark", "service"),
     Event(265 * MS, "console", "login: "),
     Event(270 * MS, "end", "27 halts are over"),
 )
 
 
+CLOCKS = tuple(
+    ClockReading(halt, 0, (10 * halt - 18) // 4 * 4 * MS, (10 * halt - 20) // 4 * 4 * MS) for halt in range(6, len(BOOT))
+)
+"""A tick each 4 ms; printk's clock begins with the third halt, 2 ms later than the other."""
+
+
 def boot_recording(path: Path) -> Path:
-    return write_recording(path, BOOT, Names(), EVENTS)
+    return write_recording(path, BOOT, Names(), EVENTS, clocks=CLOCKS)
 
 
 def varied_boot(path: Path, seed: int, *, spin: int = 0, levels: bool = True, ended: str = "the console says 'login:'") -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recording.model import (
     Callchain,
+    ClockReading,
     Context,
     Event,
     Frame,
@@ -134,6 +135,7 @@ def write_recording(
     names: Names | None = None,
     events: Sequence[Event] = (),
     *,
+    clocks: Sequence[ClockReading] = (),
     ended: str | None = None,
 ) -> Path:
     """One recording: a halt each 10 ms of guest time, 0.5 ms long, with one stack a vCPU. Every tenth halt is 6 ms late."""
@@ -151,6 +153,8 @@ def write_recording(
                 frames = tuple(known.frame(word) for word in reversed(stack.frames.split()))
                 chain = Callchain(frames, stack.end, stack.user_end)
                 writer.add_sample(Sample(halt, stack.vcpu, 0, stack.weight_ns, chain, stack.task, stack.context, stack.system_call))
+        for reading in clocks:
+            writer.add_clock(reading)
         for image in known.images():
             writer.add_image(image)
         writer.add_event(Event(0, "kernel-found", "found Linux 6.1.0-18-amd64"))

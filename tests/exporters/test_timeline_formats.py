@@ -73,9 +73,9 @@ def test_each_section_alone(tmp_path: Path) -> None:
         ("system-call", "sshd", "read", "260000000"),
     ]
     assert exported(path, "text", (Section.CONSOLE,)).splitlines()[-3:] == [
-        "    0.1150  [    0.052000] ACPI: Core revision 20220331",
-        "    0.2450  Welcome to Debian",
-        "    0.2650  login:",
+        "    0.2500      0.2240           Starting ssh.service - OpenBSD Secure Shell server...",
+        "    0.2620      0.2365  [  OK  ] Started ssh.service - OpenBSD Secure Shell server.",
+        "    0.2650      0.2395  login:",
     ]
 
 
@@ -104,6 +104,8 @@ def test_all_formats_tell_the_same(tmp_path: Path) -> None:
         "initcall": len(text["initcalls"]),
         "process": len(text["processes"]),
         "group": len(text["groups"]),
+        "unit": 2,
+        "unit-start": 1,
         "system-call": len(text["system_calls"]),
         "function": len(text["functions"]),
         "event": len(text["events"]),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from recording.guest_clock import GuestClocks
 from recording.model import Callchain, FrameKind, Space, StackEnd
 from recording.reader import Recording
 from tests.conftest import StartGuest, params_of
@@ -109,6 +110,7 @@ def test_mixed_workload(ahead: GuestsAhead[Boot], tmp_path: Path, boot: Boot) ->
     assert report["quality"]["samples"] >= MIN_SAMPLES * boot.vcpus
     assert report["meta"]["kernel_release"] in guest.console_text()
     check_tasks(report, path, expected)
+    check_clock(path, report["meta"])
     # From here on: a boot of single instructions would take half a minute.
     guest.execute("human-monitor-command", **{"command-line": "singlestep on"})
     single = tmp_path / "single.guestprof"
@@ -125,6 +127,19 @@ def check_stacks(report: dict[str, Any], path: Path, complete: float, entry: flo
     assert quality["complete_share"] >= complete, explain(path)
     assert quality["entry_share"] <= entry
     assert quality["ends"].get("no-kernel", 0) == 0
+
+
+def check_clock(path: Path, meta: dict[str, Any]) -> None:
+    """The guest's own clock is read in every halt, and printk's wherever the kernel says how its run queues look."""
+    with Recording.open(path) as recording:
+        halts = list(recording.halts())
+        clocks = GuestClocks.of_readings(halts, recording.clocks())
+        readings = list(recording.clocks())
+        has_types = not any(event.kind == "unknown" for event in recording.events())
+    assert [clock.name.value for clock in clocks.clocks] == [*(["printk"] if has_types else []), "monotonic"], meta
+    assert sum(reading.monotonic_ns is not None for reading in readings) > 0.8 * len(halts)
+    # It runs as fast as the guest, and perhaps in halts.
+    assert clocks.clocks[-1].gain > -0.1
 
 
 def check_guesses(path: Path) -> None:

@@ -90,6 +90,21 @@ def check_timeline(timeline: dict[str, Any], halts: Sequence[int]) -> None:
     assert sum(row["samples"] for row in phases) == timeline["quality"]["samples"]
     assert {row["level"] for row in timeline["initcalls"] if row["name"] == "acpi_init"} == {"subsys"}
     check_console(found, f"initcall-{levels[-1]}", timeline["console"], halts)
+    check_clock(timeline)
+
+
+def check_clock(timeline: dict[str, Any]) -> None:
+    """Printk's stamps are what the guest's own clock, read from its memory, shows when the lines come, or a little less."""
+    clock = timeline["clock"]
+    assert [row["name"] for row in clock["clocks"]] == ["printk", "monotonic"]
+    assert clock["problem"] is None
+    assert len(clock["stamps"]) == 1
+    assert clock["agreement"]["lines"] > 30
+    # Ticks come each 4 ms; before the first of them printk's clock is the timekeeper's, and jumps when it is not any more.
+    assert clock["agreement"]["late_least_ns"] > -30_000_000
+    shown = [row["guest_ns"] for row in timeline["milestones"] if row["guest_ns"] is not None]
+    assert len(shown) >= len(timeline["milestones"]) - 3
+    assert shown == sorted(shown)
 
 
 def check_console(milestones: dict[str, Any], last_level: str, lines: Sequence[dict[str, Any]], halts: Sequence[int]) -> None:

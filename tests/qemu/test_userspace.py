@@ -40,6 +40,16 @@ def test_boot_and_workload(guest_kernel: Callable[[str], Path], debian_image: Pa
     check_timeline(json.loads(guestprof("timeline", path, "--mark", f"round={FIRST_ROUND}", "-f", "json").stdout))
 
 
+def check_clock_and_units(timeline: dict[str, Any]) -> None:
+    """By both clocks of the kernel; systemd's units by their groups, as the console says nothing of them (quiet)."""
+    assert [row["name"] for row in timeline["clock"]["clocks"]] == ["printk", "monotonic"]
+    times = {row["name"]: row["guest_ns"] for row in timeline["milestones"]}
+    assert 0 < times["init"] < times["init:systemd"] < times["round"]
+    units = {row["name"]: row for row in timeline["units"]}
+    assert units["workload.service"]["slice"] == "system.slice"
+    assert units["workload.service"]["seen"]["weight_ns"] > units["init.scope"]["seen"]["weight_ns"] > 0
+
+
 def check_stacks(profile: Profile) -> None:
     """Modules, libraries and programs by their names, in stacks that go from the program's start into the kernel."""
     modules: Counter[str] = Counter()
@@ -100,6 +110,7 @@ def check_timeline(timeline: dict[str, Any]) -> None:
     assert times["init"] <= calls["init", "finit_module"] < times["init:systemd"]
     groups = [row["path"] for row in timeline["groups"]]
     assert groups.index("/init.scope") < groups.index("/system.slice/workload.service")
+    check_clock_and_units(timeline)
     # The guest waits for its disk: something is always idle, and each span but the last is ended by something.
     assert timeline["waits"]["total_ns"] > 0
     assert all(span["ended_by"] is not None for span in timeline["waits"]["spans"][:-1])

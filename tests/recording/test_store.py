@@ -18,6 +18,7 @@ import pytest
 from recording.errors import BadRecordingError, GuestprofError
 from recording.model import (
     Callchain,
+    ClockReading,
     Context,
     Event,
     Frame,
@@ -72,6 +73,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         writer.set_meta("command", ["guestprof", "record", "bytes\udcff"])
         writer.set_meta("requested_hz", 100)
         assert [writer.add_halt(halt) for halt in HALTS] == [0, 1]
+        writer.add_clock(ClockReading(0, 0, 8_000_000, None))
+        writer.add_clock(ClockReading(1, 1, None, 12_345_678))
         writer.add_sample(sample(1, 1, TRUNCATED))
         writer.add_sample(sample(1, 0, IN_KERNEL, 20_000))
         writer.add_sample(sample(0, 0, IN_KERNEL))
@@ -83,6 +86,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     with Recording.open(path) as recording:
         assert recording.meta == {"requested_hz": 100, "command": ["guestprof", "record", "bytes\udcff"]}
         assert list(recording.halts()) == HALTS
+        assert list(recording.clocks()) == [ClockReading(0, 0, 8_000_000, None), ClockReading(1, 1, None, 12_345_678)]
         assert list(recording.samples()) == [
             sample(0, 0, IN_KERNEL),
             sample(0, 1, NOTHING, 0),
@@ -164,9 +168,22 @@ def test_a_recording_of_format_1_still_opens(tmp_path: Path) -> None:
         assert sum(total.samples for total in recording.stack_totals(Selection(since_ns=20_000_000))) == 14
         assert sum(len(columns[0]) for columns in recording.sightings(Selection(frozenset({1})))) == 8
         assert (recording.tasks(), recording.system_calls(), recording.contexts()) == ({}, {}, {})
+        assert list(recording.clocks()) == []
         assert [image.name for image in recording.images()] == ["vmlinux", "ext4", "e1000"]
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.guestprof"]
+
+
+def test_a_recording_from_before_clocks_still_opens(tmp_path: Path) -> None:
+    path = tmp_path / "a.guestprof"
+    with RecordingWriter(path, clock=Clock()) as writer:
+        writer.add_halt(HALTS[0])
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE clocks")
+    connection.close()
+    with Recording.open(path) as recording:
+        assert list(recording.clocks()) == []
+        assert list(recording.halts()) == HALTS[:1]
 
 
 def test_equal_frames_and_callchains_are_kept_once(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_marks(tmp_path: Path, mark: str, time_ms: int) -> None:
             "start_kernal",
             "'start_kernal' is no moment of this recording; .* a milestone .it has firmware, kernel-entry, start_kernel",
         ),
-        ("console:panic", "none of the console's 3 lines matches 'panic'"),
+        ("console:panic", "none of the console's 5 lines matches 'panic'"),
         ("console:(", "'\\(' is no regular expression"),
         ("function:nothing", "no sample of this recording shows the function 'nothing'"),
         ("-1", "no moment"),
