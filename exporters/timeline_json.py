@@ -70,7 +70,7 @@ def _clock(view: TimelineView) -> dict[str, Any]:
         ],
         "agreement": None
         if agreement is None
-        else {"lines": agreement.lines, "late_p50_ns": agreement.late_ns, "late_least_ns": agreement.least_ns},
+        else {"lines": agreement.lines, "late_p50_ns": agreement.late_ns, "early_ns": agreement.early_ns},
         "problem": None if clock.problem is None else encodable(clock.problem),
     }
 

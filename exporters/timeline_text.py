@@ -127,10 +127,10 @@ def _clock(view: TimelineView) -> list[str]:
         for boot, stamps in enumerate(clock.stamps)
     ]
     if clock.agreement is not None:
-        late, least_ns = duration(clock.agreement.late_ns), clock.agreement.least_ns
-        first = f"{duration(abs(least_ns))} {'before' if least_ns < 0 else 'after'} its own"
+        late, early_ns = duration(clock.agreement.late_ns), clock.agreement.early_ns
+        first = f"one {duration(early_ns)} before its own" if early_ns else "none before its own"
         count = counted(clock.agreement.lines, "stamped line")
-        lines.append(f"  by the guest's clock {count} came {late} after their stamps (median), the earliest {first}")
+        lines.append(f"  by the guest's clock {count} came {late} after their stamps (median), {first}")
     return ["the guest's clock:", *(lines or [f"  {clock.problem or 'it was not read'}"])]
 
 

@@ -76,12 +76,19 @@ class GuestClock:
         return int(median(self.margins_ns))
 
     def at(self, time_ns: int) -> int | None:
-        """What it showed at a moment of guest running time; None before it ran."""
+        """What it showed at a moment of guest running time; None before it ran. Between two halts it is taken to run evenly."""
         index = max(0, bisect_right(self.times_ns, time_ns) - 1)
-        shown = self.shown_ns[index] + time_ns - self.times_ns[index]
-        if index + 1 < len(self.shown_ns):
-            shown = min(shown, self.shown_ns[index + 1])
+        since_ns = time_ns - self.times_ns[index]
+        shown = self.shown_ns[index] + since_ns
+        if since_ns > 0 and index + 1 < len(self.shown_ns):
+            gained_ns = self.shown_ns[index + 1] - self.shown_ns[index]
+            shown = self.shown_ns[index] + gained_ns * since_ns // (self.times_ns[index + 1] - self.times_ns[index])
         return shown if shown >= 0 else None
+
+    def latest_ns(self, time_ns: int) -> int:
+        """What it showed at most at a moment: what it showed in the halt after that, before which the guest may have run on."""
+        index = min(bisect_right(self.times_ns, time_ns), len(self.shown_ns) - 1)
+        return self.shown_ns[index] + self.margins_ns[max(0, index - len(self.shown_ns) + len(self.margins_ns))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,13 +48,13 @@ class StampClock:
 class Agreement:
     """How stamped lines agree with the clock that was read from the guest's memory.
 
-    late_ns: how long after their stamps the lines came by that clock, the median; least_ns: of the earliest line that came when the
-    clock was read already, which is below 0 by as much as one of them is wrong.
+    late_ns: how long after their stamps the lines came by that clock, the median.
+    early_ns: by how much a line came before its stamp at most, which is by how much the clock is wrong; 0 where none did.
     """
 
     lines: int
     late_ns: int
-    least_ns: int
+    early_ns: int
 
 
 def stamp_of(text: str) -> int | None:
@@ -109,10 +109,11 @@ def _is_above(left: Stamped, middle: Stamped, right: Stamped) -> bool:
 
 def agreement(lines: Iterable[Stamped], clocks: GuestClocks) -> Agreement | None:
     """How lines agree with what was read; None where none of them came while the clock could be read."""
-    late = []
+    late, early = [], [0]
     for line in lines:
         clock = clocks.clock_at(line.time_ns)
-        shown_ns = None if clock is None or line.time_ns < clock.first_read_ns else clock.at(line.time_ns)
-        if shown_ns is not None:
-            late.append(shown_ns - line.stamp_ns)
-    return Agreement(len(late), round(median(late)), min(late)) if late else None
+        if clock is None or line.time_ns < clock.first_read_ns:
+            continue
+        late.append((clock.at(line.time_ns) or 0) - line.stamp_ns)
+        early.append(line.stamp_ns - clock.latest_ns(line.time_ns))
+    return Agreement(len(late), round(median(late)), max(early)) if late else None

@@ -140,6 +140,8 @@ def test_the_console_is_told_apart_from_other_events(tmp_path: Path) -> None:
     assert [line["text"] for line in run["console"]] == [
         "[    0.052000] ACPI: Core revision 20220331",
         "Welcome to Debian",
+        "         Starting ssh.service - OpenBSD Secure Shell server...",
+        "[  OK  ] Started ssh.service - OpenBSD Secure Shell server.",
         "login: ",
     ]
     assert "console" not in {event["name"] for event in run["events"]}

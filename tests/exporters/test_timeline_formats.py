@@ -74,8 +74,8 @@ def test_each_section_alone(tmp_path: Path) -> None:
     ]
     assert exported(path, "text", (Section.CONSOLE,)).splitlines()[-3:] == [
         "    0.2500      0.2240           Starting ssh.service - OpenBSD Secure Shell server...",
-        "    0.2620      0.2365  [  OK  ] Started ssh.service - OpenBSD Secure Shell server.",
-        "    0.2650      0.2395  login:",
+        "    0.2620      0.2366  [  OK  ] Started ssh.service - OpenBSD Secure Shell server.",
+        "    0.2650      0.2398  login:",
     ]
 
 
