@@ -18,6 +18,7 @@ from recording.views import (
     process_totals,
     system_call_totals,
     thread_totals,
+    unit_totals,
     vcpu_totals,
 )
 
@@ -33,6 +34,7 @@ class GroupBy(StrEnum):
     CONTEXT = "context"
     SYSTEM_CALL = "system-call"
     LINE = "line"
+    UNIT = "unit"
 
     @property
     def has_pids(self) -> bool:
@@ -86,6 +88,7 @@ _TOTALS: dict[GroupBy, Callable[[Profile], list[Total]]] = {
     GroupBy.CONTEXT: context_totals,
     GroupBy.SYSTEM_CALL: system_call_totals,
     GroupBy.LINE: line_totals,
+    GroupBy.UNIT: unit_totals,
 }
 
 

@@ -20,6 +20,7 @@ _KEYS = {
     GroupBy.CONTEXT: "contexts",
     GroupBy.SYSTEM_CALL: "system_calls",
     GroupBy.LINE: "lines",
+    GroupBy.UNIT: "units",
 }
 
 

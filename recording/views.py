@@ -10,6 +10,7 @@ from recording.model import Context, FrameKind
 from recording.names import Function
 from recording.processes import Owner, thread_of
 from recording.profile import Count, Origin, Profile, Stack
+from recording.units import unit_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,22 @@ def context_totals(profile: Profile) -> list[Total]:
 def system_call_totals(profile: Profile) -> list[Total]:
     """What was spent within each system call, interrupts that hit it included; all else is not in these rows."""
     return _owner_totals(profile, system_call_owner)
+
+
+def unit_totals(profile: Profile) -> list[Total]:
+    """What the tasks of each of systemd's units took; ``/`` is what belongs to none, such as kernel threads and the initramfs.
+
+    Tasks whose control group is not known are not in these rows.
+    """
+    return _owner_totals(profile, _unit_owner)
+
+
+def _unit_owner(origin: Origin) -> Owner | None:
+    path = None if origin.task is None else origin.task.cgroup
+    if path is None:
+        return None
+    unit = unit_of(path)
+    return Owner(path if unit is None else unit[0], None, FrameKind.USER)
 
 
 _CONTEXT_KINDS = {Context.USER: FrameKind.USER, Context.FIRMWARE: FrameKind.FIRMWARE, Context.UNKNOWN: FrameKind.UNKNOWN}
