@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from guest.cache import KernelCache
+from guest.timekeeper import Timekeeper
 from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, build_initramfs, find_busybox
 from sampler.clock import ClockPlanner
@@ -119,7 +120,14 @@ def our_loop(qemu: LaunchedQemu, count: int) -> tuple[list[int], list[int]]:
         planner = HaltPlanner(session.architecture, session.memory)
         clock = ClockPlanner(session.architecture, session.memory, can_peek=True)
         clocks: list[int] = []
-        events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
+        found: list[Timekeeper] = []
+
+        def set_timekeeper(keeper: Timekeeper) -> None:
+            found.append(keeper)
+            planner.set_timekeeper(keeper)
+
+        gone = lambda _why: planner.set_kernel(None)  # noqa: E731
+        events = TrackerEvents(planner.set_kernel, planner.set_kernel, gone, clock=set_timekeeper)
         tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
         times: list[int] = []
         while len(times) < count + _WARM_UP:
@@ -131,6 +139,7 @@ def our_loop(qemu: LaunchedQemu, count: int) -> tuple[list[int], list[int]]:
             if tracker.kernel is not None:
                 times.append(state.halted_ns)
                 clock.set_kernel(tracker.kernel)
+                clock.set_timekeeper(found[-1])
                 began = time.monotonic_ns()
                 clock.begin()
                 clock.peek()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from recording.seen import Seen
 from recording.timeline import SeenInitcall, Timeline
-from recording.units import Unit
+from recording.units import Unit, start_by_guest
 
 _T = TypeVar("_T")
 
@@ -62,9 +62,8 @@ class TimelineView:
         return None if start is None or end is None else end - start
 
     def start_ns(self, unit: Unit) -> int | None:
-        """How long a unit's start took, by the guest's own clock where that is known."""
-        took_ns = self.guest_took_ns(unit.starting_ns, unit.started_ns)
-        return unit.start_ns if took_ns is None else took_ns
+        """How long a unit's start took, by printk's stamps or the guest's own clock where these are known."""
+        return start_by_guest(unit, self.timeline.clock.clocks) or unit.start_ns
 
     def rows(self, rows: Sequence[_T]) -> Sequence[_T]:
         """As many of these as are wanted."""

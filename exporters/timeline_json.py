@@ -24,7 +24,7 @@ from recording.profile import Profile, Stack
 from recording.seen import Seen, SeenGroup
 from recording.stamps import stamp_of
 from recording.timeline import LoadedModule, SeenFunction, SeenInitcall, SeenProcess, SeenSystemCall
-from recording.units import Unit
+from recording.units import Unit, start_by_guest
 from recording.waits import Wait, WaitTotal, Waker
 
 
@@ -208,7 +208,7 @@ def _unit(view: TimelineView, row: Unit) -> dict[str, Any]:
         "starting_ns": row.starting_ns,
         "started_ns": row.started_ns,
         "start_ns": row.start_ns,
-        "start_guest_ns": view.guest_took_ns(row.starting_ns, row.started_ns),
+        "start_guest_ns": start_by_guest(row, view.timeline.clock.clocks),
         "failed": row.failed,
         "seen": None if row.seen is None else _seen(row.seen),
     }

@@ -23,7 +23,6 @@ from guest.paging import AddressSpace
 from guest.structs import Structs
 from guest.symbol_rows import SymbolRows
 from guest.text import TextImage, read_text
-from guest.timekeeper import Timekeeper
 from guest.words import Words
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
@@ -55,7 +54,6 @@ class Kernel:
     structs: layouts of its structs, None before they were read, or where they cannot be, and in ``structs_problem`` why.
     unknown: what cannot be known of it, in a sentence; None where nothing of note.
     loaded: its modules and the code that it has made, none before they were read.
-    timekeeper: where its clock is read, None before it was found.
     """
 
     release: str
@@ -79,7 +77,6 @@ class Kernel:
     unknown: str | None = None
     ehabi: EhabiTable | None = None
     loaded: LoadedCode = LoadedCode()  # noqa: RUF009  (it never changes)
-    timekeeper: Timekeeper | None = None
 
     @property
     def modules(self) -> tuple[Module, ...]:

@@ -7,6 +7,8 @@ the time of the last tick or wake-up is known, not the counter; both stand still
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -24,11 +26,14 @@ _BASE = "tk_read_base"
 _MEMBERS = ("clock", "mask", "cycle_last", "mult", "shift", "xtime_nsec", "base", "base_real")
 _NAMES = ("tk_core", "timekeeper_data")
 """By kernels up to 6.16, and by later ones, which have several: the first is the one that all kernels have."""
+_SAME = re.compile(rb"\0{20,}")
+"""A pointer to the source of the clock, a mask and a counter."""
+_NOT_ZERO = re.compile(rb"[^\0]")
 _SEQUENCE_SIZE = 4
 _MAX_SHIFT = 32
 _MAX_NS = 1 << 63
-_NEAR = 192
-"""Bytes behind ``tk_core`` in which its timekeeper begins at most: behind its sequence number, aligned to a cache line."""
+_NEAR = 256
+"""Bytes behind ``tk_core`` in which its timekeeper begins at most, and that its two readings are apart at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,16 @@ class Timekeeper:
         return found if 0 < found < _MAX_NS else None
 
 
+def has_named_timekeeper(symbols: SymbolTable) -> bool:
+    """Whether a symbol says where it is, so that looking for it takes no time to speak of."""
+    return _named(symbols) is not None
+
+
+def _named(symbols: SymbolTable) -> int | None:
+    found = next(filter(None, map(symbols.find, _NAMES)), None)
+    return None if found is None else found.address
+
+
 def find_timekeeper(
     space: AddressSpace, symbols: SymbolTable, data_range: tuple[int, int], structs: Structs | None, architecture: Architecture
 ) -> Steps[Timekeeper | None]:
@@ -71,20 +86,17 @@ def find_timekeeper(
         layouts = [_Layout.of(structs, words, alignment) for alignment in dict.fromkeys((8, words.size))]
     except BadImageError:
         return None
-    for layout in layouts:
-        symbol = next(filter(None, map(symbols.find, _NAMES)), None)
-        if symbol is not None:
-            data = read_mapped(space, symbol.address, _NEAR + layout.size)
-            found = [layout.at(symbol.address, data, at) for at in layout.places(data, data_range)]
-        else:
-            found = yield from _search(space, data_range, layout)
-        # The shadow has no sequence number.
-        if found:
-            return next(chain((each for each in found if each.has_sequence), found))
-    return None
+    start = _named(symbols)
+    if start is not None:
+        data = read_mapped(space, start, _NEAR + max(layout.size for layout in layouts))
+        found = [layout.at(start, data, at) for layout in layouts for at in layout.places(data, data_range)]
+    else:
+        found = yield from _search(space, data_range, layouts)
+    # The shadow has no sequence number.
+    return next(chain((each for each in found if each.has_sequence), found), None)
 
 
-def _search(space: AddressSpace, data_range: tuple[int, int], layout: _Layout) -> Steps[list[Timekeeper]]:
+def _search(space: AddressSpace, data_range: tuple[int, int], layouts: Sequence[_Layout]) -> Steps[list[Timekeeper]]:
     """All that look like one in the kernel's data."""
     low, high = data_range
     found: list[Timekeeper] = []
@@ -93,13 +105,14 @@ def _search(space: AddressSpace, data_range: tuple[int, int], layout: _Layout) -
             yield
             continue
         for at in range(0, extent.size, CHUNK_SIZE):
-            size = min(CHUNK_SIZE + layout.size, extent.size - at)
+            size = min(CHUNK_SIZE + _NEAR, extent.size - at)
             data = space.memory.read_many([(extent.physical + at, size)])[0]
             yield
             if data is not None:
                 address = extent.address + at
-                found += [layout.at(address, data, place) for place in layout.places(data, data_range)]
-                yield
+                for layout in layouts:
+                    found += [layout.at(address, data, place) for place in layout.places(data, data_range)]
+                    yield
     return found
 
 
@@ -140,20 +153,28 @@ class _Layout:
         else:
             apart = known.offset - structs.require("timekeeper", "tkr_mono").offset
         record = Record(structs, _BASE, _MEMBERS)
-        if record.low or apart < record.size or apart % words.size:
+        if record.low or not record.size <= apart <= _NEAR or apart % words.size:
             raise BadImageError("the kernel's timekeeper has an unknown layout; report this kernel")
         return cls(record, apart, apart + record.size, alignment, words)
 
     def places(self, data: bytes, data_range: tuple[int, int]) -> list[int]:
-        """Where in some bytes a timekeeper begins."""
-        words = self.words.pointers(data)
-        step = self.apart // self.words.size
+        """Where in some bytes a timekeeper begins: it has the same bytes ``apart`` from each other."""
+        size = len(data) - self.apart
+        if size <= 0:
+            return []
+        differ = int.from_bytes(data[:size], "big") ^ int.from_bytes(data[self.apart :], "big")
         low, high = data_range
-        return [
-            index * self.words.size
-            for index, (clock, other) in enumerate(zip(words, words[step:], strict=False))
-            if clock == other and low <= clock < high and self._is_timekeeper(data, index * self.words.size)
-        ]
+        step = self.words.size
+        found = []
+        for same in _SAME.finditer(differ.to_bytes(size, "big")):
+            at = same.start()
+            # Much of a kernel's data is zero.
+            while (some := _NOT_ZERO.search(data, at, same.end())) is not None:
+                at = some.start() // step * step
+                if low <= self.words.number(data[at : at + step]) < high and self._is_timekeeper(data, at):
+                    found.append(at)
+                at += step
+        return found
 
     def _is_timekeeper(self, data: bytes, at: int) -> bool:
         if at + self.size > len(data):

@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from recording.guest_clock import GuestClocks
 from recording.model import Event
 from recording.seen import Seen, SeenGroup, seen_first
+from recording.stamps import stamp_of
 
 _TYPES = "service|scope|slice|socket|mount|automount|swap|device|target|path|timer"
 _UNIT = re.compile(rf"[^/\s]+\.(?:{_TYPES})")
@@ -31,7 +33,7 @@ class Unit:
 
     slice: that it is in, None where it was not seen in a group. seen: its tasks, those of groups below its own too.
     starting_ns, started_ns: guest running time when systemd said that it starts it, and that it has, or could not (``failed``);
-    None where it did not say it.
+    None where it did not say it. starting_stamp_ns, started_stamp_ns: by printk's stamps, where it said it in the kernel's log.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Unit:
     seen: Seen | None = None
     starting_ns: int | None = None
     started_ns: int | None = None
+    starting_stamp_ns: int | None = None
+    started_stamp_ns: int | None = None
     failed: bool = False
 
     @property
@@ -52,6 +56,7 @@ class _Said:
     """systemd's words of a unit, whose name may be cut in its middle."""
 
     time_ns: int
+    stamp_ns: int | None
     begins: bool
     failed: bool
     name: str
@@ -93,10 +98,21 @@ def units_of(groups: Iterable[SeenGroup], console: Sequence[Event]) -> list[Unit
             continue
         unit = units.setdefault(whole, Unit(whole))
         if each.begins:
-            unit.starting_ns = each.time_ns if unit.starting_ns is None else unit.starting_ns
+            if unit.starting_ns is None:
+                unit.starting_ns, unit.starting_stamp_ns = each.time_ns, each.stamp_ns
         elif unit.started_ns is None:
-            unit.started_ns, unit.failed = each.time_ns, each.failed
+            unit.started_ns, unit.started_stamp_ns, unit.failed = each.time_ns, each.stamp_ns, each.failed
     return sorted(units.values(), key=_order)
+
+
+def start_by_guest(unit: Unit, clocks: GuestClocks) -> int | None:
+    """How long a unit's start took by printk's stamps, else by the guest's clock when its lines came; None where unknown."""
+    if unit.starting_stamp_ns is not None and unit.started_stamp_ns is not None:
+        return unit.started_stamp_ns - unit.starting_stamp_ns
+    if unit.starting_ns is None or unit.started_ns is None:
+        return None
+    start_ns, end_ns = clocks.at(unit.starting_ns), clocks.at(unit.started_ns)
+    return None if start_ns is None or end_ns is None else end_ns - start_ns
 
 
 def _order(unit: Unit) -> tuple[int, int, int, str]:
@@ -130,4 +146,4 @@ def _said(console: Iterable[Event]) -> Iterator[_Said]:
         # "ssh.service - OpenBSD Secure Shell server..."; older ones, and those set so, have the description alone.
         name = rest.partition(" - ")[0].removesuffix(".").removesuffix("...").strip()
         if _UNIT.fullmatch(name) or (_ELLIPSIS in name and " " not in name.partition(_ELLIPSIS)[0]):
-            yield _Said(line.running_time_ns, begins is not None, failed, name)
+            yield _Said(line.running_time_ns, stamp_of(line.text), begins is not None, failed, name)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
-from guest.timekeeper import run_queue_clock
+from guest.timekeeper import Timekeeper, run_queue_clock
 from guest.words import Words
 from recording.model import ClockReading
 from sampler.halt import HaltedState, Read
@@ -32,24 +32,31 @@ class ClockPlanner:
         self._hides_kernel = architecture.hides_kernel
         self._words = Words.of(architecture)
         self._kernel: Kernel | None = None
+        self._timekeeper: Timekeeper | None = None
         self._keeper: Read | None = None
         self._queues: list[Read] = []
         self._turn = 0
         self._wanted: list[Read] = []
         self._peeked: list[bytes | None] | None = None
 
+    def set_timekeeper(self, timekeeper: Timekeeper) -> None:
+        """Read this one of the kernel from now on."""
+        self._timekeeper = timekeeper
+        if self._kernel is not None:
+            self.set_kernel(self._kernel)
+
     def set_kernel(self, kernel: Kernel | None) -> None:
-        """Use what is known of the kernel from now on."""
+        """Use what is known of the kernel from now on. None: it is gone, and its timekeeper with it."""
         self._kernel, self._keeper, self._queues, self._wanted = kernel, None, [], []
-        if kernel is None or kernel.timekeeper is None:
+        if kernel is None:
+            self._timekeeper = None
             return
-        self._keeper = self._read(kernel, kernel.timekeeper.address, kernel.timekeeper.size)
+        if self._timekeeper is not None:
+            self._keeper = self._read(kernel, self._timekeeper.address, self._timekeeper.size)
         queue = run_queue_clock(kernel.symbols, kernel.structs)
         if queue is not None:
-            queues = (
-                self._read(kernel, queue + offset & self._words.mask, _QUEUE_CLOCK_SIZE)
-                for offset in kernel.cpu_offsets[:_MAX_CPUS]
-            )
+            offsets = kernel.cpu_offsets[:_MAX_CPUS]
+            queues = (self._read(kernel, queue + offset & self._words.mask, _QUEUE_CLOCK_SIZE) for offset in offsets)
             self._queues = [read for read in queues if read is not None]
 
     def _read(self, kernel: Kernel, address: int, size: int) -> Read | None:
@@ -78,7 +85,7 @@ class ClockPlanner:
 
     def reading(self, state: HaltedState, halt: int, boot: int) -> ClockReading | None:
         """What the clocks showed in the halt at hand; None where they were not to be read."""
-        keeper = None if self._kernel is None else self._kernel.timekeeper
+        keeper = self._timekeeper
         if keeper is None or not self._wanted:
             return None
         kept, *queues = self._peeked or [state.reads.get(read) for read in self._wanted]

@@ -93,7 +93,8 @@ class Knowledge:
         for image in () if sources.images is None else sources.images.all:
             images.add_image(image.to_image())
         self.planner = HaltPlanner(architecture, memory, user_stack_size=user_stack_size, images=sources.images)
-        on = TrackerEvents(self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed)
+        told = self._kernel_found, self._kernel_changed, self._kernel_gone, self._code_changed
+        on = TrackerEvents(*told, clock=self.planner.set_timekeeper)
         self.tracker = KernelTracker(memory, architecture, sources.caches.kernels, on, host=sources.host_kernel)
         self.spaces: UserSpaces | None = None
         if user_stack_size:

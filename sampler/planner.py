@@ -9,6 +9,7 @@ from guest.elf.images import GuestImages
 from guest.kernel import Kernel
 from guest.memory import PhysicalMemory
 from guest.tasks import TaskReader, TaskWords
+from guest.timekeeper import Timekeeper
 from recording.model import ClockReading
 from sampler.clock import ClockPlanner
 from sampler.halt import HaltedState, Read
@@ -49,6 +50,10 @@ class HaltPlanner:
         self._stacks.set_kernel(kernel)
         self._tasks.set_kernel(kernel, tasks)
         self._clock.set_kernel(kernel)
+
+    def set_timekeeper(self, timekeeper: Timekeeper) -> None:
+        """Read the clock of the kernel there from now on."""
+        self._clock.set_timekeeper(timekeeper)
 
     def probes(self) -> Sequence[Read]:
         """Reads that go out together with the halt."""

@@ -19,13 +19,13 @@ from guest.host_kernel import HostKernel
 from guest.identity import read_build_id
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
-from guest.memory import PhysicalMemory, Steps
+from guest.memory import PhysicalMemory, Steps, run_steps
 from guest.module_search import search_modules
 from guest.modules import ModuleReader
 from guest.structs import Structs
 from guest.system_call_filters import SystemCallFilters
 from guest.task_search import UNKNOWN, search_structs
-from guest.timekeeper import find_timekeeper
+from guest.timekeeper import Timekeeper, find_timekeeper, has_named_timekeeper
 from guest.user.struct_search import UNKNOWN as UNKNOWN_BUT_USER
 from guest.user.struct_search import search_user_structs
 from guest.words import Words
@@ -42,6 +42,8 @@ _SETTLE_NS = 50_000_000
 _DOUBT_NS = 50_000_000
 _MODULES_NS = 100_000_000
 """Between two looks at the list of modules where each of them costs a halt."""
+_CLOCK_NS = 20_000_000
+"""Between two looks at a kernel's clock that has a name and does not run yet."""
 _FIRST_STRUCTS_RETRY_NS = 500_000_000
 _LAST_STRUCTS_RETRY_NS = 60_000_000_000
 _DATA_SYMBOL = "modules"
@@ -83,6 +85,7 @@ class TrackerEvents:
     """What to call when something becomes known: the kernel found (and the unwinder made for it), read anew, gone (why).
 
     refreshed: also when its ``structs`` were read, or not and ``structs_problem`` says why.
+    clock: where the kernel's clock is read; that stays.
     modules: ``kernel.loaded`` is new: the modules and generated code that came since, and those that are gone. Both are empty where
         a module has only freed the code of its start. A module keeps ``address`` and ``serial`` from its loading to its unloading,
         though its ``Module`` is replaced.
@@ -92,6 +95,7 @@ class TrackerEvents:
     refreshed: Callable[[Kernel], None]
     gone: Callable[[str], None]
     modules: Callable[[Sequence[LoadedPiece], Sequence[LoadedPiece]], None] = _ignore
+    clock: Callable[[Timekeeper], None] = _ignore
 
 
 class KernelTracker:
@@ -138,7 +142,8 @@ class KernelTracker:
         self._modules: ModuleReader | None = None
         self._generated: GeneratedCodeReader | None = None
         self._filters: SystemCallFilters | None = None
-        self._reads_modules = False
+        self._reads_modules = self._has_clock = False
+        self._next_clock_ns = 0
 
     @property
     def has_work(self) -> bool:
@@ -150,7 +155,7 @@ class KernelTracker:
         """Whether it is known what processes are and have mapped, or was looked for in vain; also where there is no kernel."""
         if self.kernel is None:
             return True
-        if self.kernel.structs is None:
+        if self.kernel.structs is None or (self._must_search_clock(self.kernel) and self._clock_search.next_ns == 0):
             return False
         return self.kernel.unknown is None or self._has_pages or (self._user_search.next_ns > 0 and not self.has_work)
 
@@ -180,6 +185,11 @@ class KernelTracker:
             self._next_doubt_ns = now_ns + _DOUBT_NS
             if not any(is_still_there(self.kernel, each) for each in registers if arch.paging.enabled(each)):
                 self.lose("another kernel runs now: the one that was found is no longer mapped")
+        elif not self._has_clock and now_ns >= self._next_clock_ns and has_named_timekeeper(self.kernel.symbols):
+            # Whatever else there is to do: what was before its first reading is known less exactly.
+            self._next_clock_ns = now_ns + _CLOCK_NS
+            with contextlib.suppress(GuestMemoryError):
+                run_steps(self._find_clock(self.kernel))
         elif self._work is None:
             self._work = self._find_work(self.kernel, any(map(arch.is_user, registers)), now_ns)
 
@@ -194,6 +204,8 @@ class KernelTracker:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
             return self._describe(kernel)
+        if self._must_search_clock(kernel) and self._clock_search.is_due(now_ns):
+            return self._find_clock(kernel)
         if kernel.structs is not None and kernel.has_own_space:
             lacks_modules = self._modules is None and kernel.symbols.find("modules") is None
             if lacks_modules and self._module_search.is_due(now_ns):
@@ -201,8 +213,6 @@ class KernelTracker:
             tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
             if tables is not None and self._user_search.is_due(now_ns):
                 return self._search_user(kernel, kernel.structs, tables)
-        if kernel.timekeeper is None and kernel.has_own_space and self._clock_search.is_due(now_ns):
-            return self._find_clock(kernel)
         if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
             settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
             self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)
@@ -214,6 +224,10 @@ class KernelTracker:
             if self._is_outdated(kernel):
                 return self._read_loaded(kernel)
         return None
+
+    def _must_search_clock(self, kernel: Kernel) -> bool:
+        is_known = kernel.structs is not None or kernel.structs_problem is not None
+        return not self._has_clock and is_known and not has_named_timekeeper(kernel.symbols)
 
     def _is_outdated(self, kernel: Kernel) -> bool:
         return (self._modules is not None and self._modules.has_changed(kernel.space)) or self._has_new_code(kernel)
@@ -235,7 +249,7 @@ class KernelTracker:
             return
         self._events.gone(why)
         self.kernel = self.unwinder = self._work = self._modules = self._generated = self._filters = None
-        self._reads_modules = False
+        self._reads_modules = self._has_clock = False
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
         self._structs_retry_ns = _FIRST_STRUCTS_RETRY_NS
@@ -381,8 +395,8 @@ class KernelTracker:
         """Look for the kernel's clock, which shows nothing before the kernel has started it."""
         found = yield from find_timekeeper(kernel.space, kernel.symbols, kernel.data_range, kernel.structs, self._architecture)
         if found is not None:
-            self.kernel = kernel = replace(kernel, timekeeper=found)
-            self._events.refreshed(kernel)
+            self._has_clock = True
+            self._events.clock(found)
 
     def _read_loaded(self, kernel: Kernel) -> Steps[None]:
         """Read what is new of modules and generated code. The unwinder keeps what it knows of the kernel's own code."""

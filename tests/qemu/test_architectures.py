@@ -130,14 +130,14 @@ def check_stacks(report: dict[str, Any], path: Path, complete: float, entry: flo
 
 
 def check_clock(path: Path, meta: dict[str, Any]) -> None:
-    """The guest's own clock is read in every halt, and printk's wherever the kernel says how its run queues look."""
+    """The guest's own clock is read from when it was found on, and printk's wherever the kernel says how its run queues look."""
     with Recording.open(path) as recording:
         halts = list(recording.halts())
         clocks = GuestClocks.of_readings(halts, recording.clocks())
         readings = list(recording.clocks())
         has_types = not any(event.kind == "unknown" for event in recording.events())
     assert [clock.name.value for clock in clocks.clocks] == [*(["printk"] if has_types else []), "monotonic"], meta
-    assert sum(reading.monotonic_ns is not None for reading in readings) > 0.8 * len(halts)
+    assert sum(reading.monotonic_ns is not None for reading in readings) > 0.5 * len(halts)
     # It runs as fast as the guest, and perhaps in halts.
     assert clocks.clocks[-1].gain > -0.1
 

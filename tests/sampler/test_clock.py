@@ -13,7 +13,7 @@ from guest.kernel import Kernel
 from guest.memory import run_steps
 from guest.paging import AddressSpace
 from guest.structs import Structs
-from guest.timekeeper import find_timekeeper
+from guest.timekeeper import Timekeeper, find_timekeeper
 from guest.words import Words
 from recording.model import ClockReading
 from recording.symbols import SymbolTable
@@ -29,7 +29,7 @@ QUEUES = 0x5_0000
 CPU_SIZE = 0x1000
 
 
-def kernel_with(cpus: int, *, clocks: bool = True) -> tuple[Kernel, BytesMemory]:
+def kernel_with(cpus: int) -> tuple[Kernel, Timekeeper, BytesMemory]:
     """A kernel whose run queues show 1, 2, ... seconds."""
     data = Data(X86_64, 8)
     data.timekeeper(CORE, 8)
@@ -44,9 +44,9 @@ def kernel_with(cpus: int, *, clocks: bool = True) -> tuple[Kernel, BytesMemory]
         symbols=SymbolTable.from_symbols([(0x8000, "A", "runqueues")]),
         structs=Structs(FoundTypes({"rq": {"clock": (0x10, 8)}}), Words.of(X86_64)),
         cpu_offsets=tuple(data.low + QUEUES - 0x8000 + cpu * CPU_SIZE for cpu in range(cpus)),
-        timekeeper=keeper if clocks else None,
     )
-    return cast("Kernel", facts), memory
+    assert keeper is not None
+    return cast("Kernel", facts), keeper, memory
 
 
 def state_of(reads: dict[Read, bytes | None]) -> HaltedState:
@@ -54,12 +54,13 @@ def state_of(reads: dict[Read, bytes | None]) -> HaltedState:
 
 
 def test_out_of_memory() -> None:
-    kernel, memory = kernel_with(2)
+    kernel, keeper, memory = kernel_with(2)
     planner = ClockPlanner(X86_64, memory, can_peek=True)
     assert planner.begin() == ()
     planner.peek()
     assert planner.reading(state_of({}), 0, 0) is None
     planner.set_kernel(kernel)
+    planner.set_timekeeper(keeper)
     assert planner.begin() == ()
     planner.peek()
     assert planner.reading(state_of({}), 7, 1) == ClockReading(7, 1, 7_250_000_000, 2_000_000_000)
@@ -70,9 +71,10 @@ def test_out_of_memory() -> None:
 
 
 def test_of_many_cpus_some_in_each_halt() -> None:
-    kernel, memory = kernel_with(10)
+    kernel, keeper, memory = kernel_with(10)
     planner = ClockPlanner(X86_64, memory, can_peek=True)
     planner.set_kernel(kernel)
+    planner.set_timekeeper(keeper)
     found = []
     for halt in range(5):
         planner.begin()
@@ -85,9 +87,10 @@ def test_of_many_cpus_some_in_each_halt() -> None:
 
 @pytest.mark.parametrize(("architecture", "physical"), [(X86_64, X86_64.hides_kernel), (ARM64, ARM64.hides_kernel)])
 def test_through_the_stub(architecture: Any, physical: bool) -> None:
-    kernel, memory = kernel_with(1)
+    kernel, keeper, memory = kernel_with(1)
     planner = ClockPlanner(architecture, memory, can_peek=False)
     planner.set_kernel(kernel)
+    planner.set_timekeeper(keeper)
     reads = planner.begin()
     assert [read.size for read in reads] == [64, 8]
     assert all((read.physical is not None) is physical for read in reads)
@@ -103,17 +106,24 @@ def test_through_the_stub(architecture: Any, physical: bool) -> None:
 
 
 def test_a_kernel_that_has_no_clock_yet() -> None:
-    kernel, memory = kernel_with(1, clocks=False)
+    kernel, keeper, memory = kernel_with(1)
     planner = ClockPlanner(X86_64, memory, can_peek=False)
     planner.set_kernel(kernel)
     assert planner.begin() == []
     assert planner.reading(state_of({}), 0, 0) is None
+    # Of the kernel before.
+    planner.set_timekeeper(keeper)
+    assert len(planner.begin()) == 2
+    planner.set_kernel(None)
+    planner.set_kernel(kernel)
+    assert planner.begin() == []
 
 
 def test_a_run_queue_that_no_scheduler_runs() -> None:
-    kernel, memory = kernel_with(0)
+    kernel, keeper, memory = kernel_with(0)
     planner = ClockPlanner(X86_64, memory, can_peek=True)
     planner.set_kernel(kernel)
+    planner.set_timekeeper(keeper)
     planner.begin()
     planner.peek()
     assert planner.reading(state_of({}), 0, 0) == ClockReading(0, 0, 7_250_000_000, None)
