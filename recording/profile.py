@@ -5,10 +5,9 @@ Samples are counted by callchain inside SQLite first and named afterwards, so th
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ from recording.processes import Owner, process_of
 from recording.quality import Quality, Tally, measure_quality
 from recording.reader import Recording, Selection
 from recording.stack_filter import StackFilter
+from recording.vcpu_line import VcpuLine
 
 UNREADABLE_FILE = "file-unreadable"
 """The kind of events which say that a file of user code could not be read, and why."""
@@ -259,9 +259,9 @@ class Profile:
 
     def courses(self, value_of: Callable[[Walk, Origin], object]) -> Iterator[tuple[int, Iterator[tuple[Any, int, int]]]]:
         """What ``timelines`` gives, with a value for stack and origin; ``value_of`` is asked once for each of these."""
-        lines: dict[int, _Line] = {}
+        lines: dict[int, VcpuLine] = {}
         for vcpu, values, times_ns, weights_ns in _by_vcpu(self._batches(value_of)):
-            line = lines.setdefault(vcpu, _Line())
+            line = lines.setdefault(vcpu, VcpuLine())
             line.values.extend(values)
             line.times_ns.extend(times_ns)
             line.weights_ns.extend(weights_ns)
@@ -468,25 +468,6 @@ class Profile:
         if known == len(self.functions):
             self.functions.append(function)
         return known
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """All samples of one vCPU in time order; the value is None where one is not selected."""
-
-    values: list[Any] = field(default_factory=list)
-    times_ns: array[int] = field(default_factory=lambda: array("q"))
-    weights_ns: array[int] = field(default_factory=lambda: array("q"))
-
-    def pieces(self, start_ns: int) -> Iterator[tuple[Any, int, int]]:
-        """Value, start and duration. A sample stands for the time up to its halt; what no sample stands for has no value."""
-        now_ns = 0
-        for value, time_ns, weight_ns in zip(self.values, self.times_ns, self.weights_ns, strict=True):
-            if (gap_ns := time_ns - weight_ns - start_ns - now_ns) > 0:
-                yield None, now_ns, gap_ns
-                now_ns += gap_ns
-            yield value, now_ns, weight_ns
-            now_ns += weight_ns
 
 
 def _by_vcpu(batches: Iterable[Batch]) -> Iterator[Stretch]:
