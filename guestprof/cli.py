@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from guestprof.commands.annotate import annotate_command
 from guestprof.commands.boot import boot
 from guestprof.commands.compare import compare
 from guestprof.commands.demo import demo
@@ -48,10 +49,11 @@ def cli() -> None:
     guestprof compare --accel kvm --accel tcg -d 20 -- qemu-system-x86_64 ...
     guestprof export FILE -f speedscope
     guestprof symbolize FILE --vmlinux VMLINUX
+    guestprof annotate FILE FUNCTION
     """  # noqa: D301  (click reads \b)
 
 
-for command in (record, boot, compare, report, timeline, diff, export, symbolize_command, dump, demo):
+for command in (record, boot, compare, report, timeline, diff, export, symbolize_command, annotate_command, dump, demo):
     cli.add_command(command)
 
 

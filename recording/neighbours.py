@@ -64,7 +64,7 @@ def _neighbours(
         row[2] += count.samples
         own_ns += count.weight_ns if indexes[-1] in wanted else 0
     if not sums:
-        raise UnknownFunctionError(_unknown(profile, name))
+        raise UnknownFunctionError(unknown_function(profile, name))
     merged: dict[Function, list[int]] = {}
     for index, row in sums.items():
         known = merged.setdefault(nobody if index is None else profile.functions[index], [0, 0, 0])
@@ -80,7 +80,8 @@ def _neighbours(
     return whole, sorted(totals, key=lambda total: (total.name, total.module, total.kind, total.is_inlined))
 
 
-def _unknown(profile: Profile, name: str) -> str:
+def unknown_function(profile: Profile, name: str) -> str:
+    """A sentence that says so of a function, and which ones are called nearly the same."""
     names = sorted({profile.functions[index].name for count in profile.counts for index in count.stack.indexes})
     inside = [known for known in names if name and name.lower() in known.lower()]
     similar = inside[:_SIMILAR] or get_close_matches(name, names, _SIMILAR)

@@ -164,6 +164,20 @@ class DebugFile:
             if section["sh_flags"] & _EXECUTABLE and section["sh_flags"] & _ALLOC and section["sh_size"]
         }
 
+    @property
+    def machine(self) -> str:
+        """``e_machine`` by its name in the gABI."""
+        return str(self._elf["e_machine"])
+
+    def code_at(self, address: int, size: int) -> bytes | None:
+        """Bytes of code at an address, fewer at a section's end; None where the file holds none there."""
+        for index, part in self.code.items():
+            section = self._sections[index]
+            if part.start <= address < part.start + part.size and section["sh_type"] != "SHT_NOBITS":
+                begin = section["sh_offset"] + address - part.start
+                return self._map[begin : begin + min(size, part.start + part.size - address)]
+        return None
+
     def read_all(self) -> bytes:
         """The whole file."""
         return self._map[:]
