@@ -7,7 +7,7 @@ address too; there the names repeat, which those of an inlined function do not.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from recording.model import SourceLine, StackEnd
@@ -33,13 +33,17 @@ class Activation:
     """One frame of the stack. pc, lookup_pc: see ``recording.model.Frame``.
 
     lines: the functions there, innermost first, the last one not inlined; none where gdb knows no function.
-    guess: gdb came to it through code that it knows no function of.
+    guess: gdb came to it through code that it knows nothing of.
     """
 
     pc: int
     lookup_pc: int
     lines: tuple[SourceLine, ...]
     guess: bool = False
+
+    def is_of(self, functions: Container[str]) -> bool:
+        """Whether it is of one of these functions."""
+        return bool(self.lines) and (self.lines[-1].name or "") in functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def parse_stack(told: ToldStack, roots: Container[str] = (), *, guesses: bool = 
     """What gdb answered about one vCPU.
 
     roots: functions that nothing calls: a stack that ends in one is whole, whatever gdb looked for above it.
-    guesses: keep what gdb makes of code without a function, marked as such.
+    guesses: keep what gdb makes of code that it knows nothing of, marked as such.
 
     Raises GdbProtocolError where the answer is damaged.
     """
@@ -71,15 +75,30 @@ def parse_stack(told: ToldStack, roots: Container[str] = (), *, guesses: bool = 
     listed = _listed(told.frames.result.results().get("stack"))
     activations = _activations(listed)
     end = _end(told, len(listed))
-    if activations and activations[-1].lines and activations[-1].lines[-1].name in roots and end is not StackEnd.DEPTH_LIMIT:
-        end = StackEnd.TASK_ROOT
-    known = next((index for index, each in enumerate(activations) if not each.lines), len(activations))
-    if known < len(activations):
-        if not guesses:
-            return GdbStack(tuple(activations[: known + 1]), StackEnd.NO_UNWIND_INFO)
-        guessed = (Activation(each.pc, each.lookup_pc, each.lines, guess=True) for each in activations[known + 1 :])
-        return GdbStack((*activations[: known + 1], *guessed), StackEnd.NO_UNWIND_INFO)
-    return GdbStack(tuple(activations), end)
+    sure = _sure(activations)
+    kept, others = activations[:sure], activations[sure:]
+    if kept and kept[-1].is_of(roots) and (others or end is not StackEnd.DEPTH_LIMIT):
+        return GdbStack(tuple(kept), StackEnd.TASK_ROOT)
+    if not others:
+        unknown = bool(kept) and not kept[-1].lines
+        return GdbStack(tuple(kept), StackEnd.NO_UNWIND_INFO if unknown else end)
+    guessed = (replace(each, guess=True) for each in others) if guesses else ()
+    return GdbStack((*kept, *guessed), StackEnd.NO_UNWIND_INFO)
+
+
+def _sure(activations: Sequence[Activation]) -> int:
+    """How many activations are more than a guess of gdb's.
+
+    Where it has no unwind data it looks at the code of the function, and where it knows no function at the stack alone. In a file
+    with debug information a function without any is assembler code, which looks like no compiler's.
+    """
+    has_debug_information = any(line.path is not None for each in activations for line in each.lines)
+    for index, each in enumerate(activations):
+        if not each.lines:
+            return max(1, index)
+        if has_debug_information and each.lines[-1].path is None and each.lines[-1].name != HANDLER:
+            return index + 1
+    return len(activations)
 
 
 def _listed(stack: object) -> list[_Listed]:

@@ -61,14 +61,39 @@ def test_what_an_exception_interrupted_is_looked_up_where_it_was() -> None:
     assert [each.lookup_pc for each in stack.activations] == [0x30, 0xFFFFFFF8, 0x40, 0x5F]
 
 
+def pcs(stack: GdbStack) -> list[tuple[int, bool]]:
+    return [(each.pc, each.guess) for each in stack.activations]
+
+
 def test_a_stack_ends_where_gdb_knows_no_function() -> None:
+    # What such code was called by is a guess, and so is the address itself.
     frames = ",".join([frame(0, 0x30, "leaf"), frame(1, 0x99, "??"), frame(2, 0x60, "main")])
-    assert parse_stack(told(frames)) == GdbStack(
-        (Activation(0x30, 0x30, (at("leaf"),)), Activation(0x99, 0x98, ())), StackEnd.NO_UNWIND_INFO
-    )
+    assert parse_stack(told(frames)) == GdbStack((Activation(0x30, 0x30, (at("leaf"),)),), StackEnd.NO_UNWIND_INFO)
     with_guesses = parse_stack(told(frames), guesses=True)
     assert with_guesses.end is StackEnd.NO_UNWIND_INFO
-    assert [(each.pc, each.guess) for each in with_guesses.activations] == [(0x30, False), (0x99, False), (0x60, True)]
+    assert pcs(with_guesses) == [(0x30, False), (0x99, True), (0x60, True)]
+    # Where the vCPU itself is in such code, its address is what is known.
+    frames = ",".join([frame(0, 0x99, "??"), frame(1, 0x60, "main")])
+    assert parse_stack(told(frames)) == GdbStack((Activation(0x99, 0x99, ()),), StackEnd.NO_UNWIND_INFO)
+    assert parse_stack(told(frame(0, 0x99, "??"))).end is StackEnd.NO_UNWIND_INFO
+
+
+def test_a_stack_ends_at_assembler_code_among_code_with_debug_information() -> None:
+    # As gdb lists a system call of Linux on x86-64: the last two are what it makes of registers that were pushed.
+    frames = [frame(0, 0x30, "ksys_write", 3), frame(1, 0x40, "do_syscall_64", 5), frame(2, 0x60, "entry_SYSCALL_64")]
+    frames += [frame(3, 0x246, "fixed_percpu_data"), frame(4, 0, "??")]
+    stack = parse_stack(told(",".join(frames)))
+    assert (pcs(stack), stack.end) == ([(0x30, False), (0x40, False), (0x60, False)], StackEnd.NO_UNWIND_INFO)
+    guessed = parse_stack(told(",".join(frames)), guesses=True)
+    assert pcs(guessed)[2:] == [(0x60, False), (0x246, True), (0, True)]
+    # In a file without debug information all functions are alike.
+    assert len(parse_stack(told(",".join(frame(level, 0x10 * level, f"f{level}") for level in range(5)))).activations) == 5
+
+
+def test_what_is_above_a_function_that_nothing_calls_is_left_out() -> None:
+    frames = ",".join([frame(0, 0x30, "leaf", 3), frame(1, 0x60, "_start", 9), frame(2, 0x5000, "??")])
+    stack = parse_stack(told(frames), {"_start"})
+    assert (pcs(stack), stack.end) == ([(0x30, False), (0x60, False)], StackEnd.TASK_ROOT)
 
 
 @pytest.mark.parametrize(
