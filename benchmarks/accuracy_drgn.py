@@ -162,6 +162,9 @@ def verdict_of(ours: Sequence[int], theirs: Sequence[int], knows: Callable[[int]
         return "equal" if len(theirs) <= len(ours) + 1 else "guestprof ends early"
     if list(ours[: len(theirs)]) == list(theirs):
         return "not compared"
+    first = next((place for place, (own, other) in enumerate(zip(ours, theirs, strict=False)) if own != other), 0)
+    if first and theirs[first - 1] == theirs[first]:
+        return "drgn goes round in a circle"
     return "drgn leaves out callers of code without DWARF" if _leaves_out(ours, theirs, knows) else "different"
 
 
