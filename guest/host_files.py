@@ -171,15 +171,3 @@ def _module_files(directory: Path) -> Iterator[Path]:
                 if count > _MAX_FILES:
                     return
                 yield Path(base, name)
-
-
-def read_system_map(path: Path) -> Sequence[tuple[int, str, str]]:
-    """Address, kind and name of each line of a System.map. Raises BadImageError where it is none."""
-    rows = []
-    try:
-        for line in path.read_text("ascii", "replace").splitlines():
-            address, kind, name = line.split(maxsplit=2)
-            rows.append((int(address, 16), kind[:1], name.split("\t", maxsplit=1)[0]))
-    except (OSError, ValueError) as error:
-        raise BadImageError(f"{path} is no System.map ({error}); name the one of the guest's kernel") from error
-    return rows

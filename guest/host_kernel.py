@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Protocol
 
 from guest.elf.debug_file import DebugFile
 from guest.elf.dwarf_types import DwarfTypes
@@ -23,6 +24,27 @@ _USERS = (
     *("cgroup_path_ns", "__seccomp_filter", "bpf_prog_alloc", "bpf_ksym_find", "mas_walk", "xas_load", "task_work_run"),
     *("page_cache_ra_unbounded", "mod_sysfs_setup", "register_kprobe", "sysfs_create_bin_file"),
 )
+
+
+class KernelSource(Protocol):
+    """What tells more of a kernel than the guest's memory: see ``HostKernel``."""
+
+    @property
+    def build_id(self) -> str | None:
+        """That a guest's kernel must have, in hex; None where any will do."""
+
+    @property
+    def has_structs(self) -> bool:
+        """Whether ``structs`` gives any."""
+
+    def fits(self, build_id: str | None, /) -> bool:
+        """Whether it is of a kernel, as far as build IDs tell."""
+
+    def with_data(self, symbols: SymbolTable) -> SymbolTable | None:
+        """Symbols with the names of data; None where it is of another kernel."""
+
+    def structs(self, words: Words, page_size: int, /) -> Structs:
+        """Layouts of its structs."""
 
 
 class HostKernel:

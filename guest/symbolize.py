@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from guest.elf.debug_file import DebugFile
+from guest.elf.debug_file import DebugFile, supplementary_of
 from guest.elf.dwarf_units import Dwarf
 from guest.elf.file import open_elf
 from guest.elf.inlined import SourceFrame, SourceFunction, SourceIndex
@@ -17,10 +18,13 @@ from guest.host_files import HostFinder, Match
 from guest.memory import run_steps
 from guest.storage.files import BytesContents
 from recording.errors import BadImageError
-from recording.model import FrameKind, Image, SourceLine
+from recording.model import Frame, FrameKind, Image, SourceLine
+from recording.names import Namer
 from recording.reader import Recording
 from recording.sources import ImageSources, save_sources, used_addresses
 from recording.symbols import SymbolTable
+
+_KINDS = frozenset({FrameKind.KERNEL, FrameKind.MODULE, FrameKind.USER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def symbolize(
         used = used_addresses(recording)
     for number, addresses in sorted(used.items()):
         image = images[number]
-        if image.kind not in {FrameKind.KERNEL, FrameKind.MODULE, FrameKind.USER}:
+        if image.kind not in _KINDS:
             continue
         match = finder.find(image, tell)
         if match is None:
@@ -63,6 +67,30 @@ def symbolize(
     if sources:
         save_sources(path, sources)
     return done
+
+
+def frame_lines(
+    images: Sequence[Image], frames: Iterable[Frame], finder: HostFinder, cache: SourceCache, tell: Callable[[str], None]
+) -> dict[tuple[int, int], Sequence[SourceLine]]:
+    """Source lines of frames of the first boot, as ``recording.names.Namer`` takes them.
+
+    Raises BadImageError where ``--vmlinux`` is not of the guest's kernel.
+    """
+    namer = Namer(images)
+    numbers = {id(image): number for number, image in enumerate(images)}
+    used: dict[int, set[int]] = {}
+    for frame in frames:
+        image = namer.image(frame, 0)
+        if image is not None:
+            used.setdefault(numbers[id(image)], set()).add(frame.lookup_pc)
+    found: dict[tuple[int, int], Sequence[SourceLine]] = {}
+    for number, addresses in used.items():
+        match = finder.find(images[number], tell) if images[number].kind in _KINDS else None
+        if match is not None:
+            with match.file:
+                lines = _lines(match, addresses, cache, tell)
+            found |= {(number, address): of_it for address, of_it in lines.items()}
+    return found
 
 
 def _lines(match: Match, addresses: Iterable[int], cache: SourceCache, tell: Callable[[str], None]) -> dict[int, list[SourceLine]]:
@@ -94,7 +122,10 @@ def source_frames(file: DebugFile, addresses: Iterable[int], cache: SourceCache)
     if missing:
         known = _Functions(cache.load_functions(key))
         unread = [address for address in missing if known.find(address) is None]
-        known = _Functions([*known.all, *SourceIndex(Dwarf(file)).functions(unread)])
+        with ExitStack() as stack:
+            shared = supplementary_of(file)
+            other = None if shared is None else Dwarf(stack.enter_context(shared))
+            known = _Functions([*known.all, *SourceIndex(Dwarf(file, other)).functions(unread)])
         for address in missing:
             function = known.find(address)
             # That an address is of no function is worth keeping, too.

@@ -86,7 +86,7 @@ _VMLINUX = _compose(
         "--vmlinux",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
-        help="The kernel's file with symbols and debug information (of its -dbg package).",
+        help="The kernel's file with symbols and debug information (of its -dbg package); record and boot also take a System.map.",
     ),
     click.option("--any-build", is_flag=True, help="Take files although their build ID is not the guest's; results may be wrong."),
 )

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import click
 
 from guest.elf.images import ImageRequest, load_images
 from guest.host_files import HostFiles
-from guest.host_kernel import HostKernel
+from guest.host_kernel import KernelSource
+from guest.system_map import SystemMap
 from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
@@ -57,7 +58,7 @@ class RunOptions:
     vcpus: tuple[int, ...] | None = None
     sources: FileSources = field(default_factory=FileSources)
     host_files: HostFiles = HostFiles()  # noqa: RUF009  (it never changes)
-    host_kernel: HostKernel | None = None
+    host_kernel: KernelSource | None = None
     max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
@@ -81,6 +82,9 @@ def run_options(
     size = USER_STACK_SIZE if sampling.user else 0
     host_files = HostFiles(sampling.vmlinux, sampling.symbol_dirs, sampling.any_build)
     host_kernel = open_host_kernel(host_files)
+    if isinstance(host_kernel, SystemMap):
+        # There are no lines in it for the recording's end.
+        host_files = replace(host_files, vmlinux=None)
     recorder = RecorderOptions(
         *(sampling.frequency, sampling.duration, sampling.raw, until_symbol, until_process, size, prepare, sampling.scan_stack),
         kernel_build_id=None if host_kernel is None else host_kernel.build_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,8 +12,9 @@ from guest.debuginfod import Debuginfod
 from guest.elf.kernel_image import open_image
 from guest.elf.source_cache import SourceCache
 from guest.host_files import HostFiles, HostFinder
-from guest.host_kernel import HostKernel
+from guest.host_kernel import HostKernel, KernelSource
 from guest.symbolize import Symbolized, symbolize
+from guest.system_map import SystemMap, is_system_map
 from recording.errors import BadImageError
 from recording.reader import Recording
 
@@ -27,8 +29,7 @@ def run_symbolize(path: Path, host_files: HostFiles, *, quiet: bool) -> list[Sym
     cache = SourceCache.of_user()
 
     def finder_of(recording: Recording) -> HostFinder:
-        release = recording.meta.get("kernel_release")
-        return HostFinder(host_files, cache, Debuginfod(os.environ, say), release=release if isinstance(release, str) else None)
+        return make_finder(host_files, cache, recording.meta.get("kernel_release"), say)
 
     done = symbolize(path, finder_of, cache, say)
     for each in done:
@@ -37,13 +38,20 @@ def run_symbolize(path: Path, host_files: HostFiles, *, quiet: bool) -> list[Sym
     return done
 
 
-def open_host_kernel(host_files: HostFiles) -> HostKernel | None:
+def make_finder(host_files: HostFiles, cache: SourceCache, release: object, tell: Callable[[str], None]) -> HostFinder:
+    """What finds files where the options and the environment say; release: of the guest's kernel, if it is known."""
+    return HostFinder(host_files, cache, Debuginfod(os.environ, tell), release=release if isinstance(release, str) else None)
+
+
+def open_host_kernel(host_files: HostFiles) -> KernelSource | None:
     """The file that ``--vmlinux`` names, None where it names none.
 
     Raises BadImageError where it holds no kernel, or nothing that is to be learnt.
     """
     if host_files.vmlinux is None:
         return None
+    if is_system_map(host_files.vmlinux):
+        return SystemMap(host_files.vmlinux)
     file = open_image(host_files.vmlinux)
     if not file.has_symbols:
         file.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from guest.cache import KernelCache
 from guest.elf.cache import ElfCache
 from guest.elf.images import GuestImages
-from guest.host_kernel import HostKernel
+from guest.host_kernel import KernelSource
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
@@ -51,7 +51,7 @@ class Sources:
     caches: Caches
     finder: FileFinder | None = None
     images: GuestImages | None = None
-    host_kernel: HostKernel | None = None
+    host_kernel: KernelSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

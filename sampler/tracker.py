@@ -15,7 +15,7 @@ from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
-from guest.host_kernel import HostKernel
+from guest.host_kernel import KernelSource
 from guest.identity import read_build_id
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
@@ -109,7 +109,7 @@ class KernelTracker:
         events: TrackerEvents,
         *,
         can_peek: bool | None = None,
-        host: HostKernel | None = None,
+        host: KernelSource | None = None,
     ) -> None:
         """host: the kernel's file on this machine, asked for what the guest's memory does not say. can_peek: reading
         ``memory`` costs the guest nothing, so that modules can be looked for after every halt.
@@ -207,7 +207,9 @@ class KernelTracker:
         if self._must_search_clock(kernel) and self._clock_search.is_due(now_ns):
             return self._find_clock(kernel)
         if kernel.structs is not None and kernel.has_own_space:
-            lacks_modules = self._modules is None and kernel.symbols.find("modules") is None
+            # The list has a name (of a System.map), and what its entries look like is not known.
+            has_list = kernel.symbols.find("modules") is not None and kernel.unknown is None
+            lacks_modules = self._modules is None and not has_list
             if lacks_modules and self._module_search.is_due(now_ns):
                 return self._search_modules(kernel)
             tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
@@ -312,7 +314,7 @@ class KernelTracker:
         yield
         yield from self._describe(kernel)
 
-    def _host_of(self, kernel: Kernel) -> HostKernel | None:
+    def _host_of(self, kernel: Kernel) -> KernelSource | None:
         """The file on this machine, if it is of this kernel."""
         return self._host if self._host is not None and self._host.fits(kernel.build_id) else None
 

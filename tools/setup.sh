@@ -100,6 +100,7 @@ look() {
         # Programs that read our files skip their tests too: "go tool pprof", callgrind_annotate.
         has go || optional="$optional golang-go"
         has callgrind_annotate || optional="$optional valgrind"
+        has dwz || optional="$optional dwz"
         has_tool sfdisk || optional="$optional fdisk"
         # Not a package everywhere (Ubuntu has it as a snap only): the test of the SVG skips itself, with the reason.
         has chromium || has chromium-browser || has google-chrome || optional="$optional chromium"

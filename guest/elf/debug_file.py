@@ -327,6 +327,31 @@ class DebugFile:
             yield FileSymbol(address, size, text.decode("utf-8", "surrogateescape"), section, info >> 4 != 0)
 
 
+def supplementary_of(file: DebugFile) -> DebugFile | None:
+    """The file that one shares strings and entries with (dwz writes it), by its path and build ID; None where there is none here.
+
+    An absolute path is also looked for below the directories in which the file itself lies: a tree may be a copy of another
+    machine's.
+    """
+    link = file.section(".gnu_debugaltlink")
+    path, _, build_id = link.read(0, link.size).partition(b"\0")
+    if not path:
+        return None
+    text = path.decode("utf-8", "surrogateescape")
+    places = [file.path.parent / text, *(parent / text.lstrip("/") for parent in file.path.absolute().parents)]
+    for place in places:
+        if not place.is_file():
+            continue
+        try:
+            found = DebugFile(place)
+        except BadImageError:
+            continue
+        if found.build_id == build_id.hex():
+            return found
+        found.close()
+    return None
+
+
 def _inflated(packed: memoryview, kind: int, what: str) -> Iterable[bytes]:
     """Pieces of a compressed section."""
     if kind == _COMPRESSED_ZSTD:

@@ -51,6 +51,19 @@ def find_anchors(file: DebugFile) -> list[Anchor]:
 
 def find_placement(symbols: SymbolTable, file: DebugFile, anchors: Sequence[Anchor]) -> Placement | None:
     """Where a file's code is, by the symbols that the guest showed of it; None where they do not fit each other."""
+    moved = find_moves(symbols, anchors)
+    if moved is None:
+        return None
+    if file.is_relocatable:
+        code = file.code
+        parts = [(code[key].start, code[key].start + code[key].size, bias) for key, bias in moved.items()]
+    else:
+        parts = [(part.start, part.start + part.size, moved[0]) for part in file.code.values()]
+    return Placement(tuple(sorted(parts)))
+
+
+def find_moves(symbols: SymbolTable, anchors: Sequence[Anchor]) -> dict[int, int] | None:
+    """By how much each section was moved (modulo 2**64); None where the symbols do not fit each other."""
     votes: dict[int, Counter[int]] = {}
     for name, section, address in anchors:
         found = symbols.find(name)
@@ -61,12 +74,7 @@ def find_placement(symbols: SymbolTable, file: DebugFile, anchors: Sequence[Anch
     agreeing = sum(count for _, count in best.values())
     if not total or agreeing < _AGREEING * total or agreeing < min(_LEAST, len(anchors)):
         return None
-    if file.is_relocatable:
-        code = file.code
-        parts = [(code[key].start, code[key].start + code[key].size, bias) for key, (bias, _) in best.items()]
-    else:
-        parts = [(part.start, part.start + part.size, best[0][0]) for part in file.code.values()]
-    return Placement(tuple(sorted(parts)))
+    return {key: bias for key, (bias, _) in best.items()}
 
 
 def own_placement(file: DebugFile) -> Placement:

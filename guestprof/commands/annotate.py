@@ -12,13 +12,13 @@ import click
 
 from exporters.annotate import Instruction, export_annotation_json, export_annotation_text
 from exporters.paint import Paint
-from guest.debuginfod import Debuginfod
 from guest.elf.disassembly import disassemble
 from guest.elf.source_cache import SourceCache
 from guest.host_files import HostFiles, HostFinder
 from guestprof.commands.report import color_option, is_coloured
 from guestprof.options import host_file_options
 from guestprof.selection import SelectionOptions, selection_options
+from guestprof.symbolizing import make_finder
 from recording.annotation import Annotation, annotate
 from recording.errors import BadImageError, MissingDependencyError
 from recording.model import Image
@@ -102,9 +102,7 @@ def _code(found: Annotation, host_files: HostFiles, release: object) -> dict[int
     """Instructions of the function by each address that samples have in it, from files of this machine where any is named."""
     if host_files.is_empty and not os.environ.get("DEBUGINFOD_URLS"):
         return {}
-    finder = HostFinder(
-        host_files, SourceCache.of_user(), Debuginfod(os.environ, _warn), release=release if isinstance(release, str) else None
-    )
+    finder = make_finder(host_files, SourceCache.of_user(), release, _warn)
     code: dict[int, Sequence[Instruction]] = {}
     images = {id(row.spot.image): row.spot.image for row in found.rows if row.spot.image is not None}
     for image in images.values():

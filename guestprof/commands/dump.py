@@ -10,10 +10,14 @@ import click
 
 from exporters.text import printable
 from guest.elf.images import ImageRequest, load_images
+from guest.elf.source_cache import SourceCache
+from guest.host_files import HostFiles
+from guest.symbolize import frame_lines
 from guestprof.elf_option import elf_option
 from guestprof.engines import EngineOptions, engine_options, open_session
-from guestprof.options import find_target, target_options
+from guestprof.options import find_target, host_file_options, target_options
 from guestprof.signals import raise_on_sigterm
+from guestprof.symbolizing import make_finder
 from recording.model import Frame, Task
 from recording.names import NamedFrame, Namer
 from sampler.gdb.session import GdbSession
@@ -27,6 +31,7 @@ from sampler.snapshot import Snapshot, VcpuSnapshot, take_snapshot
 @target_options
 @engine_options
 @elf_option
+@host_file_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 def dump(
     *,
@@ -35,9 +40,10 @@ def dump(
     qmp: str | None,
     engine: EngineOptions,
     images: tuple[ImageRequest, ...],
+    host_files: HostFiles,
     as_json: bool,
 ) -> None:
-    """Print the call stack of every vCPU at this moment, user code included.
+    """Print the call stack of every vCPU at this moment, user code included; with --vmlinux lines and inlined functions, too.
 
     The guest is halted for less than a millisecond, by gdb (--engine gdb) for some.
     """
@@ -48,8 +54,13 @@ def dump(
         else:
             snapshot = take_snapshot(session, Caches.of_user(), load_images(images, session.architecture))
             found = _found(snapshot, images)
-    namer = Namer(snapshot.images, snapshot.lines)
-    namer.prepare(frame for each in snapshot.vcpus for frame in each.callchain.frames)
+    frames_of_all = [frame for each in snapshot.vcpus for frame in each.callchain.frames]
+    lines = snapshot.lines
+    if not host_files.is_empty:
+        cache, release = SourceCache.of_user(), snapshot.kernel.release if snapshot.kernel else None
+        lines = frame_lines(snapshot.images, frames_of_all, make_finder(host_files, cache, release, _warn), cache, _warn)
+    namer = Namer(snapshot.images, lines)
+    namer.prepare(frames_of_all)
     rows = [
         (each, [(frame, named) for frame in each.callchain.frames for named in reversed(namer.names(frame, 0))])
         for each in snapshot.vcpus
@@ -62,6 +73,10 @@ def dump(
         click.echo(f"\nvCPU {each.vcpu}: {_describe(each)}")
         for frame, named in frames:
             click.echo(f"  {frame.pc:#018x}  {_place(named)}{'  (guess)' if frame.guess else ''}")
+
+
+def _warn(line: str) -> None:
+    click.echo(f"guestprof: {line}", err=True)
 
 
 def _place(named: NamedFrame) -> str:

@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from guest.elf.debug_file import DebugFile
+from guest.elf.source_cache import SourceCache
+from guest.host_files import HostFiles, HostFinder
+from guest.symbolize import frame_lines
 from guestprof.cli import cli
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Halt, Sample, StackEnd
@@ -82,3 +85,15 @@ def test_files_must_be_named(tmp_path: Path) -> None:
     empty.mkdir()
     nothing = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--symbol-dir", str(empty)])
     assert isinstance(nothing.exception, BadImageError)
+
+
+def test_lines_of_frames_that_no_recording_has(tmp_path: Path) -> None:
+    program = build(tmp_path, "-gdwarf-5")
+    with DebugFile(program) as file:
+        (symbol,) = [symbol for symbol in file.symbols() if symbol.name == "outer"]
+    addresses = list(range(symbol.address, symbol.address + symbol.size))
+    frames = [Frame(address + SLIDE, address + SLIDE) for address in addresses]
+    cache = SourceCache(None)
+    lines = frame_lines([image_of(program)], frames, HostFinder(HostFiles(program), cache), cache, pytest.fail)
+    for address, rows in zip(addresses, addr2line(program, addresses), strict=True):
+        assert [line.name for line in lines[0, address + SLIDE]] == [name for name, _ in rows]

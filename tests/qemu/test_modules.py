@@ -20,9 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from guest.elf.source_cache import SourceCache
+from guest.host_files import HostFiles, HostFinder
+from guestprof.cli import cli
 from guestprof.initramfs import WORKLOAD_MARK, Entry, find_busybox, pack_newc
-from recording.errors import MissingDependencyError
+from recording.errors import BadImageError, MissingDependencyError
 from recording.model import Event, Frame, FrameKind, Sample, Space, UserEnd
 from recording.names import Namer
 from recording.profile import Profile
@@ -31,7 +35,7 @@ from sampler.replay import replay
 from tests.conftest import BOOT_ATTEMPTS, generations
 from tests.qemu.command import guestprof
 from tests.qemu.guests import Guest, GuestCrashedError, GuestOptions
-from tests.qemu.kernel_modules import find_modules, module_entries
+from tests.qemu.kernel_modules import find_modules, module_entries, modules_directory
 from tests.qemu.relay import Relay
 from unwind.arch.x86_64 import X86_64
 
@@ -123,11 +127,16 @@ int main(void)
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A recording of a guest with modules, another of it through the stub alone, and what the guest printed."""
+    """A recording of a guest with modules, another of it through the stub alone, and what the guest printed.
+
+    kernel, modules: its image, and the directory of its modules' files.
+    """
 
     path: Path
     remote: Path
     console: str
+    kernel: Path
+    modules: Path
 
     def samples(self) -> list[Sample]:
         with Recording.open(self.path) as recording:
@@ -190,7 +199,7 @@ def recorded(
             with Relay(guest.gdb) as relay:
                 guestprof("record", "--connect", relay.address, "-F", "100", "-d", SECONDS_REMOTE, "-o", remote, "-q")
             console = guest.console_text()
-        yield Recorded(path, remote, console)
+        yield Recorded(path, remote, console, kernel, modules_directory(kernel, request.param))
         return
 
 
@@ -210,6 +219,30 @@ def build(directory: Path, modules: list[Entry], bpf_program: bytes | None) -> P
 def loaded_frames(sample: Sample) -> list[Frame]:
     """Frames in modules and generated code."""
     return [frame for frame in sample.callchain.frames if frame.space is Space.KERNEL and _LOW <= frame.lookup_pc < _HIGH]
+
+
+def test_files_of_modules_lie_where_the_guest_has_them(recorded: Recorded) -> None:
+    truth = {(module, name): int(address, 16) for address, name, module in _SYMBOL.findall(recorded.console)}
+    with Recording.open(recorded.path) as recording:
+        images = {image.name: image for image in recording.images() if image.name in ("overlay", "loop")}
+    assert len(images) == 2
+    finder = HostFinder(HostFiles(symbol_dirs=(recorded.modules,)), SourceCache(None))
+    for name, image in images.items():
+        match = finder.find(image, warnings.warn)
+        assert match is not None
+        with match.file as file:
+            assert file.build_id == image.build_id is not None
+            names = [symbol.name for symbol in file.symbols()]
+            once = [symbol for symbol in file.symbols() if names.count(symbol.name) == 1 and (name, symbol.name) in truth]
+            assert len(once) >= MIN_FRAMES
+            assert all(match.placement.to_file(truth[name, symbol.name]) == symbol.address for symbol in once)
+
+
+def test_the_stripped_boot_image_has_nothing_to_tell_and_that_is_said(recorded: Recorded) -> None:
+    command = ["symbolize", str(recorded.path), "--vmlinux", str(recorded.kernel)]
+    result = CliRunner().invoke(cli, command)
+    assert isinstance(result.exception, BadImageError)
+    assert "has no symbols" in str(result.exception)
 
 
 def test_module_frames_have_the_kernels_own_names(recorded: Recorded) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from guest.elf.debug_file import DebugFile
+from guest.elf.debug_file import DebugFile, supplementary_of
 from guest.elf.dwarf_units import Dwarf
 from guest.elf.inlined import SourceFrame, SourceFunction, SourceIndex
 from recording.errors import BadImageError
@@ -156,3 +157,25 @@ def test_what_is_no_elf_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(BadImageError, match="; name "):
             DebugFile(path)
+
+
+@pytest.mark.skipif(shutil.which("dwz") is None, reason="needs dwz: install it")
+def test_entries_that_two_files_share(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        build(tmp_path / name, "-gdwarf-5")
+    path = tmp_path / "one/program"
+    with DebugFile(path) as file:
+        addresses = sorted(address for of_section in code_of(file).values() for address in of_section)
+        wanted = list(SourceIndex(Dwarf(file)).functions(addresses))
+    command = ["dwz", "-m", "shared.debug", "-M", "/no/such/tree/shared.debug", "one/program", "two/program"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    (tmp_path / "no/such/tree").mkdir(parents=True)
+    with DebugFile(path) as file:
+        assert supplementary_of(file) is None
+        (tmp_path / "shared.debug").rename(tmp_path / "no/such/tree/shared.debug")
+        shared = supplementary_of(file)
+        assert shared is not None
+        with shared:
+            found = list(SourceIndex(Dwarf(file, Dwarf(shared))).functions(addresses))
+    assert found == wanted
