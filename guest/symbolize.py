@@ -24,7 +24,7 @@ from recording.reader import Recording
 from recording.sources import ImageSources, save_sources, used_addresses
 from recording.symbols import SymbolTable
 
-_KINDS = frozenset({FrameKind.KERNEL, FrameKind.MODULE, FrameKind.USER})
+_KINDS = frozenset({FrameKind.KERNEL, FrameKind.MODULE, FrameKind.USER, FrameKind.FIRMWARE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,12 @@ def symbolize(
 ) -> list[Symbolized]:
     """Put what host files say into a recording, by image. ``tell`` is given a sentence for each file that cannot be used.
 
-    Raises BadRecordingError, and BadImageError where ``--vmlinux`` is not of the guest's kernel.
+    Raises BadRecordingError, and BadImageError where ``--vmlinux`` is of no kernel that the guest ran.
     """
     done: list[Symbolized] = []
     sources: dict[int, ImageSources] = {}
+    refused: list[BadImageError] = []
+    has_kernel = False
     with Recording.open(path) as recording:
         images = recording.images()
         finder = finder_of(recording)
@@ -55,15 +57,25 @@ def symbolize(
         image = images[number]
         if image.kind not in _KINDS:
             continue
-        match = finder.find(image, tell)
+        try:
+            match = finder.find(image, tell)
+        except BadImageError as error:
+            refused.append(error)
+            continue
         if match is None:
             continue
+        has_kernel = has_kernel or image.kind is FrameKind.KERNEL
         with match.file:
             lines = _lines(match, addresses, cache, tell)
             symbols = _symbols(match.file, image)
         sources[number] = ImageSources(lines, symbols, match.file.build_id if image.build_id is None else None)
         known = sum(any(line.line is not None for line in each) for each in lines.values())
         done.append(Symbolized(image.name, match.file.path, len(addresses), known, sum(len(each) - 1 for each in lines.values())))
+    if refused and not has_kernel:
+        raise refused[0]
+    # The guest has run several kernels.
+    for refusal in refused:
+        tell(str(refusal))
     if sources:
         save_sources(path, sources)
     return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from guest.symbolize import frame_lines
 from guestprof.cli import cli
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Halt, Sample, StackEnd
+from recording.reader import Recording
 from recording.store import RecordingWriter
 from tests.builders.debug_program import addr2line, build, needs_compiler
 from tests.guest.test_host_files import SLIDE, image_of
@@ -74,6 +76,24 @@ def test_another_build_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     assert (tmp_path / "r").read_bytes() == content
     forced = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--vmlinux", str(program), "--any-build"])
     assert forced.exit_code == 0
+
+
+def test_of_two_kernels_that_ran_one_is_enough(tmp_path: Path) -> None:
+    program = build(tmp_path, "-gdwarf-5")
+    image = image_of(program)
+    path = tmp_path / "r"
+    with RecordingWriter(path, clock=lambda: 0.0) as writer:
+        for boot, build_id in enumerate((image.build_id, "ab" * 20)):
+            writer.add_image(replace(image, boot=boot, build_id=build_id))
+            halt = writer.add_halt(Halt(boot, boot, 0, 0))
+            address = next(symbol.address for symbol in image.symbols or () if symbol.name == "outer")
+            frame = Frame(address + 4, address + 4)
+            writer.add_sample(Sample(halt, 0, boot, 1000, Callchain((frame,), StackEnd.TASK_ROOT)))
+    done = CliRunner().invoke(cli, ["symbolize", str(path), "--vmlinux", str(program)])
+    assert done.exit_code == 0, done.output
+    assert "is of build" in done.output
+    with Recording.open(path) as recording:
+        assert {number for number, _ in recording.source_lines()} == {0}
 
 
 def test_files_must_be_named(tmp_path: Path) -> None:
