@@ -96,6 +96,22 @@ def test_of_two_kernels_that_ran_one_is_enough(tmp_path: Path) -> None:
         assert {number for number, _ in recording.source_lines()} == {0}
 
 
+def test_a_file_that_was_recorded_with_elf_is_at_its_own_addresses(tmp_path: Path) -> None:
+    program = build(tmp_path, "-gdwarf-5")
+    image = replace(image_of(program, slide=0), name="program", ranges=())
+    address = next(symbol.address for symbol in image.symbols or () if symbol.name == "outer") + 4
+    with RecordingWriter(tmp_path / "r", clock=lambda: 0.0) as writer:
+        writer.add_image(image)
+        halt = writer.add_halt(Halt(0, 0, 0, 0))
+        frame = Frame(address, address, image=0)
+        writer.add_sample(Sample(halt, 0, 0, 1000, Callchain((frame,), StackEnd.TASK_ROOT)))
+    done = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r"), "--vmlinux", str(program)])
+    assert done.exit_code == 0, done.output
+    with Recording.open(tmp_path / "r") as recording:
+        lines = recording.source_lines()[0, address]
+    assert [line.name for line in lines] == [name for name, _ in addr2line(program, [address])[0]]
+
+
 def test_files_must_be_named(tmp_path: Path) -> None:
     record(tmp_path / "r", build(tmp_path, "-gdwarf-5"))
     result = CliRunner().invoke(cli, ["symbolize", str(tmp_path / "r")])
