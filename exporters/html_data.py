@@ -32,6 +32,7 @@ from recording.names import Function
 from recording.processes import thread_of
 from recording.profile import Appearance, Origin, Profile, Stack, Walk
 from recording.reader import Selection
+from recording.source_paths import function_paths
 from recording.waits import Waker, waker_of
 
 _PROCESS = "process"
@@ -128,6 +129,9 @@ class Tables:
                 if is_idle_function(function):
                     self._waiting.add(label)
         self._functions = sorted(labels)
+        self._paths = {
+            self._label(profile.functions[index]): path for profile in profiles for index, path in function_paths(profile).items()
+        }
         self._rank = {label: rank for rank, label in enumerate(self._functions)}
         self._numbers: dict[str, dict[Any, int]] = {name: {} for name in ("processes", "threads", "calls")}
         self._origins: dict[tuple[int, int, int, int, bool], int] = {}
@@ -265,6 +269,7 @@ class Tables:
                 "name": [name for name, _, _ in self._functions],
                 "module": module_of,
                 "kind": [kinds.index("idle" if label in self._waiting else label[2]) for label in self._functions],
+                **({"path": [printable(self._paths.get(label, "")) for label in self._functions]} if self._paths else {}),
             },
             "modules": list(modules),
             **{name: [{"name": row[0], "pid": row[1]} for row in rows] for name, rows in self._numbers.items()},

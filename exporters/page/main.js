@@ -253,7 +253,8 @@ class Page {
     figures.push(duration(box.weight), counted(box.samples, "sample"));
     if (!this.inverted) figures.push(duration(box.own) + " in itself");
     const kind = box.level ? kinds[box.kind].words : "";
-    return [functions.name[box.code], [module, kind].filter(Boolean).join(" · "), figures.join(", ")].filter(Boolean);
+    const path = functions.path ? functions.path[box.code] : "";
+    return [functions.name[box.code], [module, path, kind].filter(Boolean).join(" · "), figures.join(", ")].filter(Boolean);
   }
 
   tell(box, aloud) {
