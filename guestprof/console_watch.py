@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
+from recording.milestones import MARK
 from recording.profile import CONSOLE
 from sampler.console import Console
 
@@ -35,6 +36,7 @@ class ConsoleWatch:
         self._rest_since_ns = 0
         self._is_told = False
         self._left = _MAX_LINES
+        self._has_found = False
 
     def __call__(self, recorder: EventKeeper) -> str | None:
         """Why to stop, or None."""
@@ -49,7 +51,12 @@ class ConsoleWatch:
         if not self._is_told and ((found is not None and found == rest) or now_ns - self._rest_since_ns > _PROMPT_NS):
             self._is_told = True
             self._tell(recorder, rest, self._rest_since_ns)
-        return None if found is None else f"the console says {found.strip()!r}"
+        if found is None or self._pattern is None:
+            return None
+        if not self._has_found:
+            self._has_found = True
+            recorder.add_event(MARK, f"{CONSOLE}:{self._pattern.pattern}", self._rest_since_ns if found == rest else now_ns)
+        return f"the console says {found.strip()!r}"
 
     def _tell(self, recorder: EventKeeper, line: str, time_ns: int) -> None:
         if not line.strip() or not self._left:

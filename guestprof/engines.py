@@ -138,5 +138,5 @@ def make_recorder(
     jitter = random.Random()  # noqa: S311  (nothing to keep secret)
     if isinstance(session, GdbSession):
         return GdbRecorder(session, writer, options, rng=jitter)
-    sources = Sources(session.memory, Caches.of_user(), session.files, images, host_kernel)
+    sources = Sources(session.memory, Caches.of_user(), session.files, images, host_kernel, session.monitor)
     return Recorder(session.target, sources, writer, options, rng=jitter)

@@ -84,7 +84,7 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def build_initramfs(busybox: bytes) -> bytes:
+def build_initramfs(busybox: bytes, init: str = INIT) -> bytes:
     """The initramfs, gzipped: this busybox, the directories that /init mounts on, the console that the kernel opens for it."""
     directories = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp")]
     archive = pack_newc(
@@ -92,7 +92,7 @@ def build_initramfs(busybox: bytes) -> bytes:
             *directories,
             Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
             Entry("bin/busybox", stat.S_IFREG | 0o755, busybox),
-            Entry("init", stat.S_IFREG | 0o755, INIT.encode()),
+            Entry("init", stat.S_IFREG | 0o755, init.encode()),
         ]
     )
     # wbits 31 is a gzip header without name or time.

@@ -20,6 +20,16 @@ from recording.profile import Appearance, Profile, Stack
 
 MARK = "mark"
 """The kind of events that are milestones by themselves: their text is the name."""
+BOOT_CODE = "boot-code"
+"""The kind of events that tell of a program from before the kernel: ``boot-loader: GRUB at 0x9000, by …`` (role, name, place)."""
+_BOOT_CODE = re.compile(r"([a-z-]+): (.*?) at 0x[0-9a-f]+, by", re.DOTALL)
+_ROLES = {
+    "option-rom": ("code of an expansion card runs", False),
+    "boot-loader": ("the boot loader runs", True),
+    "efi-stub": ("the kernel runs as a program of UEFI", True),
+    "decompressor": ("the kernel unpacks itself", True),
+}
+"""Roles of programs from before the kernel: what they mean, and whether a phase begins with them."""
 INITCALL = "do_one_initcall"
 KERNEL_INIT = "kernel_init"
 _USER_ENDS = frozenset({StackEnd.USER_MODE, StackEnd.USER_ENTRY})
@@ -84,7 +94,7 @@ _ORDER = {
     name: order
     for order, name in enumerate(
         (
-            *("firmware", "kernel-entry", "start_kernel", "kernel_init", "initcall-early", "smp_init", "initcalls"),
+            *("firmware", *_ROLES, "kernel-entry", "start_kernel", "kernel_init", "initcall-early", "smp_init", "initcalls"),
             *(f"initcall-{level}" for level in LEVELS[1:]),
             *("initramfs", "prepare_namespace", "free_initmem", "run_init_process", "user", "init", "root-mount"),
         )
@@ -104,13 +114,14 @@ def find_milestones(
     whole = profile.unselected()
     boots: dict[int, _Boot] = {}
     levels = initcall_levels(whole.images)
+    roles = _boot_code_roles(whole)
     if appearances is None:
         appearances = whole.appearances() if _shows_start(whole) else ()
     for seen in appearances:
         boot = seen.walk.boot
         found = boots.get(boot)
         if found is None:
-            found = boots[boot] = _Boot(boot, levels.get(boot, {}))
+            found = boots[boot] = _Boot(boot, levels.get(boot, {}), roles)
         found.see(seen)
     milestones = [milestone for boot in boots.values() for milestone in boot.milestones()]
     known = {milestone.name: milestone.time_ns for milestone in milestones}
@@ -146,8 +157,9 @@ def selected_milestones(profile: Profile) -> list[Milestone]:
 class _Boot:
     """What the first sightings of one boot tell."""
 
-    def __init__(self, number: int, levels: Mapping[str, str]) -> None:
+    def __init__(self, number: int, levels: Mapping[str, str], roles: Mapping[str, str]) -> None:
         self._number = number
+        self._roles = roles
         self._levels = levels
         self._found: dict[str, Milestone] = {}
         self._shows_start = False
@@ -161,6 +173,7 @@ class _Boot:
         if stack.end is StackEnd.FIRMWARE:
             if not self._left_firmware:
                 self._add("firmware", "firmware, boot loader or decompressor run", seen)
+                self._see_boot_code(stack, seen)
             return
         if stack.end is StackEnd.NO_KERNEL:
             return
@@ -178,6 +191,12 @@ class _Boot:
                 self._add(step.name, step.title, seen, begins_phase=step.begins_phase)
         if KERNEL_INIT in names and INITCALL in names:
             self._see_initcall(seen)
+
+    def _see_boot_code(self, stack: Stack, seen: Appearance) -> None:
+        role = self._roles.get(stack.functions[-1].module, "")
+        if role in _ROLES:
+            title, begins_phase = _ROLES[role]
+            self._add(role, f"{title}: {stack.functions[-1].module}", seen, begins_phase=begins_phase)
 
     def _see_initcall(self, seen: Appearance) -> None:
         function = initcall_of(seen.walk.stack)
@@ -205,7 +224,7 @@ class _Boot:
     def milestones(self) -> list[Milestone]:
         """None of a guest that had booted already when it was first sampled: what is seen first in it begins nothing."""
         found = self._found
-        if {"start_kernel", KERNEL_INIT}.isdisjoint(found) and set(found) != {"firmware"}:
+        if {"start_kernel", KERNEL_INIT}.isdisjoint(found) and not set(found) <= {"firmware", *_ROLES}:
             return []
         if "firmware" not in found and found["kernel-entry"].after_ns is None:
             del found["kernel-entry"]
@@ -213,6 +232,12 @@ class _Boot:
             # Whose the first user code is, is not known.
             found["user"] = replace(found["user"], begins_phase=True)
         return list(found.values())
+
+
+def _boot_code_roles(profile: Profile) -> dict[str, str]:
+    """What programs from before the kernel are there for, by their names."""
+    matches = (_BOOT_CODE.match(event.text) for event in profile.events() if event.kind == BOOT_CODE)
+    return {match[2]: match[1] for match in matches if match is not None}
 
 
 def initcall_of(stack: Stack) -> Function | None:

@@ -95,7 +95,7 @@ class Namer:
     def names(self, frame: Frame, boot: int) -> tuple[NamedFrame, ...]:
         """The function whose frame it is, then what is inlined at its address, innermost last.
 
-        Firmware addresses, and user addresses of no image, have no names of their own and are merged.
+        Addresses of firmware and user code of no image have no names of their own and are merged.
 
         A kernel address of no image is its own name.
         """

@@ -13,6 +13,8 @@ from recording.names import Function
 from recording.profile import Profile, Sighting, Stack
 from recording.waits import Parked, Wait, WaitFinder
 
+GAP = "gap"
+"""The kind of events that tell of a long time without a sample, and why."""
 _TOP = 10
 _MILESTONE_BEFORE = "start"
 

@@ -6,7 +6,7 @@ What becomes known is put where it is needed: into the planner of halts, into th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guest.cache import KernelCache
 from guest.elf.cache import ElfCache
@@ -17,7 +17,9 @@ from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
 from recording.initcalls import SYMBOL_PREFIX
 from recording.model import FrameKind, Image
+from sampler.boot_code import BootCodeTracker, Monitor
 from sampler.halt import HaltedState
+from sampler.memory import ProcessMemory
 from sampler.planner import HaltPlanner
 from sampler.samples import Pending, SampleMaker
 from sampler.tracker import KernelTracker, TrackerEvents
@@ -45,6 +47,7 @@ class Sources:
     """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory.
 
     images: files of the user's whose code the guest runs. host_kernel: the file of its kernel on this machine.
+    monitor: QEMU's, for what firmware it has loaded; None where asking it would halt the guest.
     """
 
     memory: PhysicalMemory
@@ -52,6 +55,7 @@ class Sources:
     finder: FileFinder | None = None
     images: GuestImages | None = None
     host_kernel: KernelSource | None = None
+    monitor: Monitor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,10 @@ class Knowledge:
         self.spaces: UserSpaces | None = None
         if user_stack_size:
             self.spaces = UserSpaces(architecture, memory, images, sources.finder, sources.caches.files, tell)
-        self.maker = SampleMaker(architecture, self.spaces, self._image_at, self.planner.images, scans=scan_stacks)
+        self.boot_code: BootCodeTracker | None = None
+        if isinstance(memory, ProcessMemory) and sources.monitor is not None:
+            self.boot_code = BootCodeTracker(architecture, memory, sources.monitor, images, tell)
+        self.maker = SampleMaker(architecture, self.spaces, self._image_at, self.planner.images, self.boot_code, scans=scan_stacks)
 
     @property
     def explains(self) -> bool:
@@ -123,6 +130,9 @@ class Knowledge:
 
     def note(self, pending: Pending) -> Pending:
         """Right after a halt: add the task of a capture, and what of it would be gone later."""
+        if self.boot_code is not None:
+            place = self.boot_code.see(pending.capture.registers, self.tracker.kernel, pending.taken_ns)
+            pending = replace(pending, boot_place=place)
         words = self.planner.find_task(pending.capture)
         if words is not None:
             self.tracker.see_filter(words.filter)

@@ -112,16 +112,28 @@ class ProcessMemory:
 
     def __init__(self, pid: int, ranges: Sequence[MemoryRange], host_addresses: Sequence[int], path: Path | None = None) -> None:
         """``host_addresses``: where each range begins in QEMU's memory. Raises OSError if the process must not be read."""
+        self._use(ranges, host_addresses)
+        self._file = os.open(path or Path(f"/proc/{pid}/mem"), os.O_RDONLY | os.O_CLOEXEC)
+
+    def _use(self, ranges: Sequence[MemoryRange], host_addresses: Sequence[int]) -> None:
         self._ranges = _Ranges(ranges)
         self._host = list(host_addresses)
-        self._file = os.open(path or Path(f"/proc/{pid}/mem"), os.O_RDONLY | os.O_CLOEXEC)
         self._ram = _ram(ranges)
 
     @classmethod
     def open(cls, pid: int, monitor: Callable[[str], str]) -> Self:
         """Ask the monitor where the guest's memory is; raises GuestMemoryError or OSError."""
-        ranges = parse_memory_tree(monitor("info mtree -f"))
-        return cls(pid, ranges, [parse_host_address(monitor(f"gpa2hva {piece.start:#x}")) for piece in ranges])
+        return cls(pid, *_ask_ranges(monitor))
+
+    def refresh(self, monitor: Callable[[str], str]) -> bool:
+        """Ask anew where the guest's memory is, and say whether that has changed. Raises as ``open``; then all is as before."""
+        before = self._ranges.ranges
+        self._use(*_ask_ranges(monitor))
+        return self._ranges.ranges != before
+
+    def rom(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of each piece of ROM, ascending."""
+        return tuple((piece.start, piece.end) for piece in self._ranges.ranges if not piece.is_ram)
 
     def ram(self) -> Sequence[tuple[int, int]]:
         """[start, end) of each piece of RAM, ascending."""
@@ -159,6 +171,12 @@ class ProcessMemory:
         """Close the process's memory."""
         with contextlib.suppress(OSError):
             os.close(self._file)
+
+
+def _ask_ranges(monitor: Callable[[str], str]) -> tuple[list[MemoryRange], list[int]]:
+    """The pieces of guest memory, and where QEMU has each."""
+    ranges = parse_memory_tree(monitor("info mtree -f"))
+    return ranges, [parse_host_address(monitor(f"gpa2hva {piece.start:#x}")) for piece in ranges]
 
 
 class StubMemory:

@@ -15,6 +15,7 @@ from recording.model import Event, Halt, StackEnd
 from recording.store import RecordingWriter
 from recording.timeline import NO_CLOCK
 from sampler.backlog import Backlog
+from sampler.gaps import GapWatch
 from sampler.knowledge import Knowledge, KnowledgeEvents, Sources
 from sampler.raw import RawKeeper
 from sampler.samples import Made, Pending
@@ -113,6 +114,7 @@ class Recorder:
         self._tracker = self._guest.tracker
         self._raw = RawKeeper(writer) if options.raw else None
         self._backlog = Backlog()
+        self._gaps = GapWatch(self.add_event, round(1e9 / options.frequency_hz))
         self._last_running_ns: dict[int, int] = {}
         self._halts = self._samples = 0
         self._halted_ns = 0
@@ -158,6 +160,7 @@ class Recorder:
     def note_reset(self) -> None:
         """QEMU says that the guest was reset."""
         self._drain()
+        self._gaps.note("the guest was reset")
         self._tracker.lose("the guest was reset")
 
     def running_ns(self) -> int:
@@ -262,6 +265,9 @@ class Recorder:
             self._stepped_ns = now
             self._tracker.step()
             return ""
+        if self._guest.boot_code is not None and self._guest.boot_code.has_work:
+            self._guest.boot_code.step()
+            return ""
         if self._read_some() or (self._raw is not None and self._raw.step()):
             return ""
         self._sleep(min(_MAX_SLEEP_NS, max(0, self._schedule.deadline_ns - self._clock())) / 1e9)
@@ -278,10 +284,13 @@ class Recorder:
 
     def _take(self, now_ns: int) -> None:
         lateness_ns = self._schedule.advance(now_ns)
+        before_ns = self._running_time_ns
         state = self._target.capture(self._guest.planner)
         self._host_time_ns = state.asked_at_ns - self._start_ns
         self._running_time_ns = max(self._running_time_ns, self._host_time_ns - self._halted_total_ns())
         self._halted_ns += state.halted_ns
+        if self._halts:
+            self._gaps.see(self._running_time_ns, self._running_time_ns - before_ns, lateness_ns, state.halted_ns)
         halt = self._writer.add_halt(Halt(self._host_time_ns, self._running_time_ns, state.halted_ns, lateness_ns))
         reading = self._guest.planner.clock(state, halt, self._tracker.boot)
         if reading is not None:
@@ -313,7 +322,9 @@ class Recorder:
         chain = made.sample.callchain
         if chain.end is StackEnd.BAD_RETURN_ADDRESS:
             self._tracker.want_refresh()
-        if chain.end is StackEnd.NO_KERNEL:
+        place = pending.boot_place
+        is_nameless = place is not None and place.image is None and self._tracker.kernel is None
+        if chain.end is StackEnd.NO_KERNEL or is_nameless:
             self._backlog.wait_for_kernel(pending)
         elif pending.walks < _MAX_WALKS and self._came_too_early(made):
             self._backlog.wait_for_kernel(replace(pending, walks=pending.walks + 1))

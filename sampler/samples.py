@@ -17,6 +17,7 @@ from guest.tasks import TaskReader, TaskWords
 from guest.words import Words
 from recording.errors import BadImageError
 from recording.model import Callchain, Frame, Sample, Space, StackEnd, SystemCall, Task, UserEnd
+from sampler.boot_code import BootCodeTracker, BootPlace
 from sampler.images import ImageStacks
 from sampler.userspace import ProcessCode, UserSpaces
 from unwind.arch import Architecture
@@ -36,7 +37,7 @@ class Pending:
 
     running_ns: the recording's guest running time when it was taken. taken_ns: host time, by any clock.
     process: what its task had mapped, or why that is not known. has_memory: False for a task that has freed its memory.
-    walks: how often it was walked although the kernel was known.
+    walks: how often it was walked although the kernel was known. boot_place: where it was in code from before the kernel.
     """
 
     halt: int
@@ -49,6 +50,7 @@ class Pending:
     process: ProcessCode | UserEnd = UserEnd.NO_MAPPINGS
     has_memory: bool = True
     walks: int = 0
+    boot_place: BootPlace | None = None
 
     @property
     def size(self) -> int:
@@ -78,12 +80,13 @@ class SampleMaker:
         spaces: UserSpaces | None,
         image_at: Callable[[int], int | None],
         images: ImageStacks | None = None,
+        boot_code: BootCodeTracker | None = None,
         *,
         scans: bool = False,
     ) -> None:
         """spaces: None where no user stacks are wanted. image_at: the image of a module at a kernel address.
 
-        images: files of the user's whose code the guest runs.
+        images: files of the user's whose code the guest runs. boot_code: what names code from before the kernel.
         scans: whether stacks that cannot be walked on are scanned, see ``unwind/scan.py``.
         """
         self._architecture = architecture
@@ -91,6 +94,7 @@ class SampleMaker:
         self._spaces = spaces
         self._image_at = image_at
         self._images = images
+        self._boot_code = boot_code
         self._kernel: Kernel | None = None
         self._unwinder: KernelUnwinder | None = None
         self._tasks: TaskReader | None = None
@@ -157,7 +161,7 @@ class SampleMaker:
             ids = pending.halt, pending.capture.vcpu, pending.boot, pending.weight_ns
             return Made(Sample(*ids, chain, pending.task, context), pending, None, _NO_IMAGES)
         unwound = self._unwound(pending.capture)
-        chain, saved = unwound.callchain, unwound.user_registers
+        chain, saved = self._with_boot_code(unwound.callchain, pending.boot_place), unwound.user_registers
         task = pending.task or self._task_by_stack(pending, unwound)
         context, in_call = self._contexts.find(chain, task, saved) if self._contexts else ContextFinder.without_kernel(chain)
         call = self._system_call(saved) if in_call and saved is not None else None
@@ -191,6 +195,16 @@ class SampleMaker:
         outside = classify_outside_kernel(self._architecture, capture.registers)
         pc = capture.registers[self._architecture.pc]
         return outside or Unwound(Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL), None)
+
+    def _with_boot_code(self, chain: Callchain, place: BootPlace | None) -> Callchain:
+        """A callchain whose first frame is named where it is in code from before the kernel, or in the kernel's own such code."""
+        if place is None or self._boot_code is None or not chain.frames or chain.frames[0].pc != place.address:
+            return chain
+        frame = self._boot_code.frame(place, self._kernel)
+        if frame is None:
+            return chain
+        end = StackEnd.ENTRY_WINDOW if frame.space is Space.KERNEL and chain.end is StackEnd.FIRMWARE else chain.end
+        return Callchain((frame, *chain.frames[1:]), end)
 
     def _with_image(self, frame: Frame) -> Frame:
         if frame.space is not Space.KERNEL:

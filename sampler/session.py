@@ -5,7 +5,7 @@ The attachment (``sampler/attachment.py``) → the target → memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,11 @@ class Session(Attachment):
         self._open_files()
         self.qemu_version = self._qmp.version() if self._qmp else self.target.monitor("info version").strip() or "unknown"
         self.accelerator = self._find_accelerator(self._qmp.monitor if self._qmp else self.target.monitor)
+
+    @property
+    def monitor(self) -> Callable[[str], str] | None:
+        """QEMU's human monitor; None where only the stub could ask it, which halts the guest."""
+        return self._qmp.monitor if self._qmp else None
 
     def facts(self) -> dict[str, object]:
         """What a recording's reader may ask for."""

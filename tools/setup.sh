@@ -93,6 +93,11 @@ look() {
             mips-linux-gnu mipsel-linux-gnu s390x-linux-gnu m68k-linux-gnu; do
             has "$target-gcc" || optional="$optional gcc-$target"
         done
+        # Boots from firmware: what disk images are made with, and firmware of other kinds than a PC's BIOS.
+        has grub-mkimage || optional="$optional grub-common"
+        [ -e /usr/share/ovmf/OVMF.fd ] || optional="$optional ovmf"
+        [ -e /usr/share/qemu-efi-aarch64/QEMU_EFI.fd ] || optional="$optional qemu-efi-aarch64"
+        [ -e /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin ] || optional="$optional u-boot-qemu"
         # Tests that compare with gdb, or record by it, skip themselves, with the reason.
         has gdb || optional="$optional gdb"
         has avr-gdb || optional="$optional gdb-avr"

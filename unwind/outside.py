@@ -21,6 +21,24 @@ class Unwound:
     root_sp: int | None = None
 
 
+_PROTECTED = 1
+"""``CR0.PE``"""
+_MAX_SELECTOR = 0x1000
+"""Firmware and boot loaders have descriptor tables of a few entries: a larger selector is a segment of real mode."""
+
+
+def code_address(architecture: Architecture, registers: Mapping[str, int]) -> int:
+    """Where a vCPU's next instruction is: the program counter, on a PC in real mode behind its segment's base.
+
+    A selector that real mode has left stays in use until the first far jump (Intel SDM, volume 3, 10.9.1).
+    """
+    pc = registers[architecture.pc]
+    segment, control = registers.get("cs"), registers.get("cr0")
+    if segment is None or control is None or pc > 0xFFFF or (control & _PROTECTED and segment < _MAX_SELECTOR):
+        return pc
+    return (segment << 4) + pc
+
+
 def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, int]) -> Unwound | None:
     """The one-frame result for a vCPU that runs user code or code from before the kernel; None if it runs the kernel."""
     pc = registers[architecture.pc]
@@ -28,5 +46,6 @@ def classify_outside_kernel(architecture: Architecture, registers: Mapping[str, 
         return Unwound(Callchain((Frame(pc, pc, Space.USER),), StackEnd.USER_MODE), registers)
     is_kernel = architecture.paging.enabled(registers) if architecture.spaces_overlap else architecture.is_kernel_address(pc)
     if not is_kernel:
-        return Unwound(Callchain((Frame(pc, pc, Space.FIRMWARE),), StackEnd.FIRMWARE), None)
+        place = code_address(architecture, registers)
+        return Unwound(Callchain((Frame(place, place, Space.FIRMWARE),), StackEnd.FIRMWARE), None)
     return None

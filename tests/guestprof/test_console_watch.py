@@ -69,7 +69,9 @@ def test_a_pattern_ends_the_recording_by_a_line_or_by_a_prompt(tmp_path: Path) -
     assert screen.at(0) is None
     screen = Screen(tmp_path / "b", "panic|login:")
     assert screen.at(10, b"host login: ") == "the console says 'host login:'"
-    assert screen.kept.events == [("console", "host login: ", 10)]
+    assert screen.kept.events == [("console", "host login: ", 10), ("mark", "console:panic|login:", 10)]
+    assert screen.at(20) == "the console says 'host login:'"
+    assert len(screen.kept.events) == 2
 
 
 def test_a_console_that_is_not_there_or_is_no_text(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ PROGRAMS_DIRECTORY = "usr/local/lib/guestprof"
 """Where the programs of tests/guests are in the guest."""
 
 # What a guest that lives for a minute has no use for, and what waits for devices that it does not have.
-_MASKED = (
+MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service"),
     *("fstrim.timer", "systemd-tmpfiles-clean.timer", "systemd-timesyncd.service", "systemd-networkd.service"),
     *("getty.target", "serial-getty@ttyS0.service", "getty@tty1.service", "systemd-ask-password-wall.path"),
@@ -46,9 +46,8 @@ _MASKED = (
     *("sys-fs-fuse-connections.mount", "modprobe@dm_mod.service", "modprobe@loop.service", "systemd-tmpfiles-setup-dev.service"),
     *("systemd-user-sessions.service", "systemd-remount-fs.service", "systemd-sysctl.service", "systemd-sysusers.service"),
 )
-_MMDEBSTRAP_OPTIONS = (
+COMMON_OPTIONS = (
     *(
-        "--variant=essential",
         "--quiet",
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "3"',
@@ -56,6 +55,8 @@ _MMDEBSTRAP_OPTIONS = (
     ),
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")),
 )
+"""Of mmdebstrap."""
+_MMDEBSTRAP_OPTIONS = ("--variant=essential", *COMMON_OPTIONS)
 _SIZE_MIB = 640
 _PARTITION_START = 1 << 20
 _TIMEOUT_S = 900.0
@@ -96,14 +97,19 @@ def root_image(cache_dir: Path | None = None, *, partitioned: bool = False) -> P
 
 def _make_archive(archive: Path) -> None:
     """The installed packages, as a tar archive."""
+    make_archive(archive, PACKAGES, _MMDEBSTRAP_OPTIONS)
+
+
+def make_archive(archive: Path, packages: Sequence[str], options: Sequence[str]) -> None:
+    """Packages of SUITE and what they depend on, as a tar archive. options: of mmdebstrap. Raises MissingDependencyError."""
     mirror = find_mirror()
     if mirror.origin != "Debian":
         message = f"this machine's package mirror is {mirror.origin}'s, not Debian's: no {SUITE} root file system can be made of it"
         raise MissingDependencyError(message)
     signed_by = f"[signed-by={KEYRINGS['Debian']}] " if KEYRINGS["Debian"].exists() else ""
     source = f"deb {signed_by}{mirror.uri} {SUITE} main"
-    include = f"--include={','.join(PACKAGES)}"
-    _run(["mmdebstrap", "--mode=root", *_MMDEBSTRAP_OPTIONS, include, SUITE, str(archive), source], archive.parent)
+    command = ["mmdebstrap", "--mode=root", *options, f"--include={','.join(packages)}", SUITE, str(archive), source]
+    run_tool(command, archive.parent)
 
 
 def _make_image(archive: Path, scratch: Path, start: int) -> None:
@@ -111,7 +117,7 @@ def _make_image(archive: Path, scratch: Path, start: int) -> None:
     tree = scratch / "tree"
     tree.mkdir()
     # The kernel fills /dev itself (devtmpfs).
-    _run(["tar", "--extract", "--preserve-permissions", "--numeric-owner", "--exclude=./dev/*", "--file", str(archive)], tree)
+    run_tool(["tar", "--extract", "--preserve-permissions", "--numeric-owner", "--exclude=./dev/*", "--file", str(archive)], tree)
     _add_files(tree)
     raw = scratch / "image.raw"
     with raw.open("wb") as file:
@@ -122,8 +128,8 @@ def _make_image(archive: Path, scratch: Path, start: int) -> None:
             file.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
     options = f"offset={start},lazy_itable_init=0,lazy_journal_init=1"
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-m", "0", "-J", "size=4", "-E", options, "-d", str(tree)]
-    _run([*command, str(raw), f"{_SIZE_MIB}M"], scratch)
-    _run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(scratch / "image.qcow2")], scratch)
+    run_tool([*command, str(raw), f"{_SIZE_MIB}M"], scratch)
+    run_tool(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(scratch / "image.qcow2")], scratch)
 
 
 def _add_files(tree: Path) -> None:
@@ -143,7 +149,13 @@ def _add_files(tree: Path) -> None:
     wants = units / "multi-user.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "workload.service").symlink_to("/etc/systemd/system/workload.service")
-    for name in _MASKED:
+    shorten_start(tree, MASKED)
+
+
+def shorten_start(tree: Path, masked: Sequence[str]) -> None:
+    """What makes systemd start quickly in a root file system: units that are not to run, a machine that is known."""
+    units = tree / "etc/systemd/system"
+    for name in masked:
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")
     generators = tree / "etc/systemd/system-generators"
@@ -161,7 +173,8 @@ def _add_files(tree: Path) -> None:
         (tree / name).touch()
 
 
-def _run(command: Sequence[str], directory: Path) -> None:
+def run_tool(command: Sequence[str], directory: Path) -> None:
+    """Run a command in a directory. Raises MissingDependencyError with what it printed where it fails."""
     result = run_command(command, directory)
     if result.returncode != 0:
         lines = f"{result.stdout}\n{result.stderr}".strip()[-2000:]

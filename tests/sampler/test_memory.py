@@ -84,6 +84,24 @@ def test_what_is_no_memory_is_an_error(memory: ProcessMemory, address: int, size
     assert memory.read_many([(0, 1), (address, size), (8, 1)]) == [b"a", None, b"b"]
 
 
+def test_what_is_mapped_where_is_asked_anew(memory: ProcessMemory) -> None:
+    """A BIOS has put RAM in the place of its ROM."""
+    line = " {:016x}-{:016x} (prio 0, {}): pc.ram"
+    lines = {kind: 'FlatView #0\n AS "memory", root: system\n ' + line.format(0, 15, kind) for kind in ("rom", "ram")}
+
+    def monitor(command: str) -> str:
+        return lines["ram"] if command == "info mtree -f" else "Host virtual address for 0x0 (pc.ram) is 0x14"
+
+    assert memory.rom() == ((32, 36),)
+    assert memory.refresh(monitor)
+    assert (memory.ram(), memory.rom(), memory.read(0, 2)) == ([(0, 16)], (), b"bb")
+    assert not memory.refresh(monitor)
+    lines["ram"] = ""
+    with pytest.raises(GuestMemoryError):
+        memory.refresh(monitor)
+    assert memory.read(0, 2) == b"bb"
+
+
 def test_memory_that_qemu_no_longer_has_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "mem"
     file.write_bytes(b"1234")

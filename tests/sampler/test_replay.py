@@ -56,7 +56,7 @@ def registers(**values: int) -> bytes:
 
 
 IN_KERNEL = registers(rip=LEAF, rsp=STACK_TOP - 16, cs=0x10)
-IN_USER = registers(rip=0x40_1000, rsp=0x7FFD_0000_0000, cs=0x33)
+IN_USER = registers(rip=0x40_1000, rsp=0x7FFD_0000_0000, cs=0x33, cr0=0x8000_0001)
 STACK = ((STACK_TOP - 16, words(RETURN, ROOT_RETURN)),)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from recording.model import Callchain, Frame, Space, StackEnd
 from recording.symbols import SymbolTable
 from tests.builders.tiny_kernel import (
@@ -368,3 +370,19 @@ def test_user_and_firmware_code_have_no_kernel_stack() -> None:
     assert firmware is not None
     assert firmware.callchain == Callchain((Frame(0xFFF0, 0xFFF0, Space.FIRMWARE),), StackEnd.FIRMWARE)
     assert classify_outside_kernel(X86_64, {"rip": TEXT, "cs": 0x10}) is None
+
+
+@pytest.mark.parametrize(
+    ("registers", "address"),
+    [
+        ({"rip": 0xFFF0, "cs": 0xF000, "cr0": 0x10}, 0xF_FFF0),
+        ({"rip": 0x1234, "cs": 0xC333, "cr0": 0x10}, 0xC_4564),
+        ({"rip": 0xEC40, "cs": 0xF000, "cr0": 0x11}, 0xF_EC40),
+        ({"rip": 0xEC40, "cs": 0x8, "cr0": 0x11}, 0xEC40),
+        ({"rip": 0x7FF_0000, "cs": 0x10, "cr0": 0x11}, 0x7FF_0000),
+    ],
+)
+def test_code_of_real_mode_lies_behind_its_segment(registers: dict[str, int], address: int) -> None:
+    outside = classify_outside_kernel(X86_64, registers)
+    assert outside is not None
+    assert outside.callchain == Callchain((Frame(address, address, Space.FIRMWARE),), StackEnd.FIRMWARE)

@@ -25,6 +25,7 @@ from unwind.rules import TrapFrame
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _IMAGE = (_START_KERNEL_MAP, 0xFFFF_FFFF_C000_0000)
 _INTERRUPT_TABLE = 0xFFFF_FE00_0000_0000
+_CR0_PE = 1
 _CR0_PG = 1 << 31
 _CR4_LA57 = 1 << 12
 _EFER_LMA = 1 << 10
@@ -37,7 +38,7 @@ _ENTRY_ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
 def _is_user(registers: Registers) -> bool:
-    return registers["cs"] & 3 == 3
+    return registers["cs"] & 3 == 3 and bool(registers.get("cr0", _CR0_PE) & _CR0_PE)
 
 
 def _is_32bit_kernel(registers: Registers) -> bool:

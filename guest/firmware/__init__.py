@@ -1,0 +1,1 @@
+"""What runs before and beneath a kernel: bytes of guest memory become names of firmware, boot loaders and decompressors."""
