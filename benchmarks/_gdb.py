@@ -8,24 +8,40 @@ the stack in the halt is not used: should it be wrong or too little, gdb does no
 from __future__ import annotations
 
 import json
-import os
-import selectors
 import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from recording.errors import GuestprofError, MissingDependencyError
+from sampler.gdb.mi import quote
+from sampler.gdb.process import Gdb as EngineGdb
 from sampler.rsp.codec import PacketReader, encode_packet
 
 PAGE = 4096
-_START_TIMEOUT_S = 600.0
-_WALK_TIMEOUT_S = 120.0
+_SCRIPT = Path(__file__).with_name("_gdb_script.py")
+_LOAD_TIMEOUT_S = 600.0
+_TIMEOUT_S = 120.0
 _MAX_READ = 1 << 16
+
+_SETTINGS = (
+    # Both sides share a busy machine; a packet that gdb sends again would be answered twice.
+    "remotetimeout 60",
+    "pagination off",
+    "height 0",
+    "auto-solib-add off",
+    "debuginfod enabled off",
+    # Every byte that gdb uses comes from the halted guest, not from a cache and not from the file.
+    "stack-cache off",
+    "code-cache off",
+    "trust-readonly-sections off",
+    "backtrace past-main on",
+    "backtrace past-entry on",
+    "backtrace limit unlimited",
+)
 
 ReadPage = Callable[[int], "bytes | None"]
 """The page at an address, or None where none is mapped."""
@@ -77,10 +93,6 @@ def encode_registers(values: Mapping[str, int]) -> bytes:
     return X86_64.encode(values)
 
 
-class GdbFailedError(GuestprofError):
-    """gdb ended or did not answer; the message holds what it printed."""
-
-
 @dataclass(frozen=True, slots=True)
 class GdbFrame:
     """One real frame as gdb sees it: its pc, its function's name ("" if none), its values of ``GdbLayout.kept``."""
@@ -104,89 +116,80 @@ class GdbWalk:
 
 
 class Gdb:
-    """A gdb process. Ends when the ``with`` block ends."""
+    """The gdb engine's gdb, connected to a stub of ours. Ends when the ``with`` block ends."""
 
     def __init__(self, load: str, layout: GdbLayout = X86_64) -> None:
-        """``load``: the gdb command that reads the symbols. Raises MissingDependencyError or GdbFailedError."""
-        self._size = sum(size for _name, size in layout.registers)
-        self._registers = bytes(self._size)
-        self._read_page: ReadPage = lambda _page: None
-        self._directory = tempfile.TemporaryDirectory(prefix="gp-gdb-")
-        path = Path(self._directory.name) / "stub"
-        self._log = (Path(self._directory.name) / "log").open("w+b")
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(1)
-            self._control, theirs = socket.socketpair()
-            environment = {
-                **os.environ,
-                "BENCH_ARCHITECTURE": layout.architecture,
-                "BENCH_ENDIAN": layout.byteorder,
-                "BENCH_REGISTERS": " ".join(layout.kept),
-                "BENCH_SYMBOL_FILE": load,
-                "BENCH_STUB": str(path),
-                "BENCH_CONTROL": str(theirs.fileno()),
-            }
-            command = [layout.program, "-nx", "-quiet", "-batch", "-x", str(Path(__file__).with_name("_gdb_script.py"))]
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
-                    env=environment,
-                )
-            except FileNotFoundError as error:
-                message = f"this benchmark compares with {layout.program}, which is not installed; apt install {layout.program}"
-                raise MissingDependencyError(message) from error
-            theirs.close()
-            listener.settimeout(_START_TIMEOUT_S)
-            self._connection = self._accept(listener)
-        self._reader = PacketReader()
-        self._acknowledges = True
-        self._answer = bytearray()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._connection, selectors.EVENT_READ, self._serve)
-        self._selector.register(self._control, selectors.EVENT_READ, self._take_answer)
+        """``load``: the gdb command that reads the symbols.
 
-    def _accept(self, listener: socket.socket) -> socket.socket:
-        """The connection. gdb connects when it has read the symbols; until then it may also have ended."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(self._control, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _events in selector.select(_START_TIMEOUT_S)]
-        if listener not in ready:
-            raise self._failure("gdb did not connect")
-        return listener.accept()[0]
+        Raises MissingDependencyError, or GuestprofError where gdb ends, hangs or refuses something.
+        """
+        settings = (f"architecture {layout.architecture}", f"endian {layout.byteorder}", *_SETTINGS)
+        registers = json.dumps(layout.kept)
+        self._walk = f"-interpreter-exec console {quote(f'python tell({registers})')}"
+        self._closing = ExitStack()
+        try:
+            directory = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="gp-gdb-")))
+            self._gdb = self._closing.enter_context(EngineGdb(layout.program, timeout_s=_TIMEOUT_S))
+            self._stub = _Stub(directory / "stub", sum(size for _name, size in layout.registers))
+            self._closing.callback(self._stub.close)
+            for setting in settings:
+                self._gdb.ask(f"-gdb-set {setting}")
+            for command in (load, f"source {_SCRIPT}"):
+                self._gdb.ask(f"-interpreter-exec console {quote(command)}", timeout_s=_LOAD_TIMEOUT_S)
+            self._gdb.relay = self._stub
+            self._gdb.ask(f"-target-select remote {directory / 'stub'}")
+        except BaseException:
+            self.close()
+            raise
 
     def walk(self, registers: bytes, read_page: ReadPage) -> GdbWalk:
-        """What gdb sees of a vCPU: ``registers`` as in a ``g`` reply, at least those of the layout. Raises GdbFailedError."""
-        self._registers = registers[: self._size]
-        self._read_page = read_page
-        self._answer.clear()
-        self._control.sendall(b"walk\n")
-        while not self._answer.endswith(b"\n"):
-            events = self._selector.select(_WALK_TIMEOUT_S)
-            if not events:
-                raise self._failure("gdb did not answer in time")
-            for key, _events in events:
-                key.data()
-        answer = json.loads(self._answer)
+        """What gdb sees of a vCPU: ``registers`` as in a ``g`` reply, at least those of the layout. Raises GuestprofError."""
+        self._stub.show(registers, read_page)
+        answer = json.loads(self._gdb.ask(self._walk).console())
         frames = tuple(GdbFrame(pc, name, tuple(values)) for pc, name, values in answer["frames"])
         return GdbWalk(frames, answer["stop"])
 
-    def _take_answer(self) -> None:
-        data = self._control.recv(1 << 16)
-        if not data:
-            raise self._failure("gdb ended")
-        self._answer += data
+    def close(self) -> None:
+        """End gdb, by its process id."""
+        self._closing.close()
 
-    def _serve(self) -> None:
-        data = self._connection.recv(1 << 16)
-        if not data:
-            raise self._failure("gdb closed its connection")
-        self._reader.feed(data)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Stub:
+    """Shows gdb one halted vCPU."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """size: of the registers, in bytes."""
+        self._size = size
+        self._registers = bytes(size)
+        self._read_page: ReadPage = lambda _page: None
+        self._reader = PacketReader()
+        self._acknowledges = True
+        self._connection: socket.socket | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+
+    def show(self, registers: bytes, read_page: ReadPage) -> None:
+        """Another state, or another vCPU."""
+        self._registers = registers[: self._size]
+        self._read_page = read_page
+
+    def sources(self) -> list[socket.socket]:
+        """See ``sampler.gdb.process.Link``."""
+        return [self._connection or self._listener]
+
+    def serve(self, _ready: object) -> None:
+        """See ``sampler.gdb.process.Link``."""
+        if self._connection is None:
+            self._connection = self._listener.accept()[0]
+            return
+        self._reader.feed(self._connection.recv(1 << 16))
         while (packet := self._reader.next_packet()) is not None:
             acknowledgement = b"+" if self._acknowledges else b""
             self._connection.sendall(acknowledgement + encode_packet(self._reply(packet)))
@@ -215,27 +218,8 @@ class Gdb:
             data += page[at % PAGE : at % PAGE + size - len(data)]
         return data
 
-    def _failure(self, what: str) -> GdbFailedError:
-        self._log.seek(0)
-        text = " ".join(self._log.read().decode("utf-8", "replace").split())
-        return GdbFailedError(f"{what}; it printed: {text[-1000:]!r}")
-
     def close(self) -> None:
-        """End gdb, by its process id."""
-        self._control.close()
-        self._connection.close()
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._selector.close()
-        self._log.close()
-        self._directory.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        """Close both sockets."""
+        self._listener.close()
+        if self._connection is not None:
+            self._connection.close()

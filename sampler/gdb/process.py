@@ -15,11 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from recording.errors import GuestprofError, MissingDependencyError
 from sampler.gdb.mi import Kind, MiReader, Record
-from sampler.gdb.relay import Relay
 
 _RECEIVE_SIZE = 1 << 16
 _TAIL_BYTES = 600
@@ -67,6 +66,23 @@ class Answer:
         return self
 
 
+class Link(Protocol):
+    """What gdb is connected to, served while gdb is waited for: ``sampler.gdb.relay.Relay``."""
+
+    def sources(self) -> Sequence[HasFileno]:
+        """What to wait for."""
+
+    def serve(self, ready: object) -> None:
+        """One of these can be read from."""
+
+
+class HasFileno(Protocol):
+    """A socket, or what has one."""
+
+    def fileno(self) -> int:
+        """For ``select``."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Patience:
     """How long gdb is waited for. deadline: by the clock. what: it is to give."""
@@ -87,7 +103,7 @@ class Gdb:
         self.program = program
         self.timeout_s = timeout_s
         self.events: deque[Record] = deque(maxlen=_MAX_EVENTS)
-        self.relay: Relay | None = None
+        self.relay: Link | None = None
         self._clock = clock
         self._reader = MiReader()
         self._token = 0
