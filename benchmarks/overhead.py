@@ -136,7 +136,7 @@ def our_loop(qemu: LaunchedQemu, count: int) -> tuple[list[int], list[int]]:
             tracker.see(state.vcpus, state.registers, time.monotonic_ns())
             while tracker.has_work:
                 tracker.step()
-            if tracker.kernel is not None:
+            if tracker.kernel is not None and found:
                 times.append(state.halted_ns)
                 clock.set_kernel(tracker.kernel)
                 clock.set_timekeeper(found[-1])
