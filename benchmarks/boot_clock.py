@@ -28,6 +28,7 @@ from pathlib import Path
 from guestprof.debian import fetch_kernel
 from recording.errors import GuestprofError
 from recording.guest_clock import GuestClocks
+from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording
 from recording.stamps import stamp_of
@@ -51,25 +52,34 @@ ExecStart=/bin/sh -c 'until systemd-analyze time; do sleep 0.2; done; systemd-an
 _INTERVAL_NS = 4_000_000
 """Of the timekeeper: how much earlier than it is told the monotonic clock may be."""
 _UNITS = "/etc/systemd/system"
-_SYSTEMD = "/usr/lib/systemd/systemd"
+_SYSTEMD, _LINKER = "/usr/lib/systemd/systemd", "/ld-linux"
 _TIME = re.compile(r"(?:(\d+)min )?(?:(\d+(?:\.\d+)?)(us|ms|s))")
 _FACTORS = {"us": 1e3, "ms": 1e6, "s": 1e9}
 _STARTUP = re.compile(r"Startup finished in (.*) \(kernel\) \+ (.*) \(userspace\)")
 _REACHED = re.compile(r"multi-user\.target reached after (.*) in userspace")
 _BLAME = re.compile(r"\s*((?:\d+min )?\d+(?:\.\d+)?(?:us|ms|s)) (\S+\.\w+)\s*$")
-_STAMPED = (
-    ("initramfs", "Trying to unpack rootfs image as initramfs"),
-    ("run_init_process", "Run /init as init process"),
-)
-"""Milestones, and what the kernel says where they are (init/initramfs.c, init/main.c)."""
+_STAMPED = {
+    "security_init": "LSM: ",
+    "audit_init": "audit: initializing netlink subsys",
+    "netlbl_init": "NetLabel: Initializing",
+    "dquot_init": "VFS: Disk quotas",
+    "pnpacpi_init": "pnp: PnP ACPI init",
+    "system_trusted_keyring_init": "Initialise system trusted keyrings",
+    "workingset_init": "workingset: timestamp_bits",
+    "serial8250_init": "Serial: 8250/16550 driver",
+    "mark_rodata_ro": "Write protecting the kernel read-only data",
+    "run_init_process": "Run /init as init process",
+}
+"""Functions of the kernel, and the lines that they print when they begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Something that came at ``earliest_ns`` of the guest's clock or later, and was seen at ``seen_ns``; time_ns: running time."""
+    """Something that was seen at ``seen_ns`` of the guest's clock, and came between the other two; time_ns: running time."""
 
     earliest_ns: int
     seen_ns: int
+    latest_ns: int
     time_ns: int
 
 
@@ -186,10 +196,17 @@ def tables(kernel: str, path: Path, console: str) -> tuple[list[Row], list[str]]
 
 
 def own_code(profile: Profile) -> tuple[int, int | None]:
-    """Guest running time of the first halt with systemd's own code in a stack, and of the one before. Raises GuestprofError."""
-    for seen in profile.appearances():
-        if any(function.module == _SYSTEMD for function in seen.walk.stack.functions):
-            return seen.first_ns, seen.before_ns
+    """Guest running time of the first halt with systemd's own code in a stack, and of the last with the dynamic linker in it before.
+
+    Between them, while its pages come from the disk, nothing of it may be on a vCPU. Raises GuestprofError.
+    """
+    linking: int | None = None
+    for seen in profile.sightings():
+        modules = {function.module for function in seen.walk.stack.functions}
+        if _SYSTEMD in modules:
+            return seen.time_ns, linking
+        if seen.origin.process.name == "systemd" and any(_LINKER in module for module in modules):
+            linking = seen.time_ns
     raise GuestprofError("no sample shows systemd's own code; record for longer")
 
 
@@ -199,32 +216,34 @@ def moment(clocks: GuestClocks, time_ns: int, after_ns: int | None) -> Moment:
     seen = None if clock is None else clock.at(time_ns)
     if clock is None or seen is None:
         raise GuestprofError("the guest's clock was not read")
-    before = clock.at(time_ns if after_ns is None else after_ns)
-    margin_ns = clock.margin_ns
-    return Moment((seen if before is None else before) - margin_ns, seen, time_ns)
+    earlier_ns = time_ns if after_ns is None else after_ns
+    before = clock.at(earlier_ns)
+    earliest = (seen if before is None else before) - clock.margin_at(earlier_ns)
+    return Moment(earliest, seen, seen + clock.margin_at(time_ns), time_ns)
 
 
-def row(what: str, guest_ns: int, start: Moment | None, end: Moment, slack_ns: int = 0) -> Row:
-    """A duration between two moments, or since the clock began. slack_ns: what the guest's own figure is exact to."""
-    zero = Moment(0, 0, 0) if start is None else start
-    spread = end.seen_ns - end.earliest_ns, zero.seen_ns - zero.earliest_ns
+def row(what: str, guest_ns: int, zero: Moment, end: Moment, slack_ns: int = 0) -> Row:
+    """A duration between two moments. slack_ns: what the guest's own figure is exact to."""
     ours = end.seen_ns - zero.seen_ns
-    return Row(what, guest_ns, ours, ours - spread[0] - slack_ns, ours + spread[1] + slack_ns, end.time_ns - zero.time_ns)
+    least, most = end.earliest_ns - zero.latest_ns - slack_ns, end.latest_ns - zero.earliest_ns + slack_ns
+    return Row(what, guest_ns, ours, least, most, end.time_ns - zero.time_ns)
 
 
 def stamped(timeline: Timeline, clocks: GuestClocks) -> Iterator[Row]:
-    """From one milestone to the next, by printk's stamps. Stamps are exact to a microsecond."""
-    milestones = {each.name: each for each in timeline.milestones}
-    last: tuple[str, int, Moment] | None = None
-    for name, words in _STAMPED:
-        stamps = (stamp_of(line.text) for line in timeline.console if words in line.text)
+    """From the clock's start to the first sight of each function, by the stamps of the lines that they print."""
+    for seen in timeline.functions:
+        words = _STAMPED.get(seen.function.name) if seen.function.kind is FrameKind.KERNEL else None
+        stamps = (stamp_of(line.text) for line in timeline.console if words is not None and words in line.text)
         stamp_ns = next(filter(None, stamps), None)
-        if stamp_ns is None or name not in milestones:
-            continue
-        seen = moment(clocks, milestones[name].time_ns, milestones[name].after_ns)
-        what = f"the clock's start to `{name}`" if last is None else f"`{last[0]}` to `{name}`"
-        yield row(what, stamp_ns - (0 if last is None else last[1]), None if last is None else last[2], seen)
-        last = name, stamp_ns, seen
+        if stamp_ns is not None:
+            began = moment(clocks, seen.seen.first_ns, seen.seen.after_ns)
+            yield row(f"the clock's start to `{seen.function.name}`", stamp_ns, zero_of(clocks), began)
+
+
+def zero_of(clocks: GuestClocks) -> Moment:
+    """Where the first boot's clock began, by guest running time."""
+    clock = clocks.clocks[0]
+    return Moment(0, 0, 0, next((time_ns for time_ns in clock.times_ns if clock.at(time_ns) is not None), 0))
 
 
 def analyzed(
@@ -236,8 +255,9 @@ def analyzed(
         raise GuestprofError(f"systemd-analyze said nothing: {console[-300:]!r}")
     ahead_ns = next(iter(clocks.ahead.values()), 0)
     began = moment(clocks, *own)
-    kernel = Moment(began.earliest_ns + ahead_ns, began.seen_ns + ahead_ns, began.time_ns)
-    yield row("`systemd-analyze`: kernel", _ns(startup[1]), None, kernel, _INTERVAL_NS)
+    earliest, seen, latest = (shown + ahead_ns for shown in (began.earliest_ns, began.seen_ns, began.latest_ns))
+    kernel = Moment(earliest, seen, latest, began.time_ns)
+    yield row("`systemd-analyze`: kernel", _ns(startup[1]), zero_of(clocks), kernel, _INTERVAL_NS)
     target = next((each for each in timeline.units if each.name == "multi-user.target"), None)
     if target is None or target.started_ns is None:
         raise GuestprofError("the console does not say when multi-user.target was reached")

@@ -88,7 +88,14 @@ class GuestClock:
     def latest_ns(self, time_ns: int) -> int:
         """What it showed at most at a moment: what it showed in the halt after that, before which the guest may have run on."""
         index = min(bisect_right(self.times_ns, time_ns), len(self.shown_ns) - 1)
-        return self.shown_ns[index] + self.margins_ns[max(0, index - len(self.shown_ns) + len(self.margins_ns))]
+        return self.shown_ns[index] + self._margin(index)
+
+    def margin_at(self, time_ns: int) -> int:
+        """How exactly it is known in the halt at a moment, or the one before that."""
+        return self._margin(max(0, bisect_right(self.times_ns, time_ns) - 1))
+
+    def _margin(self, index: int) -> int:
+        return self.margins_ns[max(0, index - len(self.shown_ns) + len(self.margins_ns))]
 
 
 @dataclass(frozen=True, slots=True)
