@@ -52,7 +52,7 @@ ExecStart=/bin/sh -c 'until systemd-analyze time; do sleep 0.2; done; systemd-an
 _INTERVAL_NS = 4_000_000
 """Of the timekeeper: how much earlier than it is told the monotonic clock may be."""
 _UNITS = "/etc/systemd/system"
-_SYSTEMD, _LINKER = "/usr/lib/systemd/systemd", "/ld-linux"
+_SYSTEMD = "/usr/lib/systemd/systemd"
 _TIME = re.compile(r"(?:(\d+)min )?(?:(\d+(?:\.\d+)?)(us|ms|s))")
 _FACTORS = {"us": 1e3, "ms": 1e6, "s": 1e9}
 _STARTUP = re.compile(r"Startup finished in (.*) \(kernel\) \+ (.*) \(userspace\)")
@@ -60,7 +60,6 @@ _REACHED = re.compile(r"multi-user\.target reached after (.*) in userspace")
 _BLAME = re.compile(r"\s*((?:\d+min )?\d+(?:\.\d+)?(?:us|ms|s)) (\S+\.\w+)\s*$")
 _STAMPED = {
     "security_init": "LSM: ",
-    "audit_init": "audit: initializing netlink subsys",
     "netlbl_init": "NetLabel: Initializing",
     "dquot_init": "VFS: Disk quotas",
     "pnpacpi_init": "pnp: PnP ACPI init",
@@ -196,17 +195,17 @@ def tables(kernel: str, path: Path, console: str) -> tuple[list[Row], list[str]]
 
 
 def own_code(profile: Profile) -> tuple[int, int | None]:
-    """Guest running time of the first halt with systemd's own code in a stack, and of the last with the dynamic linker in it before.
+    """Guest running time of the first halt with systemd's own code in a stack, and of the last of init before it was systemd.
 
     Between them, while its pages come from the disk, nothing of it may be on a vCPU. Raises GuestprofError.
     """
-    linking: int | None = None
+    before: int | None = None
     for seen in profile.sightings():
         modules = {function.module for function in seen.walk.stack.functions}
         if _SYSTEMD in modules:
-            return seen.time_ns, linking
-        if seen.origin.process.name == "systemd" and any(_LINKER in module for module in modules):
-            linking = seen.time_ns
+            return seen.time_ns, before
+        if seen.origin.process.pid == 1 and seen.origin.process.name != "systemd":
+            before = seen.time_ns
     raise GuestprofError("no sample shows systemd's own code; record for longer")
 
 
