@@ -8,10 +8,6 @@
 
 #define REGISTER(type, address) (*(volatile type *)(address))
 
-static inline void prepare(void)
-{
-}
-
 #if defined(__x86_64__) || defined(__i386__)
 static inline void put_character(char character)
 {

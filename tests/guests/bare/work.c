@@ -8,7 +8,7 @@
  *     main, serve, dispatch, leaf_two (through a pointer)
  *
  * It prints "ready" when it begins and "done" after ROUNDS rounds (0: never), and then waits for ever in wait_for_ever.
- * loops[] counts what each leaf has done.
+ * loops[] counts what each leaf has done. With TIMER (x86-64 in ring 3) a timer interrupts it, and it rests now and then.
  */
 #include "machine.h"
 
@@ -93,12 +93,23 @@ NOINLINE void wait_for_ever(void)
         wait();
 }
 
+#ifdef TIMER
+#include "timer.h"
+#endif
+
 int main(void)
 {
-    prepare();
+#ifdef TIMER
+    start_timer();
+#endif
     print("ready\n");
-    for (unsigned long round = 0; !rounds || round < rounds; round++)
+    for (unsigned long round = 0; !rounds || round < rounds; round++) {
         serve();
+#ifdef TIMER
+        if (round % WORK == WORK - 1)
+            rest();
+#endif
+    }
     print("done\n");
     wait_for_ever();
     return 0;

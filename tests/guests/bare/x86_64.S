@@ -5,6 +5,15 @@
     .asciz "Xen"
     .long _start
 
+    .macro gate vector, handler, attributes
+    movl $\handler, %eax
+    movw %ax, interrupts + 16 * \vector
+    movw $8, interrupts + 16 * \vector + 2
+    movw $\attributes, interrupts + 16 * \vector + 4
+    shrl $16, %eax
+    movw %ax, interrupts + 16 * \vector + 6
+    .endm
+
     .text
     .code32
     .globl _start
@@ -44,12 +53,28 @@ long_mode:
     movl %eax, %es
     movl %eax, %ss
     xorl %ebp, %ebp
+#ifdef TIMER
+    gate 0x20, tick_entry, 0x8e00
+    gate 0x80, rest_entry, 0xee00
+    lidt interrupts_pointer
+    movl $task_state, %eax
+    movw %ax, task_descriptor + 2
+    shrl $16, %eax
+    movb %al, task_descriptor + 4
+    movl $0x28, %eax
+    ltr %ax
+#endif
 #ifdef RING
     # Ring 3 with the right to ports (IOPL), where some hypervisors run code that they would emulate in ring 0.
-    movq $stack_top, %rax
     pushq $0x1b
-    pushq %rax
+    pushq $stack_top
+#ifdef TIMER
+    movb $0xff, %al                     # no interrupt before the 8259 is set up
+    outb %al, $0x21
+    pushq $0x3202
+#else
     pushq $0x3002
+#endif
     pushq $0x23
     pushq $3f
     iretq
@@ -60,13 +85,74 @@ long_mode:
     .cfi_endproc
     .size _start, . - _start
 
-    .section .rodata
+#ifdef TIMER
+    # What the processor has pushed: rip, cs, rflags, rsp, ss (Intel SDM volume 3, 6.14.2).
+    .macro entry_frame
+    .cfi_startproc simple
+    .cfi_signal_frame
+    .cfi_def_cfa rsp, 40
+    .cfi_offset rip, -40
+    .cfi_offset rsp, -16
+    .endm
+
+    .type tick_entry, @function
+tick_entry:
+    entry_frame
+    .irp register, rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11
+    pushq %\register
+    .cfi_adjust_cfa_offset 8
+    .endr
+    cld
+    call on_tick
+    .irp register, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax
+    popq %\register
+    .cfi_adjust_cfa_offset -8
+    .endr
+    iretq
+    .cfi_endproc
+    .size tick_entry, . - tick_entry
+
+    .type rest_entry, @function
+rest_entry:
+    entry_frame
+    sti
+    hlt
+    iretq
+    .cfi_endproc
+    .size rest_entry, . - rest_entry
+#endif
+
+    .data
     .balign 8
 table:
     .quad 0, 0x00209a0000000000, 0x0000920000000000, 0x0000f20000000000, 0x0020fa0000000000
+#ifdef TIMER
+task_descriptor:
+    .quad 0x00008900000000e8, 0
+#endif
 table_pointer:
     .word table_pointer - table - 1
     .quad table
+
+#ifdef TIMER
+interrupts_pointer:
+    .word 0x81 * 16 - 1
+    .quad interrupts
+    .balign 8
+task_state:
+    .long 0
+    .quad interrupt_stack_top
+    .skip 90
+    .word 104
+    .skip 128                           # ports 0 to 0x3ff are allowed: some hypervisors lose IOPL in interrupts
+    .byte 0xff
+
+    .bss
+    .balign 16
+interrupts: .skip 0x81 * 16
+    .skip 8192
+interrupt_stack_top:
+#endif
 
     .bss
     .balign 4096
