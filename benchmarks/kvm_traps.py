@@ -83,7 +83,12 @@ def between(before: Account, after: Account) -> Course:
     )
     seconds = (after.at_ns - before.at_ns) / 1e9
     return Course(
-        tuple(each / sum(loops) for each in loops) if sum(loops) else (), in_ticks / tsc, in_rests / tsc, ticks / seconds, close / ticks, tsc / seconds
+        tuple(each / sum(loops) for each in loops) if sum(loops) else (),
+        in_ticks / tsc,
+        in_rests / tsc,
+        ticks / seconds,
+        close / ticks,
+        tsc / seconds,
     )
 
 
