@@ -7,7 +7,11 @@ python=.venv/bin/python
 [ $# -eq 0 ] || exec "$python" -m pytest "$@"
 
 said=$(mktemp)
-nice -n 19 "$python" -m pytest -m 'not qemu' -p no:cacheprovider >"$said" 2>&1 &
+{
+    # Disk images that guests will boot are made first.
+    nice -n 19 "$python" -m tests.qemu.prepare
+    exec nice -n 19 "$python" -m pytest -m 'not qemu' -p no:cacheprovider
+} >"$said" 2>&1 &
 others=$!
 trap 'kill "$others" 2>/dev/null || true; rm -f "$said"' EXIT
 trap 'exit 130' INT TERM

@@ -12,7 +12,6 @@ import hashlib
 import shutil
 import stat
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from guestprof.debian import fetch_kernel, fetch_package
 from guestprof.initramfs import INIT, Entry, build_initramfs, find_busybox, pack_newc
 from tests.qemu.kernel_modules import find_modules, module_entries
-from tests.qemu.rootfs import COMMON_OPTIONS, MASKED, SUITE, default_cache_dir, make_archive, run_tool, shorten_start
+from tests.qemu.rootfs import COMMON_OPTIONS, MASKED, SUITE, default_cache_dir, made_once, make_archive, run_tool, shorten_start
 
 LOGIN = "login: $"
 """What the console shows when the guest is up."""
@@ -102,9 +101,9 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
     image = cache / f"{name}-{made_by}.qcow2"
     if image.exists():
         return image
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".make-", dir=cache) as directory:
-        scratch = Path(directory)
+    with made_once(image) as scratch:
+        if scratch is None:
+            return image
         make(scratch)
         run_tool(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "image.raw", "image.qcow2"], scratch)
         for old in cache.glob(f"{name}-*.qcow2"):

@@ -6,13 +6,15 @@ seldom), and mke2fs an ext4 image of that with our programs added (seconds, when
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -81,9 +83,9 @@ def root_image(cache_dir: Path | None = None, *, partitioned: bool = False) -> P
     if os.geteuid() != 0:
         message = f"a root file system is made as root only; run this as root once, which leaves it in {cache}"
         raise MissingDependencyError(message)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".make-", dir=cache) as name:
-        scratch = Path(name)
+    with made_once(image) as scratch:
+        if scratch is None:
+            return image
         archive = cache / f"{SUITE}-{packages}.tar"
         if not archive.exists():
             _make_archive(scratch / "archive.tar")
@@ -93,6 +95,19 @@ def root_image(cache_dir: Path | None = None, *, partitioned: bool = False) -> P
             old.unlink()
         (scratch / "image.qcow2").replace(image)
     return image
+
+
+@contextmanager
+def made_once(image: Path) -> Iterator[Path | None]:
+    """A directory beside an image to make it in; None where somebody else, for whom this waits, has made it meanwhile."""
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with (image.parent / f".{image.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if image.exists():
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix=".make-", dir=image.parent) as name:
+            yield Path(name)
 
 
 def _make_archive(archive: Path) -> None:
