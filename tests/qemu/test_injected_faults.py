@@ -19,6 +19,7 @@ from guestprof.signals import StopSignals
 from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.store import RecordingWriter
+from sampler.attachment import Attachment
 from sampler.discovery import TargetAddress
 from sampler.guard import Guard
 from sampler.knowledge import Caches
@@ -80,7 +81,7 @@ class Stage:
 def stages() -> Iterator[Stage]:
     opening: list[tuple[type, str]] = [
         *((Qmp, "open_gdbstub"), (Stub, "handshake"), (Stub, "threads"), (Stub, "read_file")),
-        *((Target, "_open"), (ProcessMemory, "open"), (Target, "read_physical"), (Session, "_find_accelerator")),
+        *((Target, "_open"), (ProcessMemory, "open"), (Target, "read_physical"), (Attachment, "_find_accelerator")),
         *((RecordingWriter, "__init__"), (StopSignals, "__enter__"), (Caches, "of_user"), (Recorder, "__init__")),
     ]
     # Not after it: as long as this process lives, Python keeps the pipe of a child that nobody waits for.
@@ -109,7 +110,7 @@ def stages() -> Iterator[Stage]:
     yield Stage(Qmp, "close_exports", has_data=True, needs_files=True)
     yield Stage(Qmp, "close_exports", after=True, has_data=True, needs_files=True)
     yield Stage(KernelTracker, "step", 2)
-    yield Stage(Session, "poll_events", 2)
+    yield Stage(Attachment, "poll_events", 2)
     yield Stage(RecordingWriter, "commit", 2, has_data=True)
     yield Stage(RecordingWriter, "close", has_data=True)
     yield Stage(Profile, "quality", has_data=True)

@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
 from guest.memory import run_steps
 from sampler.discovery import find_process
@@ -55,7 +56,9 @@ def main():
     with Qmp.open(qmp) as machine, GuestDisks(machine, find_process(int(pid)), socket=socket) as disks:
         file = run_steps(disks.find_file(Identity(int(number)), "/usr/bin/program"))
         print(file.origin, disks._link.pid, flush=True)
-        sys.stdin.read()
+        # A signal that came just before one long wait would be noticed after it.
+        while True:
+            time.sleep(0.05)
     guard.goodbye()
 
 main()

@@ -31,7 +31,7 @@ from tests.qemu.guests import Guest
 
 pytestmark = pytest.mark.qemu
 
-KILLS = int(os.environ.get("GUESTPROF_KILLS", "12"))
+KILLS = int(os.environ.get("GUESTPROF_KILLS", "8"))
 """How often to kill -9 in test_kill_9; 100 for the figures in the documentation."""
 SEED = int(os.environ.get("GUESTPROF_SEED", "20240607"))
 MAX_MISSING_S = 1.0
