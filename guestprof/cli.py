@@ -8,21 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import click
 
-from guestprof.commands.annotate import annotate_command
-from guestprof.commands.boot import boot
-from guestprof.commands.compare import compare
-from guestprof.commands.demo import demo
-from guestprof.commands.diff import diff
-from guestprof.commands.dump import dump
-from guestprof.commands.export import export
-from guestprof.commands.record import record
-from guestprof.commands.report import report
-from guestprof.commands.symbolize import symbolize_command
-from guestprof.commands.timeline import timeline
 from guestprof.signals import Terminated
 from guestprof.version import version
 from recording.errors import GuestprofError
@@ -32,7 +22,27 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_COMMANDS = {
+    **{name: name for name in ("record", "boot", "compare", "report", "timeline", "diff", "export", "dump", "demo")},
+    **{name: f"{name}_command" for name in ("symbolize", "annotate")},
+}
+"""The commands and the functions in ``guestprof/commands/`` that they are."""
+
+
+class _Commands(click.Group):
+    """Loads a command when it is asked for: all of them take longer to load than most take to run."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"guestprof.commands.{name}"), _COMMANDS[name])
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version(), prog_name="guestprof")
 def cli() -> None:
     """Sampling profiler for QEMU guests, from outside: true call stacks of Linux guests, through QEMU's gdb stub.
@@ -51,10 +61,6 @@ def cli() -> None:
     guestprof symbolize FILE --vmlinux VMLINUX
     guestprof annotate FILE FUNCTION
     """  # noqa: D301  (click reads \b)
-
-
-for command in (record, boot, compare, report, timeline, diff, export, symbolize_command, annotate_command, dump, demo):
-    cli.add_command(command)
 
 
 def run() -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import click
 
 from guest.elf.images import ImageRequest
 from guest.host_files import HostFiles
 from guestprof.elf_option import elf_option
+from guestprof.values import Command, parse_vcpus
 from sampler.discovery import TargetAddress, resolve_target
 from sampler.memory import DEFAULT_MAX_HALT_S
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _compose(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -36,17 +34,6 @@ def target_options(function: Command) -> Command:
 
 def _parse_vcpus(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     return None if value is None else parse_vcpus(value)
-
-
-def parse_vcpus(text: str) -> tuple[int, ...]:
-    """``0,2-4`` as (0, 2, 3, 4). Raises click.BadParameter for anything else."""
-    numbers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) - int(first) not in range(4096)):
-            raise click.BadParameter(f"{text!r} is no list of vCPU numbers; write for example 0,2-3", param_hint="--vcpu")
-        numbers.update(range(int(first), int(last if dash else first) + 1))
-    return tuple(sorted(numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +156,6 @@ _SAMPLING = _compose(
     click.option("-q", "--quiet", is_flag=True, help="No progress and no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Say what is found and decided."),
 )
-
-
-class RegexType(click.ParamType[re.Pattern[str]]):
-    """A regular expression of Python's, which may be found anywhere in a name."""
-
-    name = "regex"
-
-    def convert(
-        self, value: str | re.Pattern[str], parameter: click.Parameter | None, context: click.Context | None
-    ) -> re.Pattern[str]:
-        """The compiled pattern."""
-        try:
-            return re.compile(value)
-        except re.error as error:
-            self.fail(f"{value!r} is no regular expression: {error}", parameter, context)
 
 
 def find_target(connect: str | None, pid: int | None, qmp: str | None) -> TargetAddress:

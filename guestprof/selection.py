@@ -9,7 +9,7 @@ from typing import cast
 
 import click
 
-from guestprof.options import Command, RegexType, parse_vcpus
+from guestprof.values import Command, RegexType, parse_vcpus
 from recording.marks import find_mark, seconds_ns
 from recording.model import Context
 from recording.profile import Profile

@@ -8,9 +8,10 @@ import click
 
 from guestprof.boot_run import BootOptions, record_boots
 from guestprof.engines import EngineOptions, engine_options
-from guestprof.options import RegexType, SamplingOptions, sampling_options
+from guestprof.options import SamplingOptions, sampling_options
 from guestprof.recording_run import run_options
 from guestprof.signals import raise_on_sigterm
+from guestprof.values import RegexType
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -17,11 +17,12 @@ from guestprof.boot_run import BootOptions
 from guestprof.commands.report import color_option, is_coloured
 from guestprof.compare_run import record_sides, sides_of
 from guestprof.engines import EngineOptions, engine_options
-from guestprof.options import RegexType, SamplingOptions, sampling_options
+from guestprof.options import SamplingOptions, sampling_options
 from guestprof.output import require_absent, write_output
 from guestprof.recording_run import run_options
 from guestprof.selection import mark_option
 from guestprof.signals import raise_on_sigterm
+from guestprof.values import RegexType
 from guestprof.version import version
 from recording.boots import compare_boots
 from recording.collection import no_collection

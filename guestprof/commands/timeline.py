@@ -10,8 +10,8 @@ import click
 
 from exporters.registry import TIMELINE_FORMATS
 from exporters.timeline import Section, TimelineView
-from guestprof.options import parse_vcpus
 from guestprof.selection import SelectionOptions, mark_option, time_options
+from guestprof.values import parse_vcpus
 from recording.collection import no_collection
 from recording.profile import Profile
 from recording.reader import Recording
