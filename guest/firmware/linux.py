@@ -20,7 +20,7 @@ _HEAD, _TAIL = 1 << 16, 1 << 20
 _MAX_IMAGES = 4
 _PAGE = 4096
 _MAGIC_SIZE = 8
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x5d\0\0", b"\xfd7zXZ", b"\x89LZO", b"\x02!L\x18", b"\x28\xb5\x2f\xfd")
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x5d\0\0", b"\xfd7zXZ", b"\x89LZO", b"\x02!L\x18", b"\x28\xb5\x2f\xfd")
 """How gzip, bzip2, lzma, xz, lzo, lz4 and zstd begin (lib/decompress.c)."""
 _AROUND = 512
 _NAME = "Linux decompressor"
@@ -75,7 +75,7 @@ class DecompressorFinder:
                 continue
             start, size, payload, payload_size, memory = place
             magic = read(start + payload, _MAGIC_SIZE)
-            if magic is None or not magic.startswith(_COMPRESSED) or len(self._images) >= _MAX_IMAGES:
+            if magic is None or not magic.startswith(COMPRESSED) or len(self._images) >= _MAX_IMAGES:
                 continue
             pieces = []
             for first, end in ((0, min(_HEAD, payload)), (payload + payload_size, min(size, payload + payload_size + _TAIL))):

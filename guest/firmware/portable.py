@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from guest.firmware.code import BootCode, Read, Role, read_before
+from guest.firmware.linux import COMPRESSED
 from guest.memory import PhysicalMemory, Steps
 
 _STEP = 1 << 18
@@ -150,15 +151,27 @@ def _debug_name(base: int, place: int, size: int, read: Read) -> str:
 
 
 def linux_role(image: Portable, read: Read) -> Role | None:
-    """What a kernel image that firmware has started as a program of UEFI does, None where it is no kernel."""
+    """What a kernel image that firmware has started as a program of UEFI does, None where it is no kernel.
+
+    A header alone is none: boot loaders read the first blocks of the kernel's file into buffers of theirs.
+    """
     for (offset, mark), role in (
         (_LINUX_ARM64, Role.EFI_STUB),
         (_LINUX_RISCV, Role.EFI_STUB),
         (_LINUX_X86, Role.DECOMPRESSOR),
     ):
-        if read(image.start + offset, len(mark)) == mark:
+        if read(image.start + offset, len(mark)) == mark and (mark != _LINUX_X86[1] or _holds_compressed(image, read)):
             return role
     return None
+
+
+def _holds_compressed(image: Portable, read: Read) -> bool:
+    """Whether the compressed kernel is where the setup header says (Documentation/arch/x86/boot.rst, payload_offset)."""
+    sectors, payload = read(image.start + 0x1F1, 1), read(image.start + 0x248, 4)
+    if not sectors or not payload:
+        return False
+    place = image.start + ((sectors[0] or 4) + 1) * 512 + int.from_bytes(payload, "little")
+    return (read(place, 8) or b"").startswith(COMPRESSED)
 
 
 class Volumes:

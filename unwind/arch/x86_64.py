@@ -248,7 +248,8 @@ X86_64 = Architecture(
     ),
     system_registers=(),
     is_user=_is_user,
-    is_kernel_address=lambda address: address >= 0xFFFF_8000_0000_0000,
+    # With page tables of five levels; of four it begins higher, and nothing lies between.
+    is_kernel_address=lambda address: address >= 0xFF00_0000_0000_0000,
     spaces_overlap=False,
     is_32bit_kernel=_is_32bit_kernel,
     paging=PagingFormat(

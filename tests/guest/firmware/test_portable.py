@@ -71,6 +71,21 @@ def test_kernels_and_grub_as_programs_of_uefi() -> None:
     assert not found.holds_at(AT + 0x10_0500, memory.read_bytes)
 
 
+def test_the_first_blocks_of_a_kernel_in_a_buffer_are_no_program() -> None:
+    """A boot loader has read its headers; only where all of it is in memory it was started as a program."""
+    image = bytearray(portable(code(6, 0x2000)))
+    image[0x1F1] = 1
+    image[0x202:0x206] = b"HdrS"
+    image[0x248:0x24C] = (0x200).to_bytes(4, "little")
+    memory = Memory({AT: bytes(image)})
+    assert BootCodeFinder(8).find(AT + 0x1000, memory.read_bytes) is None
+    image[0x600:0x602] = b"\x1f\x8b"
+    memory.pieces[AT] = bytes(image)
+    found = BootCodeFinder(8).find(AT + 0x1000, memory.read_bytes)
+    assert found is not None
+    assert (found.name, found.role) == ("Linux EFI stub", Role.DECOMPRESSOR)
+
+
 @given(st.binary(max_size=3000), st.integers(0, 2999))
 def test_any_bytes_are_no_reason_to_fail(data: bytes, offset: int) -> None:
     image = bytearray(portable(code(1, 0x400), debug=NB10))
