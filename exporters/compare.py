@@ -89,7 +89,7 @@ def _whole(view: CompareView) -> str:
         return f"the boots took {lengths}: {change_of(boots.whole)}, not tested"
     if not boots.is_bounded:
         return f"the recordings are of {lengths}: how long was recorded, not how long the boots took"
-    verdict = "" if worth_of_duration(boots.whole) is Worth.DIFFERS else ", within its error"
+    verdict = {Worth.NOISE: ", within its error", Worth.UNSURE: ", which may be chance"}.get(worth_of_duration(boots.whole), "")
     return f"the boots took {lengths}: {change_of(boots.whole)}{verdict}"
 
 
