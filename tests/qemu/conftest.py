@@ -23,8 +23,8 @@ TRUTH_REPORT = 5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Guests that are emulated slowest come last, when nothing runs beside them any more (tools/test.sh)."""
-    items.sort(key=lambda item: item.path.name == "test_architectures.py")
+    """What suffers most from other load comes last, when nothing runs beside it any more (tools/test.sh)."""
+    items.sort(key=lambda item: ("test_compare.py", "test_architectures.py").count(item.path.name))
 
 
 @pytest.fixture(scope="session")

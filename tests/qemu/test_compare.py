@@ -31,7 +31,7 @@ pytestmark = pytest.mark.qemu
 MACHINE = ("-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio")
 TCG = ("-accel", "tcg", "-cpu", "qemu64,-cx16")
 LOGIN = "guest login:"
-DELAY_MS = 800
+DELAY_MS = 1500
 RUNS = 3
 INIT = f"""#!/bin/busybox sh
 busybox mount -t proc proc /proc
