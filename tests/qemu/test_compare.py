@@ -112,8 +112,10 @@ def test_a_known_delay_is_found_in_its_function_and_phase(boots: Boots) -> None:
         lines = [event.text for event in recording.events() if event.kind == "console"]
     said_ns = int(next(found[1] for found in (re.search(r"spinner: (\d+) ns", line) for line in lines) if found))
     assert said_ns >= DELAY_MS * 1_000_000
+    assert spin["self_time"]["verdict"] == "differs"
+    # Of three boots a duration may be no more than unsure, after the correction for twenty phases; but outside of its own interval.
+    assert init["duration"]["low"] > 0
     for found in (spin["self_time"], init["duration"]):
-        assert found["verdict"] == "differs"
         error_ns = (found["high"] - found["low"]) / 2
         assert abs(found["change"] - said_ns) < 2 * error_ns + 0.1 * said_ns
     # The guest loads the module on both sides, but spins on one alone.
