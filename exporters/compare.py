@@ -9,7 +9,7 @@ from exporters.text import counted, duration, printable, shortened
 from recording.alignment import Unmatched
 from recording.boots import BootComparison, ComparedPhase, OneSided
 from recording.comparison import ComparedRow, OfRow
-from recording.contrast import FEWEST_RUNS, FEWEST_SAMPLES, LEVEL, Difference, Measure, Verdict
+from recording.contrast import FEWEST_RUNS, FEWEST_SAMPLES, LEVEL, Difference, Measure
 
 _MOST_NAMES = 3
 _NAME_WIDTH = 60
@@ -43,16 +43,6 @@ class CompareView:
         return len(self.boots.one_sided) - len(self.one_sided(0)) - len(self.one_sided(1))
 
 
-def worth_of_duration(difference: Difference) -> Worth:
-    """What a difference of durations is worth."""
-    return {
-        Verdict.DIFFERENT: Worth.DIFFERS,
-        Verdict.UNSURE: Worth.UNSURE,
-        Verdict.NOISE: Worth.NOISE,
-        Verdict.UNTESTED: Worth.UNTESTED,
-    }[difference.verdict]
-
-
 def side_lines(view: CompareView) -> list[str]:
     """What each side is: ``tcg: Linux 6.1 on x86_64, TCG, 1 vCPU; 3 recordings, ...``."""
     sides = zip(view.names, view.boots.profiles, view.boots.functions.sides, strict=True)
@@ -68,13 +58,13 @@ def result_lines(view: CompareView) -> list[str]:
     """The answer in sentences: how long the boots took, which phases differ, and because of which functions."""
     boots = view.boots
     lines = [_whole(view)]
-    differing = [phase for phase in boots.phases if worth_of_duration(phase.duration) is Worth.DIFFERS]
+    differing = [phase for phase in boots.phases if Worth.of(phase.duration.verdict) is Worth.DIFFERS]
     lines += [_of_phase(view, phase) for phase in differing]
     others = [phase for phase in boots.phases if phase not in differing and view.differing(phase, OfRow.SELF)]
     lines += [
-        f"{phase.name}, whose duration {_SAME[worth_of_duration(phase.duration)]}: {_functions(view, phase)}" for phase in others
+        f"{phase.name}, whose duration {_SAME[Worth.of(phase.duration.verdict)]}: {_functions(view, phase)}" for phase in others
     ]
-    if not differing and not others and worth_of_duration(boots.whole) is not Worth.DIFFERS:
+    if not differing and not others and Worth.of(boots.whole.verdict) is not Worth.DIFFERS:
         tested = sum(phase.functions.tests for phase in boots.phases) + sum(phase.duration.p is not None for phase in boots.phases)
         lines.append(f"no significant difference: {tested:,} figures tested, all within their error")
     return lines
@@ -89,7 +79,7 @@ def _whole(view: CompareView) -> str:
         return f"the boots took {lengths}: {change_of(boots.whole)}, not tested"
     if not boots.is_bounded:
         return f"the recordings are of {lengths}: how long was recorded, not how long the boots took"
-    verdict = {Worth.NOISE: ", within its error", Worth.UNSURE: ", which may be chance"}.get(worth_of_duration(boots.whole), "")
+    verdict = {Worth.NOISE: ", within its error", Worth.UNSURE: ", which may be chance"}.get(Worth.of(boots.whole.verdict), "")
     return f"the boots took {lengths}: {change_of(boots.whole)}{verdict}"
 
 

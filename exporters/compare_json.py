@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from exporters.compare import CompareView, method_lines, result_lines, unmatched_lines, worth_of_duration
+from exporters.compare import CompareView, method_lines, result_lines, unmatched_lines
 from exporters.diff import Worth
 from exporters.diff_json import difference_values, row_values, side_values
 from exporters.text import encodable
@@ -47,13 +47,13 @@ def export_compare_json(view: CompareView) -> bytes:
 def _is_different(view: CompareView) -> bool:
     """Whether any duration or function differs by more than noise."""
     durations = [view.boots.whole, *(phase.duration for phase in view.boots.phases)]
-    return any(worth_of_duration(each) is Worth.DIFFERS for each in durations) or any(
+    return any(Worth.of(each.verdict) is Worth.DIFFERS for each in durations) or any(
         view.differing(phase, part) for phase in view.boots.phases for part in phase.functions.parts
     )
 
 
 def _duration(difference: Difference) -> dict[str, Any]:
-    return difference_values(difference, Measure.TIME) | {"verdict": worth_of_duration(difference).value}
+    return difference_values(difference, Measure.TIME) | {"verdict": Worth.of(difference.verdict).value}
 
 
 def _phase(view: CompareView, phase: ComparedPhase) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from exporters.compare import (
     result_lines,
     side_lines,
     unmatched_lines,
-    worth_of_duration,
 )
 from exporters.diff import Worth
 from exporters.diff_text import table_lines
@@ -58,7 +57,7 @@ def _phase_line(
     shares: tuple[Shares | None, Shares | None] | None,
     paint: Paint,
 ) -> str:
-    worth = worth_of_duration(difference)
+    worth = Worth.of(difference.verdict)
     idle = ["" if each is None else percent(each.idle) if each.idle else "-" for each in shares or (None, None)]
     change = f"{change_of(difference):>22}"
     coloured = paint.change(change, difference.change) if worth is Worth.DIFFERS else paint.faint(change)

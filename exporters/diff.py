@@ -29,6 +29,11 @@ class Worth(StrEnum):
     NOISE = "noise"
     UNTESTED = "untested"
 
+    @classmethod
+    def of(cls, verdict: Verdict) -> Worth:
+        """Of a difference by itself, whatever others may follow from it."""
+        return cls.DIFFERS if verdict is Verdict.DIFFERENT else cls(verdict.value)
+
 
 @dataclass(frozen=True, slots=True)
 class DiffView:
@@ -56,10 +61,8 @@ class DiffView:
 
 def worth_of(row: ComparedRow, measure: Measure, part: OfRow) -> Worth:
     """What one difference of a row is worth."""
-    verdict = row.differences[measure, part].verdict
-    if verdict is Verdict.DIFFERENT:
-        return Worth.FOLLOWS if (measure, part) in row.follows else Worth.DIFFERS
-    return {Verdict.UNSURE: Worth.UNSURE, Verdict.NOISE: Worth.NOISE}.get(verdict, Worth.UNTESTED)
+    worth = Worth.of(row.differences[measure, part].verdict)
+    return Worth.FOLLOWS if worth is Worth.DIFFERS and (measure, part) in row.follows else worth
 
 
 def worth_of_row(row: ComparedRow, part: OfRow) -> Worth:

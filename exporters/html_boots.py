@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from exporters.compare import CompareView, change_of, unmatched_lines, worth_of_duration
+from exporters.compare import CompareView, change_of, unmatched_lines
 from exporters.diff import Worth, label, worth_of
 from exporters.html_data import Tables
 from exporters.text import duration, percent, printable, shortened
@@ -28,7 +28,7 @@ def boots_values(view: CompareView, tables: Tables) -> dict[str, Any]:
 
 
 def _duration(name: str, difference: Difference) -> dict[str, Any]:
-    worth = worth_of_duration(difference)
+    worth = Worth.of(difference.verdict)
     return {
         "name": shortened(printable(name), _WIDTH),
         "before": duration(difference.before),
