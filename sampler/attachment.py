@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -141,6 +141,20 @@ class Attachment:
     def poll_events(self) -> list[QmpEvent]:
         """RESET, SHUTDOWN and the like since the last call; nothing without QMP. Call it at least once a second."""
         return self._qmp.poll_events() if self._qmp else []
+
+    @contextlib.contextmanager
+    def _halting(self) -> Iterator[None]:
+        """Around what halts the guest, to the point from which a step of ours lets it go: what interrupts it has the guard called.
+
+        Whatever raises one of our own errors within leaves the guest running by itself.
+        """
+        certain, self._certain = self._certain, False
+        try:
+            yield
+        except GuestprofError:
+            self._certain = certain
+            raise
+        self._certain = certain
 
     def _note_detached(self, resume: bool, detach: Callable[[], bool]) -> None:
         """Detach from the stub. detach: whether it is certain that the guest is left as it is to be, which is running if resume."""

@@ -70,8 +70,9 @@ class Session(Attachment):
     def _open(self, vcpus: Sequence[int] | None, timeout_s: float) -> None:
         gdb, resume = self._attach(timeout_s, exports=self._sources.storage)
         hint = self._qmp.architecture() if self._qmp else self._process.architecture if self._process else None
-        self.target = Target.open(gdb, vcpus=vcpus, architecture_hint=hint, resume_at_exit=resume, timeout_s=timeout_s)
-        self._closing.append(self._detach)
+        with self._halting():
+            self.target = Target.open(gdb, vcpus=vcpus, architecture_hint=hint, resume_at_exit=resume, timeout_s=timeout_s)
+            self._closing.append(self._detach)
         self.architecture = self.target.architecture
         self.vcpus = self.target.vcpus
         if self.pid is None and (listener := self.target.peer_pid()) is not None:

@@ -115,9 +115,10 @@ class GdbSession(Attachment):
         self._closing.append(lambda: shutil.rmtree(directory, ignore_errors=True))
         relay = self.gdb.relay = Relay(directory / "stub")
         self._closing.append(relay.close)
-        self._connection = Connection.open(address, self._timeout_s)
-        self._closing.append(self._connection.close)
-        self._closing.append(lambda: self._note_detached(self._resumes(resume), lambda: self._detach(resume)))
+        with self._halting():
+            self._connection = Connection.open(address, self._timeout_s)
+            self._closing.append(self._connection.close)
+            self._closing.append(lambda: self._note_detached(self._resumes(resume), lambda: self._detach(resume)))
         relay.connect(self._connection)
         if self.pid is None and (listener := self._connection.peer_pid()) is not None:
             self._note_process(listener)

@@ -36,6 +36,7 @@ from sampler.storage_link import Link
 from sampler.stub import Stub
 from sampler.target import Target
 from sampler.tracker import KernelTracker
+from sampler.transport import Connection
 from sampler.user_stacks import TaskPlanner
 from sampler.userspace import UserSpaces
 from tests.conftest import StartGuest
@@ -80,8 +81,9 @@ class Stage:
 
 def stages() -> Iterator[Stage]:
     opening: list[tuple[type, str]] = [
-        *((Qmp, "open_gdbstub"), (Stub, "handshake"), (Stub, "threads"), (Stub, "read_file")),
-        *((Target, "_open"), (ProcessMemory, "open"), (Target, "read_physical"), (Attachment, "_find_accelerator")),
+        *((Qmp, "open_gdbstub"), (Connection, "open"), (Stub, "handshake"), (Stub, "threads"), (Stub, "read_file")),
+        *((Target, "open"), (Target, "_open"), (ProcessMemory, "open"), (Target, "read_physical")),
+        (Attachment, "_find_accelerator"),
         *((RecordingWriter, "__init__"), (StopSignals, "__enter__"), (Caches, "of_user"), (Recorder, "__init__")),
     ]
     # Not after it: as long as this process lives, Python keeps the pipe of a child that nobody waits for.
