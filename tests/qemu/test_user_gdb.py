@@ -33,7 +33,9 @@ def test_gdb_sees_the_same_stacks(comparisons: list[Comparison]) -> None:
     verdicts = Counter(each.verdict for each in comparisons)
     others = [each.as_json() for each in comparisons if each.verdict not in (Verdict.EQUAL, Verdict.GDB_INVENTS)]
     assert len(comparisons) >= HALTS
-    assert len(others) <= 0.01 * len(comparisons), others
+    # One of eighty is chance; how many of a thousand, ``benchmarks.user_accuracy`` tells.
+    assert verdicts[Verdict.DIFFERENT] <= 1, others
+    assert len(others) <= 0.05 * len(comparisons), others
     assert verdicts[Verdict.EQUAL] >= 0.95 * len(comparisons)
 
 
