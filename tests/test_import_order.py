@@ -32,6 +32,7 @@ FENCES = {
     "platformdirs": ("guestprof/", "guest/cache"),
     "dissect": ("guest/storage/",),
     "lz4": ("guest/unpack",),
+    "lzallright": ("guest/unpack",),
     "capstone": ("guest/elf/disassembly",),
     "psutil": ("sampler/",),
     "pygdbmi": ("sampler/gdb/mi",),

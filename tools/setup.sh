@@ -74,6 +74,7 @@ look() {
         has make || need make 'make'
         has lz4 || need lz4 'lz4'
         has zstd || need zstd 'zstd'
+        has lzop || need lzop 'lzop'
         has qemu-img || need qemu-utils 'qemu-img and qemu-nbd'
         has_tool mke2fs || need e2fsprogs 'e2fsprogs (mke2fs, debugfs)'
         # A test of a file system whose tools are not there is skipped, with the reason.

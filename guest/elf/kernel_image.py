@@ -18,6 +18,8 @@ from recording.errors import BadImageError, MissingDependencyError
 
 _ELF = b"\x7fELF"
 _MAX_TRIES = 64
+_RAW_MAGIC = (b"ARM\x64", b"RSC\x05")
+"""At 56 of an uncompressed Image (Documentation/arch/arm64/booting.rst, riscv/boot-image-header.rst)."""
 
 
 def open_image(path: Path) -> DebugFile:
@@ -44,7 +46,7 @@ def open_image(path: Path) -> DebugFile:
 
 def _unpacked(path: Path, data: mmap.mmap) -> DebugFile:
     missing: MissingDependencyError | None = None
-    others = 0
+    others = int(data[56:60] in _RAW_MAGIC)
     view = memoryview(data)
     try:
         pattern = re.compile(b"|".join(re.escape(magic) for magic, _ in UNPACKERS))

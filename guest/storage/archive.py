@@ -1,7 +1,7 @@
 """An initrd → the programs and libraries in it: concatenated cpio archives (newc), each compressed or not.
 
-Documentation/driver-api/early-userspace/buffer-format.rst is the format; the compressions are those of lib/decompress.c that a
-library here knows (not lzo). Only what can be mapped as code is kept: ELF files that are no kernel modules.
+Documentation/driver-api/early-userspace/buffer-format.rst is the format; the compressions are those of lib/decompress.c.
+Only what can be mapped as code is kept: ELF files that are no kernel modules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guest.storage.files import BytesContents
-from guest.unpack import LZ4, make_zstd, unpack_lz4_block
+from guest.unpack import LZ4, LZOP, make_zstd, unpack_lz4_block, unpack_lzop
 from recording.errors import MissingDependencyError, StorageError
 
 _CHUNK = 1 << 18
@@ -102,10 +102,10 @@ class _Archive:
 
     def _parts(self, source: _Source, *, nested: bool) -> None:
         found = False
-        while head := source.peek(6):
+        while head := source.peek(len(LZOP)):
             if head[:1] == b"\0":
                 source.skip(1 if head.strip(b"\0") else len(head))
-            elif head in _NEWC:
+            elif head.startswith(_NEWC):
                 self._links.clear()
                 found = True
                 while self._member(source):
@@ -204,6 +204,13 @@ def _unpack_lz4(source: _Source) -> Iterator[bytes]:
             raise StorageError(f"its lz4 part is damaged ({error})") from error
 
 
+def _unpack_lzo(source: _Source) -> Iterator[bytes]:
+    try:
+        yield from unpack_lzop(source.take)
+    except ValueError as error:
+        raise StorageError(f"its lzo part is damaged ({error})") from error
+
+
 _UNPACKERS: tuple[tuple[bytes, Callable[[_Source], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _stream(lambda: zlib.decompressobj(31))),
     (b"BZh", _stream(bz2.BZ2Decompressor)),
@@ -211,6 +218,7 @@ _UNPACKERS: tuple[tuple[bytes, Callable[[_Source], Iterator[bytes]]], ...] = (
     (b"\x5d\0\0", _stream(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 29))),
     (b"\x28\xb5\x2f\xfd", _stream(make_zstd)),
     (LZ4, _unpack_lz4),
+    (LZOP, _unpack_lzo),
 )
 
 

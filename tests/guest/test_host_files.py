@@ -7,12 +7,13 @@ import gzip
 import lzma
 import os
 import shutil
+import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from recording.errors import BadImageError
 from recording.model import FrameKind, Image
 from recording.symbols import SymbolTable
 from tests.builders.debug_program import build, needs_compiler
+from tests.builders.disks import need
 
 pytestmark = needs_compiler
 SLIDE = 0x1_2340_0000
@@ -49,9 +51,9 @@ def nothing(line: str) -> None:
     raise AssertionError(line)
 
 
-@pytest.fixture
-def vmlinux(tmp_path: Path) -> Path:
-    return build(tmp_path, "-gdwarf-5")
+@pytest.fixture(scope="module")
+def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("vmlinux"), "-gdwarf-5")
 
 
 def test_vmlinux_is_taken_and_its_place_is_known(tmp_path: Path, vmlinux: Path) -> None:
@@ -186,27 +188,26 @@ def test_debuginfod_is_asked_where_the_environment_names_a_server(tmp_path: Path
     assert Debuginfod(environment, lines.append).find("../../etc") is None
 
 
-def packed_lz4(data: bytes) -> bytes:
-    blocks = [
-        import_module("lz4.block").compress(data[at : at + (1 << 23)], store_size=False) for at in range(0, len(data), 1 << 23)
-    ]
-    return b"\x02\x21\x4c\x18" + b"".join(len(block).to_bytes(4, "little") + block for block in blocks)
-
-
-def packed_zstd(data: bytes) -> bytes:
-    zstd = pytest.importorskip("backports.zstd")
-    packed: bytes = zstd.compress(data)
-    return packed
+def packed(command: str) -> Callable[[bytes], bytes]:
+    words = command.split()
+    return lambda data: subprocess.run([need(words[0], words[0]), *words[1:]], input=data, check=True, capture_output=True).stdout
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
+    **{
+        f"xz --{name}": packed(f"xz --check=crc32 --{name} --lzma2=dict=32MiB")
+        for name in ("x86", "powerpc", "arm", "armthumb", "sparc")
+    },
     "xz": lzma.compress,
     "lzma": partial(lzma.compress, format=lzma.FORMAT_ALONE),
-    "lz4": packed_lz4,
-    "zstd": packed_zstd,
+    "lzo": packed("lzop -9"),
+    "lz4": packed("lz4 -l -9 - -"),
+    # The window of "-22 --ultra", without its half a minute.
+    "zstd": packed("zstd -1 --zstd=wlog=27"),
 }
+"""As scripts/Makefile.lib and scripts/xz_wrap.sh pack a kernel."""
 
 
 @pytest.mark.parametrize("name", PACKERS)
@@ -222,10 +223,20 @@ def test_kernel_images_are_unpacked(tmp_path: Path, vmlinux: Path, name: str) ->
         assert file.symbols() == own.symbols()
 
 
-def test_an_image_without_an_elf_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "Image.gz"
-    path.write_bytes(gzip.compress(b"MZ" + bytes(5000)))
-    with pytest.raises(BadImageError, match=r"no ELF file.*-dbg package"):
+IMAGE = bytes(56) + b"ARM\x64" + bytes(5000)
+NO_ELF_FILES = {
+    "Image": IMAGE,
+    "Image.gz": gzip.compress(IMAGE),
+    # drivers/firmware/efi/libstub/zboot-header.S
+    "vmlinuz.efi": struct.pack("<4s4sIIQ32s", b"MZ", b"zimg", 64, 5000, 0, b"gzip").ljust(64, b"\0") + gzip.compress(IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", NO_ELF_FILES)
+def test_an_image_without_an_elf_file_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(NO_ELF_FILES[name])
+    with pytest.raises(BadImageError, match=r"a kernel that is no ELF file.*-dbg package"):
         open_image(path)
     path.write_bytes(b"nothing of all that" * 50)
     with pytest.raises(BadImageError, match="holds no ELF file"):

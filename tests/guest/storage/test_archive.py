@@ -60,8 +60,9 @@ def compressed(program: str, package: str, *options: str) -> Callable[[bytes], b
         lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
         compressed("zstd", "zstd", "-19", "-c"),
         compressed("lz4", "lz4", "-l", "-c"),
+        compressed("lzop", "lzop", "-9"),
     ],
-    ids=["plain", "gzip", "bzip2", "xz", "lzma", "zstd", "lz4"],
+    ids=["plain", "gzip", "bzip2", "xz", "lzma", "zstd", "lz4", "lzo"],
 )
 @pytest.mark.parametrize("microcode", [False, True])
 def test_compressions(archive: bytes, tmp_path: Path, compress: Callable[[bytes], bytes], microcode: bool) -> None:
