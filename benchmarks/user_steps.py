@@ -32,7 +32,7 @@ from guestprof.debian import fetch_package
 from recording.errors import GuestprofError, MissingDependencyError
 from recording.model import UserEnd
 from sampler.rsp.codec import PacketReader, encode_packet
-from unwind.arch import Architecture, UserAbi
+from unwind.arch import Architecture
 from unwind.arch.i386 import I386
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mipsel import MIPSEL
@@ -40,6 +40,7 @@ from unwind.code_rows import CodeRows
 from unwind.instructions import Instruction
 from unwind.rules import Row
 from unwind.user import Region, UserUnwinder
+from unwind.user_abi import UserAbi
 
 _RESULTS = Path(__file__).parent / "results" / "user_steps.json"
 _SUITE = "bookworm"

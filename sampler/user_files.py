@@ -21,12 +21,13 @@ from guest.user.mappings import FileIdentity
 from guest.user.page_cache import PageCache
 from recording.errors import BadImageError
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture, UserAbi
+from unwind.arch import Architecture
 from unwind.checked_rows import CheckedCodeRows
 from unwind.code_rows import CodeRows
 from unwind.eh_frame import Unread
 from unwind.instructions import Instruction
 from unwind.rules import Row
+from unwind.user_abi import UserAbi
 
 
 class FileFinder(Protocol):

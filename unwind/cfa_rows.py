@@ -6,11 +6,11 @@ from bisect import bisect_right
 from typing import Literal
 
 from recording.errors import BadImageError
-from unwind.arch import UserAbi
 from unwind.cfa_expression import parse_expression
 from unwind.cfa_program import Cfa, Common, Rule, State, Where
 from unwind.dwarf import Reader
 from unwind.rules import Expression, Memory, Operator, Row, RowKind, Saved
+from unwind.user_abi import UserAbi
 
 _MAX_CACHED = 1 << 14
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from unwind.arch import UserAbi
 from unwind.instructions import Effect, Instruction
 from unwind.rules import Row, RowKind, Saved
+from unwind.user_abi import UserAbi
 
 _MAX_INSTRUCTIONS = 4000
 """That are followed for one row, on ways out and as many on ways in: some 20 ms."""

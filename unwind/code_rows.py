@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from unwind.arch import UserAbi
 from unwind.code_way import ALIGNED, NOWHERE, Place, Way
 from unwind.instructions import Effect, Instruction
 from unwind.rules import Memory, Row, RowKind, Saved
+from unwind.user_abi import UserAbi
 
 _MAX_INSTRUCTIONS = 4000
 """That are followed for one row, on ways out and as many on ways in: some 20 ms."""

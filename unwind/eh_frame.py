@@ -11,12 +11,12 @@ from enum import Enum
 from typing import Final, Literal
 
 from recording.errors import BadImageError
-from unwind.arch import UserAbi
 from unwind.cfa_program import Common, Program
 from unwind.cfa_rows import FunctionRows, Lowering
 from unwind.dwarf import OMIT, Reader, fixed_encoding
 from unwind.frame_index import FunctionIndex, SearchTable
 from unwind.rules import Row
+from unwind.user_abi import UserAbi
 
 _PAGE: Final = 4096
 _MAX_ENTRY = 1 << 16

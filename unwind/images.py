@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from recording.model import Callchain, Space, StackEnd, UserEnd
-from unwind.arch import Architecture, ByteOrder, UserAbi
+from unwind.arch import Architecture, ByteOrder
 from unwind.capture import Capture
 from unwind.rules import Missing, Row, find_caller, find_cfa
 from unwind.user import Activation, Region, Step, Walk, flagged_mode
+from unwind.user_abi import UserAbi
 
 _ENDS = {
     UserEnd.THREAD_START: StackEnd.TASK_ROOT,

@@ -29,10 +29,11 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from recording.model import Frame, Space, UserEnd
-from unwind.arch import Architecture, UserAbi
+from unwind.arch import Architecture
 from unwind.eh_frame import Unread
 from unwind.instructions import Instruction
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa
+from unwind.user_abi import UserAbi
 
 _DEPTH_LIMIT = 512
 """A stack of 16 KiB, as much as is copied unless the user asks for more, has room for at most twice as many frames."""

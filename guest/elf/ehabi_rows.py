@@ -8,9 +8,9 @@ C code, but for a part of the C library), so that it says nothing about where st
 from __future__ import annotations
 
 from guest.elf.file import ElfFile
-from unwind.arch import UserAbi
 from unwind.ehabi import EhabiIndex
 from unwind.rules import Row
+from unwind.user_abi import UserAbi
 
 _MAX_SIZE = 1 << 24
 

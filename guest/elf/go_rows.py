@@ -12,9 +12,9 @@ from bisect import bisect_right
 
 from guest.elf.file import ElfFile
 from guest.elf.go_table import GoFunction, GoTable, find_go_table
-from unwind.arch import UserAbi
 from unwind.eh_frame import Unread
 from unwind.rules import Memory, Row, RowKind, Saved
+from unwind.user_abi import UserAbi
 
 _TOP_FRAME, _WRITES_SP = 1, 2
 """Flags of functions since Go 1.17 (src/internal/abi/symtab.go): the outermost of a stack; "writes an arbitrary value to SP"."""

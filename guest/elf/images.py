@@ -18,13 +18,14 @@ from guest.user.contents import BytesContents
 from recording.errors import BadImageError
 from recording.model import FrameKind, Image, Space
 from recording.symbols import SymbolTable
-from unwind.arch import Architecture, Registers, UserAbi
+from unwind.arch import Architecture, Registers
 from unwind.checked_rows import CheckedCodeRows
 from unwind.code_rows import CodeRows
 from unwind.images import ImageCode
 from unwind.instructions import Instruction
 from unwind.rules import Row
 from unwind.user import Region
+from unwind.user_abi import UserAbi
 
 _ADDRESS_MASK = 0xFFFF_FFFF_FFFF_FFFF
 _MAX_ENTRY = 4096

@@ -7,8 +7,8 @@ between: the stack pointer moves once at the start and back at the end, as their
 from __future__ import annotations
 
 from guest.elf.file import ElfFile
-from unwind.arch import UserAbi
 from unwind.rules import Row, RowKind
+from unwind.user_abi import UserAbi
 
 INIT_SECTIONS = (".init", ".fini")
 _MAX_SIZE = 4096

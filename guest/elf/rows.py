@@ -15,9 +15,9 @@ from guest.elf.go_rows import GoRows
 from guest.elf.init_rows import InitRows
 from guest.memory import Steps
 from recording.errors import BadImageError
-from unwind.arch import UserAbi
 from unwind.eh_frame import EhFrame, Unread
 from unwind.rules import Row
+from unwind.user_abi import UserAbi
 
 
 class UserRows:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from unwind.arch import UserAbi
 from unwind.arch.x86_64 import X86_64
 from unwind.eh_frame import EhFrame, Unread
 from unwind.rules import Memory, Row, RowKind, Saved
+from unwind.user_abi import UserAbi
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ [0-9a-f]+ [0-9a-f]+ FDE cie=([0-9a-f]+) pc=([0-9a-f]+)\.\.([0-9a-f]+)$")
 _COMMON = re.compile(r"^([0-9a-f]+) [0-9a-f]+ [0-9a-f]+ CIE ")

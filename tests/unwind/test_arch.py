@@ -23,6 +23,7 @@ from unwind.arch.riscv64 import RISCV64
 from unwind.arch.s390x import S390X
 from unwind.arch.x86_64 import X86_64
 from unwind.machine_code import Flow, FrameState
+from unwind.user_abi import UserAbi
 
 
 @pytest.mark.parametrize(
@@ -676,7 +677,7 @@ FILES = sorted(path for path in Path(arch.__file__).parent.glob("*.py") if "Arch
 FACTS = (
     arch.Architecture,
     arch.KernelCode,
-    arch.UserAbi,
+    UserAbi,
     arch.PagingFormat,
     arch.PageTables,
     arch.InterruptStacks,

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recording.model import UserEnd
-from unwind.arch import UserAbi
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mipsel import MIPSEL
 from unwind.code_rows import CodeRows
 from unwind.instructions import Effect, Instruction
 from unwind.rules import Row, Saved
 from unwind.user import Region, UserUnwinder
+from unwind.user_abi import UserAbi
 
 O32, N64 = MIPSEL.user_abis[0], MIPS64EL.user_abis[0]
 TEXT = 0x40_0000

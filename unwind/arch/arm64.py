@@ -18,10 +18,10 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _KERNEL_HALF = 0xFFF0_0000_0000_0000
 """The kernel's half begins here with 52-bit addresses, higher up with fewer (Documentation/arch/arm64/memory.rst)."""

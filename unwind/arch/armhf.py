@@ -15,12 +15,12 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.arch.armhf_code import decode, follows_call, known_row
 from unwind.hidden import EntryRun
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _PAGE_OFFSET = 0xC000_0000
 """CONFIG_VMSPLIT_3G: the image lies in the mapping of RAM from here on."""

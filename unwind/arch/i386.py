@@ -16,12 +16,12 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.arch.x86_64 import CONTEXTS, follows_call, follows_own_call
 from unwind.arch.x86_code import decoder
 from unwind.image_facts import ImageFacts, waits_behind, x86_exceptions
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _PAGE_OFFSET = 0xC000_0000
 """CONFIG_VMSPLIT_3G: all of the kernel, its image too, lies in the mapping of RAM from here on (asm/page_32_types.h)."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from unwind.arch import Architecture, UserAbi, no_linux
+from unwind.arch import Architecture, no_linux
 from unwind.image_facts import ImageFacts
 from unwind.rules import ReadWord
+from unwind.user_abi import UserAbi
 
 _DATA = tuple(f"d{number}" for number in range(8))
 _ADDRESS = (*(f"a{number}" for number in range(6)), "fp", "sp")

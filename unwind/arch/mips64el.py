@@ -11,12 +11,12 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
     mips,
 )
 from unwind.arch.mips_code import decoder
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _XKPHYS, _XKSEG = 0x8000_0000_0000_0000, 0xC000_0000_0000_0000
 """Unmapped: physical memory once for each way of caching it; mapped (volume III, 4.3)."""

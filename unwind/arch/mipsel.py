@@ -11,12 +11,12 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
     mips,
 )
 from unwind.arch.mips_code import decoder
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _KSEG0, _KSEG1, _KSEG2 = 0x8000_0000, 0xA000_0000, 0xC000_0000
 """Unmapped, the same uncached, mapped (volume III, 4.4)."""

@@ -18,12 +18,12 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.hidden import MonitorRegisters
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.machine_code import Flow, FrameState, MachineCode
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _KERNEL_HALF = 0xC000_0000_0000_0000
 """Quadrant 3 of effective addresses (Power ISA, III 6.7.7): the kernel's linear mapping of all RAM begins it."""

@@ -19,11 +19,11 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.arch.riscv64_code import REGISTERS, decode, jump_offset, signed
 from unwind.image_facts import ImageFacts, waits_behind
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _KERNEL_HALF = 1 << 63
 """Addresses are sign-extended (Privileged Architecture, 12.4.1)."""

@@ -19,11 +19,11 @@ from unwind.arch import (
     StackChain,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.arch.s390x_code import GENERAL, decode
 from unwind.image_facts import ImageFacts
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _PSW_DAT = 0x0400_0000_0000_0000
 _PSW_PROBLEM = 0x0001_0000_0000_0000

@@ -17,10 +17,10 @@ from unwind.arch import (
     RunningTask,
     StackLink,
     UnwindMethod,
-    UserAbi,
 )
 from unwind.image_facts import ImageFacts, waits_behind, x86_exceptions
 from unwind.rules import TrapFrame
+from unwind.user_abi import UserAbi
 
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _IMAGE = (_START_KERNEL_MAP, 0xFFFF_FFFF_C000_0000)
