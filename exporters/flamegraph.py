@@ -27,6 +27,7 @@ from exporters.text import (
 )
 from recording.idle import is_idle_function
 from recording.profile import Profile
+from recording.source_paths import function_sources
 from recording.views import TreeNode, call_tree
 
 _WIDTH = 1200
@@ -58,6 +59,7 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
     levels = max(box.level for box in drawn) + 1
     height = _TOP + levels * _ROW + _BOTTOM
     quality = profile.quality()
+    sources = function_sources(profile)
     box, data = f'viewBox="0 0 {_WIDTH} {height}"', f'data-pad="{_PAD}" data-plot="{_PLOT}" data-height="{height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="guestprof" width="{_WIDTH}" height="{height}" {box} {data}>',
@@ -72,7 +74,7 @@ def export_flamegraph(profile: Profile, *, title: str | None = None) -> bytes:
         ),
         f'<text id="details" x="{_PAD}" y="83"></text>',
         _legend(drawn),
-        *[_frame(box, root, _TOP + (levels - 1 - box.level) * _ROW) for box in drawn],
+        *[_frame(box, root, _TOP + (levels - 1 - box.level) * _ROW, sources.get(box.node.function, "")) for box in drawn],
         _text(height - 10, "small", _footnote(dropped, quality.samples)),
         f"<script><![CDATA[\n{_asset('flamegraph.js')}]]></script>",
         "</svg>\n",
@@ -146,11 +148,13 @@ def _kind(box: _Box) -> str:
     return box.node.function.kind.value
 
 
-def _frame(box: _Box, root: TreeNode, y: int) -> str:
+def _frame(box: _Box, root: TreeNode, y: int, source: str) -> str:
+    """source: where the function is, path and line."""
     node = box.node
     function = node.function
     name = shortened(printable(function.label), _LONGEST_NAME)
     module = f" {shortened(printable(function.module), _LONGEST_NAME)}" if function.module else ""
+    source = f" {shortened(printable(source), _LONGEST_NAME)}" if source else ""
     part, own = share(_value(node, root), _value(root, root)), share(node.self_ns, root.total_ns)
     took = f"{percent(part)}, {duration(node.total_ns)}, {counted(node.samples, 'sample')}, {percent(own)} in itself"
     css = "all" if box.level == 0 else f"{_kind(box)}{crc32(name.encode()) % TINTS}"
@@ -158,7 +162,7 @@ def _frame(box: _Box, root: TreeNode, y: int) -> str:
     letters = int((box.width - 6) / _LETTER)
     label = escape(shortened(name, letters)) if letters >= 3 else ""
     return (
-        f'<g class="f" data-l="{box.level}" data-n={quoteattr(name)}><title>{escape(f"{name}{module}: {took}")}</title>'
+        f'<g class="f" data-l="{box.level}" data-n={quoteattr(name)}><title>{escape(f"{name}{module}{source}: {took}")}</title>'
         f'<rect class="{css}" x="{x:.3f}" y="{y}" width="{box.width:.3f}" height="{_ROW - 1}" rx="1"/>'
         f'<text x="{x + 3:.3f}" y="{y + 12}">{label}</text></g>'
     )

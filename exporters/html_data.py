@@ -32,7 +32,7 @@ from recording.names import Function
 from recording.processes import thread_of
 from recording.profile import Appearance, Origin, Profile, Stack, Walk
 from recording.reader import Selection
-from recording.source_paths import function_paths
+from recording.source_paths import function_lines, function_paths
 from recording.waits import Waker, waker_of
 
 _PROCESS = "process"
@@ -129,9 +129,14 @@ class Tables:
                 if is_idle_function(function):
                     self._waiting.add(label)
         self._functions = sorted(labels)
-        self._paths = {
-            self._label(profile.functions[index]): path for profile in profiles for index, path in function_paths(profile).items()
-        }
+        self._paths: dict[_Label, str] = {}
+        self._lines: dict[_Label, int] = {}
+        for profile in profiles:
+            paths = function_paths(profile)
+            lines = function_lines(profile, paths)
+            for index, path in paths.items():
+                label = self._label(profile.functions[index])
+                self._paths[label], self._lines[label] = path, lines.get(index, 0)
         self._rank = {label: rank for rank, label in enumerate(self._functions)}
         self._numbers: dict[str, dict[Any, int]] = {name: {} for name in ("processes", "threads", "calls")}
         self._origins: dict[tuple[int, int, int, int, bool], int] = {}
@@ -225,6 +230,13 @@ class Tables:
         )
         return _numbered(self._origins, key)
 
+    def _sources(self) -> dict[str, list[Any]]:
+        """The source file of each function, "" where none is known, and the line at which most of its time was, or 0."""
+        return {
+            "path": [printable(self._paths.get(label, "")) for label in self._functions],
+            "line": [self._lines.get(label, 0) for label in self._functions],
+        }
+
     def tracks(self, profile: Profile) -> tuple[list[Track], list[Appearance]]:
         """The samples of each vCPU of one of the profiles, and when each stack of one origin was first seen, in that order."""
         tracks = {vcpu: Track(vcpu) for vcpu in profile.vcpus}
@@ -269,7 +281,7 @@ class Tables:
                 "name": [name for name, _, _ in self._functions],
                 "module": module_of,
                 "kind": [kinds.index("idle" if label in self._waiting else label[2]) for label in self._functions],
-                **({"path": [printable(self._paths.get(label, "")) for label in self._functions]} if self._paths else {}),
+                **(self._sources() if self._paths else {}),
             },
             "modules": list(modules),
             **{name: [{"name": row[0], "pid": row[1]} for row in rows] for name, rows in self._numbers.items()},

@@ -2,6 +2,8 @@
 
 Format: https://github.com/jlfwong/speedscope/wiki/Importing-from-custom-sources and the schema in the npm package. Beyond the
 schema, ``endValue - startValue`` equals the sum of the weights, and all vCPUs start at the same moment, so that they line up.
+
+A frame of speedscope's is what it counts by, so there is one for each function; its line is that at which most of its time was.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from exporters.per import Per
 from exporters.text import encodable, machine
 from recording.processes import Owner
 from recording.profile import Origin, Profile, Stack
-from recording.source_paths import function_paths
+from recording.source_paths import function_lines, function_paths
 
 WARN_ABOVE_BYTES = 200_000_000
 """Browsers crawl from about there on."""
@@ -96,8 +98,14 @@ def export_speedscope(
     lines = _vcpu_lines(profile, roots) if per is Per.VCPU else _process_lines(profile)
     busiest = max(range(len(lines)), key=lambda index: (lines[index][1].busy_ns, -index), default=0)
     paths = function_paths(profile)
-    frames = [
-        {"name": encodable(f.label), "file": encodable(paths.get(index, f.module))} for index, f in enumerate(profile.functions)
+    numbers = function_lines(profile, paths)
+    frames: list[dict[str, Any]] = [
+        {
+            "name": encodable(f.label),
+            "file": encodable(paths.get(index, f.module)),
+            **({"line": numbers[index]} if index in numbers else {}),
+        }
+        for index, f in enumerate(profile.functions)
     ]
     frames += [{"name": encodable(name), "file": _PROCESS_FILE} for name in roots.names]
     document = {

@@ -22,6 +22,12 @@ function shortened(text, most) {
   return text.length <= most ? text : text.slice(0, most - 1) + "…";
 }
 
+/** Where a function is in the source, "" where that is not known. */
+function sourceOf(functions, code) {
+  const path = functions.path ? functions.path[code] : "";
+  return path && functions.line[code] ? path + ":" + functions.line[code] : path;
+}
+
 const grouped = new Intl.NumberFormat("en-US");
 
 function counted(number, word) {

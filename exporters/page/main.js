@@ -245,16 +245,18 @@ class Page {
   /** What is told of a box: its name, its module, its figures. */
   words(box) {
     const { functions, modules, kinds } = this.data;
+    const source = sourceOf(functions, box.code);
     const module = modules[functions.module[box.code]];
-    if (this.compared) return [functions.name[box.code], module, ...this.compared.words(box, this.widths)].filter(Boolean);
+    const where = [module, source];
+    const told = (...figures) => [functions.name[box.code], where.filter(Boolean).join(" · "), ...figures].filter(Boolean);
+    if (this.compared) return told(...this.compared.words(box, this.widths));
     const whole = this.widths.whole;
     const figures = [percent(whole ? box.value / whole : 0) + " of what is selected"];
     if (box.parent?.value) figures.push(percent(box.value / box.parent.value) + " of the box before");
     figures.push(duration(box.weight), counted(box.samples, "sample"));
     if (!this.inverted) figures.push(duration(box.own) + " in itself");
-    const kind = box.level ? kinds[box.kind].words : "";
-    const path = functions.path ? functions.path[box.code] : "";
-    return [functions.name[box.code], [module, path, kind].filter(Boolean).join(" · "), figures.join(", ")].filter(Boolean);
+    if (box.level) where.push(kinds[box.kind].words);
+    return told(figures.join(", "));
   }
 
   tell(box, aloud) {

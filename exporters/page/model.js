@@ -207,7 +207,8 @@ class Model {
       if (!samples[key]) continue;
       const name = ofModule ? modules[key] : functions.name[key];
       const module = ofModule ? "" : modules[functions.module[key]];
-      rows.push({ key, name, group: name, module, kind: kind[key], own: own[key], total: total[key], samples: samples[key] });
+      const source = ofModule ? "" : sourceOf(functions, key);
+      rows.push({ key, name, group: name, module, source, kind: kind[key], own: own[key], total: total[key], samples: samples[key] });
     }
     return rows;
   }

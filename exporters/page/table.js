@@ -44,16 +44,15 @@ function fillRows(rows, all, most, marked, made) {
   byId("rows").textContent = grouped.format(rows.length) + (rows.length < all ? " of " + grouped.format(all) : "") + " rows";
 }
 
-/** The first cell of a row: a square in the colour of its kind, its name as a button, its module's file. */
+/** The first cell of a row: a square in the colour of its kind, its name as a button, its module's file, its source file and line. */
 function nameCell(model, row, isMarked, picked) {
   const name = make("button", { type: "button", class: "pick", "data-key": row.key, "aria-pressed": String(isMarked) });
   name.append(nameOf(row.name, "name", row.module));
   name.addEventListener("click", picked);
   const head = make("th", { scope: "row" }, name);
   if (row.kind >= 0) head.prepend(make("span", { class: "dot kind-" + model.data.kinds[row.kind].name, "aria-hidden": "true" }));
-  if (row.module) {
-    const file = row.module.slice(row.module.lastIndexOf("/") + 1);
-    head.append(make("bdi", { class: "module", title: shortened(row.module, 300) }, file));
+  for (const [css, path] of [["module", row.module], ["module source", row.source]]) {
+    if (path) head.append(make("bdi", { class: css, title: shortened(path, 300) }, path.slice(path.lastIndexOf("/") + 1)));
   }
   return head;
 }

@@ -21,6 +21,7 @@ from tests.builders.boots import boot_recording
 from tests.builders.profiles import HOSTILE_NAMES, busy_recording, hostile_recording, opened
 from tests.builders.recordings import MS
 from tests.exporters.report_page import Page
+from tests.recording.test_sources import inlined_recording
 
 pytest.importorskip("selenium", reason="needs selenium: pip install 'guestprof[test]'")
 keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -230,6 +231,18 @@ def test_milestones_phases_and_waits_are_the_recording_s(browser: Any, tmp_path:
     phase = course.phases[longest]
     with opened(path, Selection(since_ns=phase.start_ns, until_ns=phase.end_ns)) as selected:
         assert page.selected == (selected.samples, selected.weight_ns)
+    assert page.was_quiet()
+
+
+def test_source_lines_are_told(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.html"
+    with opened(inlined_recording(tmp_path / "a"), Selection(inlined=True)) as profile:
+        file.write_bytes(export_html(profile, version="0.0"))
+    page = Page(browser, file)
+    sources = "return Array.from(document.querySelectorAll('#table .source'), cell => [cell.textContent, cell.title])"
+    assert ["read_write.c:450", "fs/read_write.c:450"] in browser.execute_script(sources)
+    page.click_box("vfs_read")
+    assert "fs/read_write.c:450" in page["details"].text
     assert page.was_quiet()
 
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from exporters.registry import EXPORT_FORMATS, ExportOptions, ReportOptions, report_formats
@@ -16,6 +17,7 @@ from exporters.report_tree import TreeLimits
 from recording.profile import Profile
 from recording.reader import Recording, Selection
 from tests.exporters.html_page import data_of
+from tests.exporters.speedscope_app import SCHEMA, imported, needs_speedscope
 from tests.exporters.test_pprof import needs_pprof, pprof
 from tests.recording.test_sources import inlined_recording
 
@@ -37,14 +39,18 @@ def test_folded(profile: Profile) -> None:
     ]
 
 
-def test_speedscope(profile: Profile) -> None:
-    frames = json.loads(exported(profile, "speedscope"))["shared"]["frames"]
-    assert {(frame["name"], frame["file"]) for frame in frames} == {
-        ("do_syscall", "[kernel]"),
-        ("ksys_read", "fs/read_write.c"),
-        ("vfs_read", "fs/read_write.c"),
-        ("access_ok (inlined)", "include/uaccess.h"),
-        ("get_user (inlined)", "include/uaccess.h"),
+@needs_speedscope
+def test_speedscope_itself_reads_files_and_lines(profile: Profile, tmp_path: Path) -> None:
+    file = tmp_path / "a.speedscope.json"
+    file.write_bytes(exported(profile, "speedscope"))
+    jsonschema.validate(json.loads(file.read_bytes()), json.loads(SCHEMA.read_text("utf-8")))
+    (read,) = imported(file)["profiles"]
+    assert {(frame["name"], frame["file"], frame["line"]) for frame in read["frames"]} == {
+        ("do_syscall", "[kernel]", None),
+        ("ksys_read", "fs/read_write.c", 620),
+        ("vfs_read", "fs/read_write.c", 450),
+        ("access_ok (inlined)", "include/uaccess.h", 40),
+        ("get_user (inlined)", "include/uaccess.h", 12),
     }
 
 
@@ -104,17 +110,17 @@ def test_callgrind_annotate_shows_them(profile: Profile, tmp_path: Path) -> None
 
 
 def test_flame_graph(profile: Profile) -> None:
-    assert b"get_user (inlined)" in exported(profile, "flamegraph")
+    assert "<title>get_user (inlined) [kernel] include/uaccess.h:12: 75.0 %" in exported(profile, "flamegraph").decode()
 
 
 def test_html_report(profile: Profile) -> None:
     data = data_of(exported(profile, "html"))
-    names, paths = data["functions"]["name"], data["functions"]["path"]
-    assert {name: path for name, path in zip(names, paths, strict=True) if path} == {
-        "ksys_read": "fs/read_write.c",
-        "vfs_read": "fs/read_write.c",
-        "access_ok (inlined)": "include/uaccess.h",
-        "get_user (inlined)": "include/uaccess.h",
+    columns = (data["functions"][name] for name in ("name", "path", "line"))
+    assert {name: (path, line) for name, path, line in zip(*columns, strict=True) if path or line} == {
+        "ksys_read": ("fs/read_write.c", 620),
+        "vfs_read": ("fs/read_write.c", 450),
+        "access_ok (inlined)": ("include/uaccess.h", 40),
+        "get_user (inlined)": ("include/uaccess.h", 12),
     }
 
 

@@ -27,7 +27,7 @@ function bundle() {
 
 /** Self and total of each frame of one evented profile, a frame that calls itself counted once. */
 function totals(profile, frames) {
-  const rows = frames.map((frame) => ({ name: frame.name, file: frame.file ?? null, self: 0, total: 0 }));
+  const rows = frames.map((frame) => ({ name: frame.name, file: frame.file ?? null, line: frame.line ?? null, self: 0, total: 0 }));
   const stack = [];
   let before = profile.startValue;
   for (const event of profile.events) {

@@ -12,7 +12,7 @@ from recording.model import SourceLine, StackEnd
 from recording.names import Function
 from recording.profile import Profile
 from recording.reader import Recording, Selection
-from recording.source_paths import function_paths, line_totals
+from recording.source_paths import function_lines, function_paths, function_sources, line_totals
 from recording.sources import ImageSources, save_sources, used_addresses
 from recording.views import function_totals
 from tests.builders.recordings import KERNEL_START, MS, Names, Stack, write_recording
@@ -106,6 +106,20 @@ def test_places_have_the_lines_of_each_function(tmp_path: Path) -> None:
             "include/uaccess.h:40": (0, 30 * MS, 3),
             "[no line]": (0, 40 * MS, 4),
         }
+
+
+def test_a_function_s_line_is_the_one_that_took_most_time(tmp_path: Path) -> None:
+    names = Names(shown={"again": "work"})
+    stacks = [Stack("work", weight_ns=30 * MS), Stack("again"), Stack("again")]
+    path = write_recording(tmp_path / "a", [[stack] for stack in stacks], names)
+    lines = {KERNEL_START + 64 * names.kernel.index(name) + 15: line for name, line in (("work", 11), ("again", 22))}
+    save_sources(path, {0: ImageSources({address: [SourceLine("work", "w.c", line)] for address, line in lines.items()})})
+    with Recording.open(path) as recording:
+        profile = Profile(recording)
+        assert len(profile.functions) == 1
+        assert function_lines(profile, {0: "w.c"}) == {0: 11}
+        assert function_lines(profile, {0: "other.c"}) == {}
+        assert function_sources(profile) == {profile.functions[0]: "w.c:11"}
 
 
 def test_the_idle_loop_is_told_by_functions_that_are_not_inlined(tmp_path: Path) -> None:
