@@ -24,7 +24,7 @@ from recording.symbols import SymbolTable
 from unwind.arch import Architecture
 from unwind.checked_rows import CheckedCodeRows
 from unwind.code_rows import CodeRows
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.instructions import Instruction
 from unwind.rules import Row
 from unwind.user_abi import UserAbi

@@ -1,11 +1,15 @@
-"""Where in ``.eh_frame`` the entry of a function is, by the function's address (LSB Core 5.0, 10.6.2)."""
+"""Where in an unwind table the entry of a function is, by the function's address (LSB Core 5.0, 10.6.2)."""
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable
+from itertools import pairwise
 
 from unwind.dwarf import Encoding
+
+_END = 1 << 64
 
 
 class SearchTable:
@@ -34,23 +38,35 @@ class SearchTable:
 
 
 class FunctionIndex:
-    """The same made of the entries themselves."""
+    """The same made of the entries themselves.
+
+    Linkers that drop a function leave its entry in ``.debug_frame``, with an address that is another function's or nobody's. So
+    where functions overlap, the one that reaches into the next says nothing.
+    """
 
     def __init__(self) -> None:
         self._functions: list[tuple[int, int, int]] = []
-        self._starts: list[int] = []
+        self._starts = array("Q")
+        self._entries = array("Q")
 
     def add(self, start: int, end: int, entry: int) -> None:
         """One more function [start, end)."""
-        if start < end:
+        if start < end and max(start, entry) < _END:
             self._functions.append((start, end, entry))
 
     def finish(self) -> None:
         """All functions were added."""
-        self._functions.sort()
-        self._starts = [start for start, _end, _entry in self._functions]
+        functions = sorted(self._functions)
+        self._functions = []
+        last = (-1, -1)
+        for (start, end, entry), behind in pairwise([*functions, (_END, _END, 0)]):
+            is_alone = start != last[0] and end <= behind[0]
+            if is_alone or (start, end) in (last, behind[:2]):
+                self._starts.append(start)
+                self._entries.append(entry)
+            last = start, end
 
     def find(self, address: int) -> int | None:
         """As ``SearchTable.find``."""
         found = bisect_right(self._starts, address) - 1
-        return self._functions[found][2] if found >= 0 else None
+        return self._entries[found] if found >= 0 else None

@@ -30,7 +30,7 @@ from typing import NamedTuple, Protocol
 
 from recording.model import Frame, Space, UserEnd
 from unwind.arch import Architecture
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.instructions import Instruction
 from unwind.rules import Missing, ReadWord, Row, RowKind, find_caller, find_cfa
 from unwind.user_abi import UserAbi

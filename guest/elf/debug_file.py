@@ -201,6 +201,10 @@ class DebugFile:
             self._unpacked[name] = known
         return known
 
+    def address_of(self, name: str) -> int:
+        """Where a section is that the file has, at link time."""
+        return int(self._by_name[name]["sh_addr"])
+
     def _opened(self, section: Section) -> Window:
         offset, size = section["sh_offset"], section["sh_size"]
         if offset + size > len(self._map):

@@ -12,7 +12,7 @@ from bisect import bisect_right
 
 from guest.elf.file import ElfFile
 from guest.elf.go_table import GoFunction, GoTable, find_go_table
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.rules import Memory, Row, RowKind, Saved
 from unwind.user_abi import UserAbi
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from guest.elf.file import ElfFile
 from guest.elf.header import MAX_TABLE, SHT_RELA, Section
 from guest.elf.symbol_rows import MAX_SYMBOLS
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 
 _NAMES = (".gopclntab", ".data.rel.ro.gopclntab")
 _MERGED, _MARK = ".data.rel.ro", ".go.buildinfo"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from guest.elf.debug_file import DebugFile
 from guest.elf.file import ElfFile, open_elf
+from guest.elf.frame_sections import abi_of, read_frame_section
 from guest.elf.header import ET_DYN, ET_EXEC
 from guest.elf.rows import UserRows
 from guest.elf.symbols import read_symbols
@@ -21,6 +23,7 @@ from recording.symbols import SymbolTable
 from unwind.arch import Architecture, Registers
 from unwind.checked_rows import CheckedCodeRows
 from unwind.code_rows import CodeRows
+from unwind.frame_table import FrameTable
 from unwind.images import ImageCode
 from unwind.instructions import Instruction
 from unwind.rules import Row
@@ -109,7 +112,7 @@ def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
         raise BadImageError(f"{path} is no file for --elf: {error}") from error
     if elf is None:
         raise BadImageError(f"{path} is cut short; give the whole ELF file that the guest runs (--elf)")
-    abi = next((abi for abi in architecture.user_abis[::-1] if abi.pointer_size == elf.pointer_size), None)
+    abi = abi_of(architecture, elf.pointer_size)
     facts, byteorder = architecture.images, elf.header.format.byteorder
     is_ours = elf.machine in facts.machines and (facts.has_both_orders or byteorder == architecture.byteorder)
     if abi is None or not is_ours:
@@ -128,13 +131,23 @@ def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
     if not code:
         raise BadImageError(f"{path} has no code: no segment of it is executable; give the file that the guest runs (--elf)")
     symbols = run_steps(read_symbols(elf)).table
-    rows = UserRows(elf, architecture.user_abis)
+    rows = UserRows(elf, architecture.user_abis, _debug_frame(path, abi))
     run_steps(rows.prepare())
     segments = tuple((placed(load.address), placed(load.address) + load.memory_size) for load in loads)
     is_checked = abi.follows_call is not None
     checked_rows = CheckedCodeRows(elf.read, abi) if is_checked else None
     code_rows = _CodeRows(elf, abi, symbols) if abi.decode is not None and not is_checked else None
     return GuestImage(request, elf, rows, symbols, abi, _entry_end(elf, symbols), segments, code, code_rows, checked_rows)
+
+
+def _debug_frame(path: Path, abi: UserAbi) -> FrameTable | None:
+    """Programs without ``.eh_frame`` have this if they were built with debug information; None where there is none to be read."""
+    try:
+        with DebugFile(path) as file:
+            section = read_frame_section(file, loaded=False)
+    except BadImageError:
+        return None
+    return None if section is None else section.table(abi)
 
 
 def _entry_end(elf: ElfFile, symbols: SymbolTable) -> int:

@@ -1,8 +1,8 @@
 """The unwind tables of a file, wherever they are.
 
-``.eh_frame`` is found by PT_GNU_EH_FRAME, or by the section headers where there is no such segment. Where it says nothing, a Go
-program's own table does: it has the one for C code alone, or none at all. Files for Arm have another one. Two functions of every
-library never have any.
+``.eh_frame`` is found by PT_GNU_EH_FRAME, or by the section headers where there is no such segment. Where it says nothing,
+``.debug_frame`` does in files of this machine (no process has it in memory), or a Go program's own table: it has ``.eh_frame`` for
+C code alone, or none at all. Files for Arm have another one. Two functions of every library never have any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from guest.elf.go_rows import GoRows
 from guest.elf.init_rows import InitRows
 from guest.memory import Steps
 from recording.errors import BadImageError
-from unwind.eh_frame import EhFrame, Unread
+from unwind.frame_table import FrameTable, Unread
 from unwind.rules import Row
 from unwind.user_abi import UserAbi
 
@@ -23,11 +23,12 @@ from unwind.user_abi import UserAbi
 class UserRows:
     """Rows by link-time address, out of what is known of a file."""
 
-    def __init__(self, file: ElfFile, abis: Sequence[UserAbi]) -> None:
-        """``abis``: kinds of programs that may be in the file; its class tells which."""
+    def __init__(self, file: ElfFile, abis: Sequence[UserAbi], debug: FrameTable | None = None) -> None:
+        """``abis``: kinds of programs that may be in the file; its class tells which. debug: its ``.debug_frame``."""
         self._file = file
         self._abi = next((abi for abi in abis if abi.pointer_size == file.pointer_size), None)
-        self._table: EhFrame | None = None
+        self._table: FrameTable | None = None
+        self._debug = debug
         self._go = None if self._abi is None else GoRows(file, self._abi)
         self._calls = None if self._abi is None else EhabiRows(file, self._abi)
         self._init = None if self._abi is None else InitRows(file, self._abi)
@@ -40,6 +41,8 @@ class UserRows:
                 return found
             self._table = found
         row = None if self._table is None else self._table.find_row(address)
+        if row is None and self._debug is not None:
+            row = self._debug.find_row(address)
         if row is None and self._go is not None and self._file.sections:
             row = self._go.find_row(address)
         if row is None and self._calls is not None:
@@ -49,21 +52,24 @@ class UserRows:
         return None if row is Unread.UNREAD and self._file.is_final else row
 
     def find_start(self, address: int) -> int | None:
-        """Where the function begins whose row ``find_row`` has just given; None where ``.eh_frame`` did not give it."""
-        return None if self._table is None else self._table.find_start(address)
+        """Where the function begins whose row ``find_row`` has just given; None where DWARF did not give it."""
+        tables = (table for table in (self._table, self._debug) if table is not None)
+        return next((start for table in tables if (start := table.find_start(address)) is not None), None)
 
     def prepare(self) -> Steps[None]:
         """Do in steps what the first ``find_row`` would otherwise do at once."""
         if self._table is None:
             found = self._open()
-            self._table = found if isinstance(found, EhFrame) else None
+            self._table = found if isinstance(found, FrameTable) else None
         if self._table is not None:
             yield from self._table.prepare()
+        if self._debug is not None:
+            yield from self._debug.prepare()
         if self._go is not None and self._file.sections:
             self._go.open()
             yield
 
-    def _open(self) -> EhFrame | Unread | None:
+    def _open(self) -> FrameTable | Unread | None:
         file = self._file
         if self._abi is None:
             return None
@@ -71,7 +77,7 @@ class UserRows:
         if header is None and frames is None:
             return Unread.UNREAD if file.sections is None and not file.is_final else None
         byteorder = file.header.format.byteorder
-        return EhFrame(self._read, self._abi, byteorder, header=header, frames=frames)
+        return FrameTable(self._read, self._abi, byteorder, header=header, frames=frames)
 
     def _read(self, address: int, size: int) -> bytes | None:
         """Raises BadImageError where the file has nothing at an address: the table is damaged there, and waiting would not help."""

@@ -100,7 +100,7 @@ class Sections:
         return bytes(out)
 
     def reader(self, header: bytes) -> Reading:
-        """What an ``EhFrame`` reads by."""
+        """What an ``FrameTable`` reads by."""
         return Reading(((HEADER, header), (FRAMES, bytes(self.frames))), self.hidden, self.reads)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from unwind.arch.x86_64 import X86_64
-from unwind.eh_frame import EhFrame, Unread
+from unwind.frame_table import FrameTable, Unread
 from unwind.rules import Memory, Row, RowKind, Saved
 from unwind.user_abi import UserAbi
 
@@ -50,11 +50,11 @@ class TableOfFile:
                 return self._data[offset + address - start : offset + address - start + size]
         return None
 
-    def table(self, *, sorted_header: bool = True) -> EhFrame | None:
+    def table(self, *, sorted_header: bool = True) -> FrameTable | None:
         """The unwind table, by its header or by its sections alone; None where it has none."""
         if sorted_header and self.header is not None:
-            return EhFrame(self.read, self.abi, "little", header=self.header)
-        return None if self.frames is None else EhFrame(self.read, self.abi, "little", frames=self.frames)
+            return FrameTable(self.read, self.abi, "little", header=self.header)
+        return None if self.frames is None else FrameTable(self.read, self.abi, "little", frames=self.frames)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,8 @@ OTHERS = (
         "m68k.S",
         "m68k-linux-gnu-gcc",
         0x10000,
-        ("-m68040", "-msoft-float"),
+        # As bare-metal programs are often built: .eh_frame has the startup code alone, .debug_frame the rest.
+        ("-m68040", "-msoft-float", "-g", "-fno-asynchronous-unwind-tables"),
         ("qemu-system-m68k", "-M", "virt", "-m", "64"),
         "qemu-system-misc",
     ),

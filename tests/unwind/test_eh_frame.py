@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.builders.eh_frame import CODE, FRAMES, HEADER, Sections, sleb, uleb
 from tests.builders.unwind_tables import TableOfFile, differs, read_printed_rows
 from unwind.arch.x86_64 import X86_64
-from unwind.eh_frame import EhFrame, Unread
+from unwind.frame_table import FrameTable, Unread
 from unwind.rules import Expression, Memory, Operation, Operator, Row, RowKind, Saved
 
 I386, AMD64 = X86_64.user_abis
@@ -21,14 +21,14 @@ CALLEE_SAVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 AT_CALL = Row(RowKind.CALL, "rsp", 8, kept=CALLEE_SAVED)
 
 
-def table(sections: Sections, *, encoding: int = 0x3B) -> EhFrame:
+def table(sections: Sections, *, encoding: int = 0x3B) -> FrameTable:
     header = sections.header(encoding)
-    return EhFrame(sections.reader(header), AMD64, "little", header=(HEADER, len(header)))
+    return FrameTable(sections.reader(header), AMD64, "little", header=(HEADER, len(header)))
 
 
-def unsorted_table(sections: Sections, size: int | None = None) -> EhFrame:
+def unsorted_table(sections: Sections, size: int | None = None) -> FrameTable:
     frames = (FRAMES, len(sections.frames) if size is None else size)
-    return EhFrame(sections.reader(b""), AMD64, "little", frames=frames)
+    return FrameTable(sections.reader(b""), AMD64, "little", frames=frames)
 
 
 def saved(name: str, offset: int) -> Saved:
@@ -218,7 +218,7 @@ def test_i386() -> None:
     sections = Sections(column=8, pointer_size=4, data_alignment=-4, initial=bytes([0x0C, 4, 4, 0x88, 1]))
     sections.function(CODE, 0x20, bytes([0x41, 0x0E, 8, 0x85, 2]))
     header = sections.header()
-    rows = EhFrame(sections.reader(header), I386, "little", header=(HEADER, len(header)))
+    rows = FrameTable(sections.reader(header), I386, "little", header=(HEADER, len(header)))
     assert rows.find_row(CODE + 1) == Row(RowKind.CALL, "rsp", 8, saved=(saved("rbp", -8),), kept=("rbx", "rsi", "rdi"))
 
 
@@ -268,15 +268,15 @@ def test_header_without_a_table() -> None:
     sections.function(CODE, 0x20)
     sections.frames += bytes(4)
     header = bytes([1, 0x1B, 0xFF, 0xFF]) + (FRAMES - HEADER - 4).to_bytes(4, "little")
-    rows = EhFrame(sections.reader(header), AMD64, "little", header=(HEADER, len(header)))
+    rows = FrameTable(sections.reader(header), AMD64, "little", header=(HEADER, len(header)))
     assert rows.find_row(CODE) == AT_CALL
 
 
 def test_table_of_nothing() -> None:
-    assert EhFrame(lambda _address, size: bytes(size), AMD64, "little").find_row(CODE) is None
-    assert EhFrame(lambda _address, size: bytes(size), AMD64, "little", frames=(FRAMES, 1 << 40)).find_row(CODE) is None
-    assert EhFrame(lambda _address, size: bytes(size), AMD64, "little", header=(HEADER, 1 << 40)).find_row(CODE) is None
-    assert EhFrame(lambda _address, size: b"\xff" * size, AMD64, "little", frames=(FRAMES, 1 << 40)).find_row(CODE) is None
+    assert FrameTable(lambda _address, size: bytes(size), AMD64, "little").find_row(CODE) is None
+    assert FrameTable(lambda _address, size: bytes(size), AMD64, "little", frames=(FRAMES, 1 << 40)).find_row(CODE) is None
+    assert FrameTable(lambda _address, size: bytes(size), AMD64, "little", header=(HEADER, 1 << 40)).find_row(CODE) is None
+    assert FrameTable(lambda _address, size: b"\xff" * size, AMD64, "little", frames=(FRAMES, 1 << 40)).find_row(CODE) is None
 
 
 def test_a_program_that_grows_is_refused() -> None:
@@ -309,9 +309,9 @@ def test_damaged_tables_never_raise(changes: list[tuple[int, int]], offset: int,
         sections.frames[place % len(sections.frames)] = value
     reader = sections.reader(bytes(header))
     rows = (
-        EhFrame(reader, AMD64, "little", header=(HEADER, len(header)))
+        FrameTable(reader, AMD64, "little", header=(HEADER, len(header)))
         if has_header
-        else EhFrame(reader, AMD64, "little", frames=(FRAMES, len(sections.frames)))
+        else FrameTable(reader, AMD64, "little", frames=(FRAMES, len(sections.frames)))
     )
     assert rows.find_row(CODE + offset) is None or isinstance(rows.find_row(CODE + offset), Row | Unread)
 
@@ -333,7 +333,7 @@ def test_random_sections_never_raise(data: bytes, has_header: bool) -> None:
         return piece if len(piece) == size else None
 
     where = (0, len(data))
-    rows = EhFrame(read, AMD64, "little", header=where) if has_header else EhFrame(read, AMD64, "little", frames=where)
+    rows = FrameTable(read, AMD64, "little", header=where) if has_header else FrameTable(read, AMD64, "little", frames=where)
     assert rows.find_row(50) is None or isinstance(rows.find_row(50), Row | Unread)
 
 

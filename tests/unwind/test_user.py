@@ -20,7 +20,7 @@ from tests.builders.unwind_tables import TableOfFile
 from unwind.arch.arm64 import ARM64
 from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.x86_64 import X86_64
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.rules import Memory, Row, RowKind, Saved
 from unwind.user import Region, UserUnwinder, UserWalk
 

@@ -22,7 +22,7 @@ from guest.user.contents import BytesContents, RangeContents
 from recording.errors import BadImageError
 from tests.guest.elf.programs import SomePages, compile_c, host_files, tool_output
 from unwind.arch.x86_64 import X86_64
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.rules import Row
 
 LIBC = Path("/lib/x86_64-linux-gnu/libc.so.6")

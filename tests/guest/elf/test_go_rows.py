@@ -31,7 +31,7 @@ from tests.builders.host_process import HostProcess
 from tests.builders.unwind_tables import TableOfFile, read_printed_rows
 from tests.guest.elf.programs import SomePages, need
 from unwind.arch.x86_64 import X86_64
-from unwind.eh_frame import Unread
+from unwind.frame_table import Unread
 from unwind.rules import Row, RowKind
 
 AMD64 = X86_64.user_abis[1]

@@ -1,34 +1,33 @@
-"""``.eh_frame_hdr`` and ``.eh_frame`` of a file become rows by address (LSB Core 5.0, 10.5 and 10.6; DWARF 5, 6.4).
+"""``.eh_frame_hdr`` and ``.eh_frame``, or ``.debug_frame``, become rows by address (LSB Core 5.0, 10.5 and 10.6; DWARF 5, 6.4).
 
 Of a file that lies in a guest only pieces may be known. So everything is read when an address is asked for, and little of it: a few
-pages of the sorted table in ``.eh_frame_hdr``, and the entries of one function (an FDE and the CIE that it names).
+pages of the sorted table in ``.eh_frame_hdr``, and the entries of one function (an FDE and the CIE that it names). A section
+without such a table (``.debug_frame`` never has one) is read through once, for where each function's entry is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, Literal
 
 from recording.errors import BadImageError
-from unwind.cfa_program import Common, Program
 from unwind.cfa_rows import FunctionRows, Lowering
 from unwind.dwarf import OMIT, Reader, fixed_encoding
+from unwind.frame_entries import FrameEntries
 from unwind.frame_index import FunctionIndex, SearchTable
 from unwind.rules import Row
 from unwind.user_abi import UserAbi
 
 _PAGE: Final = 4096
-_MAX_ENTRY = 1 << 16
-"""Bytes of a function's entry; the largest of a Debian system has about 2 KiB."""
-_MAX_FUNCTIONS = 1 << 18
-"""Of a table without a sorted header; those of large files have one."""
+_MAX_FUNCTIONS = 1 << 20
+"""Of a table without a sorted header; a kernel has 100,000."""
 _MAX_END_MARKS = 64
 _MAX_PAGES = 256
 _MAX_CACHED = 1 << 16
 """Rows by address that are kept; then all are forgotten."""
 _MAX_CACHED_FUNCTIONS = 1 << 12
-_EXTENDED = 0xFFFF_FFFF
 _STEP = 256
 
 
@@ -42,7 +41,7 @@ class _UnreadError(Exception):
     """Bytes that are needed are not known now."""
 
 
-class EhFrame:
+class FrameTable:
     """The unwind table of one file, at link-time addresses."""
 
     def __init__(
@@ -53,10 +52,12 @@ class EhFrame:
         *,
         header: tuple[int, int] | None = None,
         frames: tuple[int, int] | None = None,
+        is_debug: bool = False,
     ) -> None:
         """``header``, ``frames``: address and size of ``.eh_frame_hdr`` and ``.eh_frame``, as far as they are known.
 
-        read: bytes of the file by link-time address, None where they are not known now.
+        read: bytes of the file by link-time address, None where they are not known now. is_debug: ``frames`` is ``.debug_frame``,
+        at address 0, and ``read`` reads it.
         """
         self._read = read
         self._abi = abi
@@ -67,7 +68,7 @@ class EhFrame:
         self._rows: dict[int, Row | None] = {}
         self._starts: dict[int, int] = {}
         self._functions: dict[int, FunctionRows | None] = {}
-        self._commons: dict[int, Common] = {}
+        self._entries = FrameEntries(self._bytes, abi, byteorder, is_debug=is_debug)
         self._pages: dict[int, bytes] = {}
         self._table: SearchTable | None = None
         self._index: FunctionIndex | None = None
@@ -143,7 +144,7 @@ class EhFrame:
         return self._table
 
     def _build_index(self) -> Iterator[None]:
-        """The functions of an ``.eh_frame`` without a sorted table. A size of 0 means: up to its end mark."""
+        """The functions of a section without a sorted table. A size of 0 means: up to its end mark."""
         if self._frames is None:
             return
         start, size = self._frames
@@ -151,120 +152,32 @@ class EhFrame:
         for number in range(_MAX_FUNCTIONS):
             if size and address >= start + size:
                 break
-            entry = self._read_entry(address)
+            try:
+                entry = self._entries.read_entry(address)
+            except BadImageError:
+                break
             if entry is None:
                 marks += 1
                 if not size or marks > _MAX_END_MARKS:
                     break
                 address += 4
                 continue
-            place, data = entry
-            if any(data[:4]):
-                common, reader = self._open_function(place, data)
-                first, last = self._read_range(common, reader)
-                index.add(first, last, address)
-            address = place + len(data)
+            if self._entries.is_function(entry):
+                # One that is damaged says nothing; its length led to the next.
+                with contextlib.suppress(BadImageError):
+                    index.add(*self._entries.read_range(entry), address)
+            address = entry.place + len(entry.data)
             if number % _STEP == _STEP - 1:
                 yield
         index.finish()
         self._index = index
 
     def _parse_function(self, address: int) -> FunctionRows | None:
-        function: FunctionRows | None = None
-        try:
-            entry = self._read_entry(address)
-            if entry is not None:
-                common, reader = self._open_function(*entry)
-                start, end = self._read_range(common, reader)
-                if common.has_data:
-                    reader.block(reader.uleb())
-                function = FunctionRows(common, start, end, Program(common, reader, start).run())
-        except BadImageError:
-            function = None
+        function = self._entries.parse_function(address)
         if len(self._functions) >= _MAX_CACHED_FUNCTIONS:
             self._functions.clear()
         self._functions[address] = function
         return function
-
-    def _open_function(self, address: int, data: bytes) -> tuple[Common, Reader]:
-        """What a function's entry builds upon, and a reader that stands behind the reference to that."""
-        reader = self._reader(address, data)
-        common = address - reader.number(4)
-        if common == address:
-            raise BadImageError(f"the entry at {address:#x} of an unwind table belongs to no function")
-        known = self._commons.get(common)
-        if known is None:
-            if len(self._commons) >= _MAX_CACHED_FUNCTIONS:
-                self._commons.clear()
-            known = self._commons[common] = self._parse_common(common)
-        return known, reader
-
-    def _read_range(self, common: Common, reader: Reader) -> tuple[int, int]:
-        """The addresses of a function; the second is written as a size."""
-        start = reader.pointer(common.pointer_encoding)
-        size = reader.value(common.pointer_encoding & 0x0F)
-        return start, start + max(0, size)
-
-    def _parse_common(self, address: int) -> Common:
-        entry = self._read_entry(address)
-        if entry is None:
-            raise BadImageError(f"the unwind table's entry at {address:#x} is empty")
-        reader = self._reader(*entry)
-        if reader.number(4) != 0:
-            raise BadImageError(f"the unwind table's entry at {address:#x} is not the one that functions name")
-        version = reader.byte()
-        if version not in (1, 3, 4):
-            raise BadImageError(f"the unwind table's entry at {address:#x} has the unknown version {version}")
-        augmentation = reader.string()
-        if version == 4 and (reader.byte(), reader.byte()) != (self._abi.pointer_size, 0):
-            raise BadImageError(f"the unwind table at {address:#x} is of another architecture")
-        if augmentation == b"eh":
-            reader.number(self._abi.pointer_size)
-            augmentation = b""
-        code_alignment, data_alignment = reader.uleb(), reader.sleb()
-        return_column = reader.byte() if version == 1 else reader.uleb()
-        encoding, is_signal = self._parse_augmentation(augmentation, reader)
-        bare = Common(code_alignment, data_alignment, return_column, encoding, bool(augmentation), is_signal)
-        rows = Program(bare, reader, 0).run()
-        return Common(code_alignment, data_alignment, return_column, encoding, bool(augmentation), is_signal, rows[-1][1])
-
-    def _parse_augmentation(self, augmentation: bytes, reader: Reader) -> tuple[int, bool]:
-        """The encoding of addresses, and whether the functions are signal trampolines."""
-        encoding, is_signal = 0, False
-        if not augmentation:
-            return encoding, is_signal
-        if augmentation[:1] != b"z":
-            raise BadImageError(f"the unwind table at {reader.address:#x} has the unknown augmentation {augmentation!r}")
-        size = reader.uleb()
-        stop = reader.position + size
-        for letter in augmentation[1:].decode("latin-1"):
-            if letter == "R":
-                encoding = reader.byte()
-            elif letter == "P":
-                reader.value(reader.byte())
-            elif letter == "L":
-                reader.byte()
-            elif letter == "S":
-                is_signal = True
-            else:
-                raise BadImageError(f"the unwind table at {reader.address:#x} has the unknown augmentation {augmentation!r}")
-        if reader.position > stop:
-            raise BadImageError(f"the augmentation of the unwind table at {reader.address:#x} does not fit")
-        reader.block(stop - reader.position)
-        return encoding, is_signal
-
-    def _read_entry(self, address: int) -> tuple[int, bytes] | None:
-        """The bytes behind an entry's length, and where they lie; None for an end mark."""
-        length = int.from_bytes(self._bytes(address, 4), self._byteorder)
-        place = address + 4
-        if length == 0:
-            return None
-        if length == _EXTENDED:
-            length = int.from_bytes(self._bytes(place, 8), self._byteorder)
-            place += 8
-        if not 4 < length <= _MAX_ENTRY:
-            raise BadImageError(f"an entry at {address:#x} of an unwind table has {length} bytes")
-        return place, self._bytes(place, length)
 
     def _reader(self, address: int, data: bytes) -> Reader:
         return Reader(data, address, self._abi.pointer_size, self._byteorder)
