@@ -58,14 +58,15 @@ def _heads(profile: Profile) -> Iterator[dict[str, Any]]:
     for vcpu in profile.vcpus:
         yield {"ph": "M", "pid": _GUEST, "tid": vcpu, "name": "thread_name", "args": {"name": f"vCPU {vcpu}"}}
         yield {"ph": "M", "pid": _GUEST, "tid": vcpu, "name": "thread_sort_index", "args": {"sort_index": vcpu}}
+    clocks = profile.clocks()
     for milestone in selected_milestones(profile):
-        yield _instant("milestone", milestone.time_ns, milestone.name, milestone.title)
+        yield _instant("milestone", milestone.time_ns, milestone.name, milestone.title, clocks.at(milestone.time_ns))
     for event in profile.events():
-        yield _instant("event", event.running_time_ns, event.kind, event.text)
+        yield _instant("event", event.running_time_ns, event.kind, event.text, clocks.at(event.running_time_ns))
 
 
-def _instant(category: str, time_ns: int, name: str, text: str) -> dict[str, Any]:
-    """A moment of the whole guest."""
+def _instant(category: str, time_ns: int, name: str, text: str, guest_ns: int | None) -> dict[str, Any]:
+    """A moment of the whole guest, with what its own clock showed."""
     return {
         "ph": "i",
         "s": "g",
@@ -74,7 +75,7 @@ def _instant(category: str, time_ns: int, name: str, text: str) -> dict[str, Any
         "cat": category,
         "ts": time_ns / 1000,
         "name": encodable(name),
-        "args": {"text": encodable(text)},
+        "args": {"text": encodable(text), **({} if guest_ns is None else {"guest_clock_s": guest_ns / 1e9})},
     }
 
 

@@ -288,14 +288,19 @@ def _markers(profile: Profile, tables: _Tables) -> dict[str, Any]:
     """The milestones of a boot, then what happened while recording."""
     rows = [(_MILESTONE, each.time_ns, each.name, each.title) for each in selected_milestones(profile)]
     rows += [(_EVENT, each.running_time_ns, each.kind, each.text) for each in profile.events()]
+    clocks = profile.clocks()
+    guest_ns = [clocks.at(time_ns) for _, time_ns, _, _ in rows]
     return _marker_columns(
         [time_ns / 1e6 for _, time_ns, _, _ in rows],
-        [{"type": kind, "text": encodable(text)} for kind, _, _, text in rows],
+        [
+            {"type": kind, "text": encodable(text), **({} if shown_ns is None else {"guest": shown_ns / 1e6})}
+            for (kind, _, _, text), shown_ns in zip(rows, guest_ns, strict=True)
+        ],
         [tables.string(name) for _, _, name, _ in rows],
     )
 
 
-def _marker_columns(times_ms: list[float], data: list[dict[str, str]], names: list[int] | None = None) -> dict[str, Any]:
+def _marker_columns(times_ms: list[float], data: list[dict[str, Any]], names: list[int] | None = None) -> dict[str, Any]:
     return {
         "length": len(times_ms),
         "name": names or [],
@@ -337,5 +342,8 @@ def _marker_schema(kind: str) -> dict[str, Any]:
         "tableLabel": "{marker.data.text}",
         "chartLabel": "{marker.data.text}",
         "display": ["marker-chart", "marker-table", "timeline-overview"],
-        "fields": [{"key": "text", "label": "What", "format": "string"}],
+        "fields": [
+            {"key": "text", "label": "What", "format": "string"},
+            {"key": "guest", "label": "By the guest's own clock", "format": "time"},
+        ],
     }

@@ -35,6 +35,8 @@ from recording.reader import Selection
 from recording.source_paths import function_lines, function_paths
 from recording.waits import Waker, waker_of
 
+_MOST_POINTS = 4000
+"""Of a clock's outline: tens of kilobytes."""
 _PROCESS = "process"
 _ROOT = ("all", "", _PROCESS)
 _Label = tuple[str, str, str]
@@ -79,7 +81,9 @@ def _packed_run(profile: Profile, run: dict[str, Any], tables: Tables, columns: 
         for milestone in find_milestones(profile, appearances=appearances if whole else None)
     ]
     vcpus = [_packed_track(track, columns) for track in fit]
-    return {**run, "milestones": milestones, "merged": fit is not tracks, "vcpus": vcpus}
+    # Of the guest's own clock in each boot, moments of running time and what it showed then.
+    clocks = [clock.outline(_MOST_POINTS) for clock in profile.clocks().by_boot]
+    return {**run, "milestones": milestones, "clocks": clocks, "merged": fit is not tracks, "vcpus": vcpus}
 
 
 def label_of(function: Function | Key) -> _Label:

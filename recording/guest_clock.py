@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
+from math import inf
 from statistics import median
 
 from recording.model import ClockReading, Halt
@@ -26,6 +27,8 @@ _MAX_INTERVAL_NS = 10_000_000
 """Of the timekeeper: a tick, which is no longer than that (100 Hz)."""
 _NEW_SHARE = 0.95
 _NEVER = 1 << 63
+_LEAST_ERROR_NS = 50_000
+"""Of a clock's outline; its readings tell no more."""
 
 
 class ClockName(StrEnum):
@@ -94,6 +97,13 @@ class GuestClock:
         """How exactly it is known in the halt at a moment, or the one before that."""
         return self._margin(max(0, bisect_right(self.times_ns, time_ns) - 1))
 
+    def outline(self, most: int) -> list[tuple[int, int]]:
+        """At most so many moments, each with what it showed then: between them it ran evenly, as exactly as that many can tell."""
+        error_ns = _LEAST_ERROR_NS
+        while len(points := _outline(self.times_ns, self.shown_ns, error_ns)) > most:
+            error_ns *= 2
+        return points
+
     def _margin(self, index: int) -> int:
         return self.margins_ns[max(0, index - len(self.shown_ns) + len(self.margins_ns))]
 
@@ -137,12 +147,16 @@ class GuestClocks:
         """A clock of a boot."""
         return next((clock for clock in self.clocks if (clock.name, clock.boot) == (name, boot)), None)
 
+    @property
+    def by_boot(self) -> list[GuestClock]:
+        """Of each boot that has one, the clock to tell moments by: printk's, else the monotonic one."""
+        boots = {clock.boot: clock for name in reversed(ClockName) for clock in self.clocks if clock.name is name}
+        return [boots[boot] for boot in sorted(boots)]
+
     def clock_at(self, time_ns: int) -> GuestClock | None:
-        """The clock to tell a moment by: printk's, else the monotonic one, of the boot that it lies in. None: there is none."""
-        boot = next((clock.boot for clock in self.clocks if time_ns <= clock.times_ns[-1]), None)
-        if boot is None:
-            boot = self.clocks[-1].boot if self.clocks else -1
-        return self.find(ClockName.PRINTK, boot) or self.find(ClockName.MONOTONIC, boot)
+        """The clock to tell a moment by, of the boot that it lies in. None: there is none."""
+        clocks = self.by_boot
+        return next((clock for clock in clocks if time_ns <= clock.times_ns[-1]), clocks[-1] if clocks else None)
 
     def at(self, time_ns: int) -> int | None:
         """The guest's time at a moment of guest running time, None where it is not known."""
@@ -197,6 +211,25 @@ def _fitted(name: ClockName, boot: int, halts: Sequence[Halt], begin: int, readi
         changes,
         share,
     )
+
+
+def _outline(times: Sequence[int], values: Sequence[int], error: int) -> list[tuple[int, int]]:
+    """Points of a course, first and last among them, from which straight lines pass all others within ``error``."""
+    points = [(times[0], values[0])]
+    low, high = -inf, inf
+    for index in range(1, len(times)):
+        time, value = points[-1]
+        ran, rose = times[index] - time, values[index] - value
+        if ran > 0 and not low <= rose / ran <= high:
+            time, value = times[index - 1], values[index - 1]
+            points.append((time, value))
+            low, high = -inf, inf
+            ran, rose = times[index] - time, values[index] - value
+        if ran > 0:
+            low, high = max(low, (rose - error) / ran), min(high, (rose + error) / ran)
+    if len(times) > 1:
+        points.append((times[-1], values[-1]))
+    return points
 
 
 def _bounds(halts: Sequence[Halt], read: Sequence[int | None], interval_ns: int) -> tuple[list[int], list[int]]:

@@ -32,14 +32,16 @@ function aboutRun(run, version) {
   if (run.notes.length) {
     parts.push(make("h2", {}, "What stays unknown"), make("ul", {}, ...run.notes.map((note) => make("li", {}, isolated(note)))));
   }
+  const byGuest = run.clocks.length ? ["Guest's clock"] : [];
+  const when = (time) => [moment(time), ...byGuest.map(() => guestMoment(run, time))];
   if (run.events.length) {
-    const rows = run.events.map((event) => [isolated(event.name), moment(event.time), isolated(event.text)]);
-    parts.push(plainTable("What happened while recording", ["Event", "At", "What"], rows));
+    const rows = run.events.map((event) => [isolated(event.name), ...when(event.time), isolated(event.text)]);
+    parts.push(plainTable("What happened while recording", ["Event", "At", ...byGuest, "What"], rows));
   }
   if (run.console.length) {
-    const rows = run.console.map((line) => [moment(line.time), make("bdi", { class: "name" }, line.text)]);
+    const rows = run.console.map((line) => [...when(line.time), make("bdi", { class: "name" }, line.text)]);
     const summary = make("summary", {}, counted(rows.length, "line") + " of the console");
-    parts.push(make("details", {}, summary, plainTable("Console", ["At", "Line"], rows)));
+    parts.push(make("details", {}, summary, plainTable("Console", ["At", ...byGuest, "Line"], rows)));
   }
   const facts = [...run.facts, ["Page written by", "guestprof " + version]];
   parts.push(plainTable("The run", ["What", "Value"], facts.map(([words, value]) => [words, isolated(value)])));

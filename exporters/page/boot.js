@@ -119,6 +119,21 @@ function waitTotals(model, waits) {
   return [...totals.values()].sort((one, other) => other.total - one.total || one.waker - other.waker);
 }
 
+/** When code of each module was on a stack first, by the module's number. */
+function firstByModule(model, run, range) {
+  const { stacks, nodes, functions, modules } = model.data;
+  const first = new Float64Array(modules.length).fill(Infinity);
+  const seen = model.sums([{ run, range }], null).first;
+  for (let stack = 0; stack < seen.length; stack++) {
+    if (seen[stack] === Infinity) continue;
+    for (let node = stacks.node[stack]; node > 0; node = nodes.parent[node]) {
+      const module = functions.module[nodes.function[node]];
+      first[module] = Math.min(first[module], seen[stack]);
+    }
+  }
+  return first;
+}
+
 const MOST_WAITS = 50;
 
 class Boot {
@@ -132,7 +147,7 @@ class Boot {
     markParked(this.model, run);
     if (run.milestones.length) parts.push(this.phases(run, range), this.milestones(run));
     else parts.push(make("p", { class: "dim" }, "No milestone of a boot is in this recording."));
-    parts.push(...this.waits(run, range));
+    parts.push(...this.modules(run, range), ...this.waits(run, range));
     byId("boot").replaceChildren(...parts);
   }
 
@@ -154,16 +169,19 @@ class Boot {
       const { sums } = phase;
       const until = Math.min(phase.until, wholeSpan(run)[1]);
       const top = sums.top.flatMap(([code, weight]) => [this.code(code), " " + percent(weight / sums.all) + " "]);
+      const [began, ended] = [guestTime(run, phase.from), guestTime(run, until)];
       return [
         make("span", {}, isolated(phase.name), make("br"), make("span", { class: "dim" }, isolated(phase.text))),
         moment(phase.from),
         duration(until - phase.from),
+        ...(run.clocks.length ? [began === null || ended === null ? "" : duration(ended - began)] : []),
         this.mix(sums),
         make("span", { class: "top" }, ...top),
         this.select("the phase " + phase.name, phase.from, phase.until),
       ];
     });
-    return plainTable("Phases", ["Phase", "From", "Lasts", "vCPU time", "Most by themselves", ""], rows);
+    const byGuest = run.clocks.length ? ["By the guest's clock"] : [];
+    return plainTable("Phases", ["Phase", "From", "Lasts", ...byGuest, "vCPU time", "Most by themselves", ""], rows);
   }
 
   /** A bar of what the vCPUs did, and its figures. */
@@ -185,9 +203,26 @@ class Boot {
       const known = mark.after === null ? "" : "up to " + duration(mark.time - mark.after) + " earlier";
       const until = next ? next.time : wholeSpan(run)[1] + 1;
       const words = "the time from " + mark.name + " to " + (next ? next.name : "the end");
-      return [isolated(mark.name), moment(mark.time), known, isolated(mark.text), this.select(words, mark.time, until)];
+      const byGuest = run.clocks.length ? [guestMoment(run, mark.time)] : [];
+      return [isolated(mark.name), moment(mark.time), ...byGuest, known, isolated(mark.text), this.select(words, mark.time, until)];
     });
-    return plainTable("Milestones", ["Milestone", "First seen", "True moment", "What", ""], rows);
+    const byGuest = run.clocks.length ? ["Guest's clock"] : [];
+    return plainTable("Milestones", ["Milestone", "First seen", ...byGuest, "True moment", "What", ""], rows);
+  }
+
+  /** Modules as they were found loaded, which is an event each: "ext4 at 0x...". */
+  modules(run, range) {
+    const [from, until] = range || [0, Infinity];
+    const loads = run.events.filter(({ name, time }) => name === "module-loaded" && from <= time && time < until);
+    if (!loads.length) return [];
+    const byGuest = run.clocks.length ? ["Guest's clock"] : [];
+    const first = firstByModule(this.model, run, range);
+    const rows = loads.map(({ time, text }) => {
+      const module = text.split(" at 0x")[0];
+      const seen = first[this.model.data.modules.indexOf("[" + module + "]")] ?? Infinity;
+      return [isolated(module), moment(time), ...byGuest.map(() => guestMoment(run, time)), seen < Infinity ? moment(seen) : "not seen"];
+    });
+    return [plainTable("Modules", ["Module", "Found loaded", ...byGuest, "First code seen"], rows)];
   }
 
   waits(run, range) {

@@ -153,7 +153,8 @@ class Chart {
     const [from, until] = this.timesOf(box);
     const step = (until - from) / 20;
     const when = moment(from, step) + " to " + moment(until, step) + " (about " + duration(until - from) + ")";
-    return [data.functions.name[code], ...(module ? [module] : []), when];
+    const byGuest = guestMoment(this.run, from);
+    return [data.functions.name[code], ...(module ? [module] : []), when, ...(byGuest ? ["by the guest's clock from " + byGuest] : [])];
   }
 
   hit(part, event) {

@@ -97,17 +97,20 @@ class Model {
     return [lowerBound(track.time, range[0]), lowerBound(track.time, range[1])];
   }
 
-  /** Weight and samples of each stack in runs: a list of {run, range}. */
+  /** Weight and samples of each stack in runs, a list of {run, range}, and when it was seen first. */
   sums(parts, vcpu) {
     const count = this.data.stacks.node.length;
-    const sums = { weight: new Float64Array(count), samples: new Float64Array(count) };
+    const first = new Float64Array(count).fill(Infinity);
+    const sums = { weight: new Float64Array(count), samples: new Float64Array(count), first };
     for (const { run, range } of parts) {
       for (const track of run.vcpus) {
         if (vcpu !== null && track.vcpu !== vcpu) continue;
-        const [first, last] = this.within(track, range);
-        for (let index = first; index < last; index++) {
-          sums.weight[track.stack[index]] += track.weight[index];
-          sums.samples[track.stack[index]] += track.samples[index];
+        const [start, end] = this.within(track, range);
+        for (let index = start; index < end; index++) {
+          const stack = track.stack[index];
+          sums.weight[stack] += track.weight[index];
+          sums.samples[stack] += track.samples[index];
+          if (track.time[index] < first[stack]) first[stack] = track.time[index];
         }
       }
     }
@@ -115,7 +118,8 @@ class Model {
   }
 
   /**
-   * What passes in runs, each with its range: sums by stack and by node (own: the innermost is this node; all: anywhere below it).
+   * What passes in runs, each with its range: sums by stack and by node (own: the innermost is this node; all: anywhere below it),
+   * and when each was seen first.
    * `value` is what widths are: time, or samples where no time has passed, as in a recording of one halt.
    */
   summary(parts, filter, found, words) {
@@ -124,16 +128,20 @@ class Model {
     const passes = this.passing(filter, found, words);
     const sums = this.sums(parts, filter.vcpu);
     const own = { weight: new Float64Array(count), samples: new Float64Array(count) };
+    const first = new Float64Array(count).fill(Infinity);
     for (let stack = 0; stack < passes.length; stack++) {
       if (!passes[stack]) {
         sums.weight[stack] = sums.samples[stack] = 0;
         continue;
       }
-      own.weight[stacks.node[stack]] += sums.weight[stack];
-      own.samples[stacks.node[stack]] += sums.samples[stack];
+      const node = stacks.node[stack];
+      own.weight[node] += sums.weight[stack];
+      own.samples[node] += sums.samples[stack];
+      first[node] = Math.min(first[node], sums.first[stack]);
     }
-    const all = { weight: own.weight.slice(), samples: own.samples.slice() };
+    const all = { weight: own.weight.slice(), samples: own.samples.slice(), first };
     for (let node = count - 1; node > 0; node--) {
+      first[nodes.parent[node]] = Math.min(first[nodes.parent[node]], first[node]);
       all.weight[nodes.parent[node]] += all.weight[node];
       all.samples[nodes.parent[node]] += all.samples[node];
     }
@@ -170,7 +178,7 @@ class Model {
     return summary.whole ? covered / summary.whole : 0;
   }
 
-  /** Rows of a table: {name, module, kind, own, total, samples, key}, by what they are of. */
+  /** Rows of a table: {name, module, kind, own, total, samples, first, key}, by what they are of. */
   rows(summary, by) {
     return by === "function" || by === "module" ? this.codeRows(summary, by) : this.ownerRows(summary, by);
   }
@@ -182,6 +190,7 @@ class Model {
     const own = new Float64Array(count);
     const total = new Float64Array(count);
     const samples = new Float64Array(count);
+    const first = new Float64Array(count).fill(Infinity);
     const kind = new Int32Array(count).fill(-1);
     const open = ofModule ? new Int32Array(count) : null;
     const path = [];
@@ -200,6 +209,7 @@ class Model {
       if (outermost) {
         total[key] += summary.all.weight[node];
         samples[key] += summary.all.samples[node];
+        first[key] = Math.min(first[key], summary.all.first[node]);
       }
     }
     const rows = [];
@@ -208,7 +218,8 @@ class Model {
       const name = ofModule ? modules[key] : functions.name[key];
       const module = ofModule ? "" : modules[functions.module[key]];
       const source = ofModule ? "" : sourceOf(functions, key);
-      rows.push({ key, name, group: name, module, source, kind: kind[key], own: own[key], total: total[key], samples: samples[key] });
+      const figures = { own: own[key], total: total[key], samples: samples[key], first: first[key] };
+      rows.push({ key, name, group: name, module, source, kind: kind[key], ...figures });
     }
     return rows;
   }
@@ -224,9 +235,10 @@ class Model {
       if (key < 0) continue;
       let row = rows.get(key);
       if (!row) {
-        row = { key, ...this.ownerName(by, key), module: "", kind: -1, own: 0, total: 0, samples: 0 };
+        row = { key, ...this.ownerName(by, key), module: "", kind: -1, own: 0, total: 0, samples: 0, first: Infinity };
         rows.set(key, row);
       }
+      row.first = Math.min(row.first, summary.sums.first[stack]);
       row.own += summary.sums.weight[stack];
       row.total = row.own;
       row.samples += summary.sums.samples[stack];
@@ -248,11 +260,13 @@ class Model {
         if (summary.vcpu !== null && track.vcpu !== summary.vcpu) continue;
         const [first, last] = this.within(track, range);
         const name = "vCPU " + track.vcpu;
-        const row = rows.get(track.vcpu) || { key: track.vcpu, name, group: name, module: "", kind: -1, own: 0, samples: 0 };
+        const none = { key: track.vcpu, name, group: name, module: "", kind: -1, own: 0, samples: 0, first: Infinity };
+        const row = rows.get(track.vcpu) || none;
         for (let index = first; index < last; index++) {
           if (!summary.passes[track.stack[index]]) continue;
           row.own += track.weight[index];
           row.samples += track.samples[index];
+          row.first = Math.min(row.first, track.time[index]);
         }
         row.total = row.own;
         if (row.samples) rows.set(track.vcpu, row);

@@ -135,7 +135,9 @@ class Overview {
     const [from, until] = this.span;
     const time = from + ((event.clientX - frame.left) / frame.width) * (until - from);
     const near = this.run.milestones.filter((mark) => Math.abs(this.place(mark.time, frame.width) - (event.clientX - frame.left)) < 5);
-    tip.show(event, [moment(time, (until - from) / 500), ...near.map((mark) => moment(mark.time) + " " + mark.name)]);
+    const byGuest = guestMoment(this.run, time);
+    const when = moment(time, (until - from) / 500) + (byGuest && " (guest's clock " + byGuest + ")");
+    tip.show(event, [when, ...near.map((mark) => moment(mark.time) + " " + mark.name)]);
   }
 
   /** Arrow keys move the range, with Shift its end; the first one makes a range. */

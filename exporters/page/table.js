@@ -7,9 +7,10 @@ const COLUMNS = [
   { key: "own", words: "Self" },
   { key: "total", words: "Total" },
   { key: "samples", words: "Samples" },
+  { key: "first", words: "First seen", early: true },
 ];
 
-/** Heads that sort: the first column ascending at first, figures descending. */
+/** Heads that sort: names and moments (`early`) ascending at first, figures descending. */
 function sortableHeads(columns, sort, changed) {
   const table = byId("table");
   const row = make("tr");
@@ -18,7 +19,7 @@ function sortableHeads(columns, sort, changed) {
     const arrow = make("span", { "aria-hidden": "true" }, sorted ? (sort.down ? " ▾" : " ▴") : "");
     const button = make("button", { type: "button" }, column.words, arrow);
     button.addEventListener("click", () => {
-      sort.down = sorted ? !sort.down : index > 0;
+      sort.down = sorted ? !sort.down : index > 0 && !column.early;
       sort.key = column.key;
       changed();
       table.querySelector('th[data-key="' + column.key + '"] button').focus();
@@ -94,6 +95,7 @@ class Table {
       this.figure(row.own, this.summary.weight),
       this.figure(row.total, this.summary.weight),
       make("td", {}, make("data", { value: row.samples }, grouped.format(row.samples))),
+      make("td", { "data-first": row.first }, moment(row.first, 1e5)),
     );
   }
 

@@ -16,6 +16,29 @@ function wholeSpan(run) {
   return from < until ? [Math.max(0, from), until] : [0, 1];
 }
 
+/** What the guest's own clock showed at a moment of running time, nanoseconds; null before it ran, or where nobody read it. */
+function guestTime(run, time) {
+  const clocks = run.clocks;
+  const points = clocks.find((clock) => time <= clock[clock.length - 1][0]) || clocks[clocks.length - 1];
+  if (!points) return null;
+  let [low, high] = [0, points.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (points[middle][0] <= time) low = middle;
+    else high = middle;
+  }
+  const [[from, first], [until, last]] = [points[low], points[high]];
+  const inside = from < until && from <= time && time <= until;
+  const shown = inside ? first + ((time - from) / (until - from)) * (last - first) : time < from ? first + time - from : last + time - until;
+  return shown < 0 ? null : shown;
+}
+
+/** A moment by the guest's own clock, in words; "" where it is not known. */
+function guestMoment(run, time) {
+  const shown = guestTime(run, time);
+  return shown === null ? "" : moment(shown, 1e5);
+}
+
 /** Turns dragging over an element into a range of time. span: the time it shows; done: called with the range, null for a click. */
 function dragRange(element, span, { move, done }) {
   let from = null;

@@ -100,10 +100,13 @@ def test_the_firefox_profiler_reads_slices_and_events_as_markers(tmp_path: Path)
 
 def test_milestones_of_a_boot_are_instants(tmp_path: Path) -> None:
     document = check_schema("chrome-trace", text_of(boot_recording(tmp_path / "a"), Selection(since_ns=50 * MS, until_ns=75 * MS)))
-    assert [(row["name"], row["cat"], row["ts"]) for row in document["traceEvents"] if row["ph"] == "i"] == [
+    instants = [row for row in document["traceEvents"] if row["ph"] == "i"]
+    assert [(row["name"], row["cat"], row["ts"]) for row in instants] == [
         ("kernel_init", "milestone", 60_000),
         ("initcalls", "milestone", 70_000),
     ]
+    # The builder's clock begins with the third halt, at 30 ms.
+    assert [row["args"]["guest_clock_s"] for row in instants] == pytest.approx([0.03, 0.04], abs=0.004)
 
 
 @pytest.mark.parametrize("vcpus", [frozenset[int](), frozenset({7})])

@@ -95,6 +95,10 @@ def test_processes_and_markers(tmp_path: Path) -> None:
 @needs_profiler_cli
 def test_milestones_of_a_boot_are_markers(tmp_path: Path) -> None:
     written(tmp_path / "a.json", boot_recording(tmp_path / "a"), selection=Selection(since_ns=50 * MS, until_ns=100 * MS))
+    columns = json.loads((tmp_path / "a.json").read_bytes())["threads"][0]["markers"]
+    # The builder's clock begins with the third halt, at 30 ms.
+    by_guest = [start - data["guest"] for start, data in zip(columns["startTime"], columns["data"], strict=True)]
+    assert by_guest == pytest.approx([30, 30, 30], abs=4)
     with viewing(tmp_path / "a.json") as viewer:
         markers = viewer.ask("thread", "markers", "--thread", "t-0", "--list")["flatMarkers"]
     assert [(marker["name"], marker["label"], marker["start"]) for marker in markers] == [

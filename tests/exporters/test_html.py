@@ -258,6 +258,8 @@ def test_milestones_are_those_of_the_whole_recording(tmp_path: Path) -> None:
             (run,) = data_of(export_html(profile, version="0.0"))["runs"]
             found = [(mark["time"], mark["after"], mark["name"], mark["phase"]) for mark in run["milestones"]]
             assert found == [(each.time_ns, each.after_ns, each.name, each.begins_phase) for each in find_milestones(profile)]
+            (clock,) = profile.clocks().clocks[:1]
+            assert [tuple(point) for point in run["clocks"][0]] == clock.outline(4000)
 
 
 @pytest.mark.parametrize("selection", [None, Selection(idle=False, vcpus=frozenset({0}))])

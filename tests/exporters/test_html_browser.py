@@ -15,6 +15,7 @@ from recording.milestones import find_milestones
 from recording.model import Context
 from recording.phases import course_of
 from recording.reader import Selection
+from recording.timeline import timeline_of
 from recording.views import function_totals
 from recording.waits import wait_totals
 from tests.builders.boots import boot_recording
@@ -25,6 +26,13 @@ from tests.recording.test_sources import inlined_recording
 
 pytest.importorskip("selenium", reason="needs selenium: pip install 'guestprof[test]'")
 keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+
+
+FIRST_SEEN = """
+    return Array.from(document.querySelectorAll('#table tbody tr'), row => [
+        row.querySelector('.name').textContent, Number(row.querySelector('[data-first]').dataset.first),
+    ]);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +71,19 @@ def test_the_table_is_the_profile_s_and_can_be_sorted(page: Page, busy: Path) ->
     assert sorted(rows) == totals(busy)
     assert [row[2] for row in rows] == sorted((row[2] for row in rows), reverse=True)
     heads = page.browser.find_elements("css selector", "#table thead th")
-    assert [head.get_attribute("aria-sort") for head in heads] == ["none", "descending", "none", "none"]
+    assert [head.get_attribute("aria-sort") for head in heads] == ["none", "descending", "none", "none", "none"]
     heads[0].find_element("tag name", "button").click()
     page.settle()
     assert [row[0] for row in page.rows()] == sorted(row[0] for row in rows)
     assert page.browser.execute_script("return document.activeElement.textContent") == "Name ▴"
+    heads = page.browser.find_elements("css selector", "#table thead th")
+    heads[-1].find_element("tag name", "button").click()
+    page.settle()
+    with opened(busy) as profile:
+        first = {seen.function.name: seen.seen.first_ns for seen in timeline_of(profile).functions}
+    shown = page.browser.execute_script(FIRST_SEEN)
+    assert {name: time for name, time in shown if name in first} == first
+    assert [time for _, time in shown] == sorted(first.values())
     page.choose("by", "vCPU")
     assert [(row[0], row[3]) for row in page.rows()] == [("vCPU 0", 60 * MS), ("vCPU 1", 60 * MS)]
     page.choose("by", "process")
@@ -207,6 +223,8 @@ def test_milestones_phases_and_waits_are_the_recording_s(browser: Any, tmp_path:
         (tmp_path / "a.html").write_bytes(export_html(profile, version="0.0"))
         milestones = find_milestones(profile)
         course = course_of(profile, milestones)
+        timeline = timeline_of(profile)
+        guest_ns = [profile.clocks().at(milestone.time_ns) for milestone in milestones]
     page = Page(browser, tmp_path / "a.html")
     page.click("tab-boot")
     tables = {
@@ -219,6 +237,11 @@ def test_milestones_phases_and_waits_are_the_recording_s(browser: Any, tmp_path:
         assert ", ".join(f"{name} {percent(part / phase.weight_ns)}" for name, part in parts.items() if part) in " ".join(row)
     names = [head.text for head in tables["Milestones"].find_elements("css selector", "tbody th")]
     assert names == [milestone.name for milestone in milestones]
+    by_guest = [cell.text for cell in tables["Milestones"].find_elements("css selector", "tbody td:nth-child(3)")]
+    assert by_guest == ["" if shown_ns is None else f"{shown_ns / 1e9:.4f} s" for shown_ns in guest_ns]
+    modules = [row.text for row in tables["Modules"].find_elements("css selector", "tbody tr")]
+    assert [row.split()[:3] for row in modules] == [["e1000", "0.185", "s"], ["failover", "0.200", "s"]]
+    assert [row.endswith("not seen") for row in modules] == [module.seen is None for module in timeline.modules]
     totals_ns = [
         int(cell.get_attribute("value")) for cell in tables["By what ended the waits"].find_elements("css selector", "data")
     ]
