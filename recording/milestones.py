@@ -166,6 +166,9 @@ class _Boot:
         self._left_firmware = False
         self._programs: set[str] = set()
         self._stacks: set[Stack] = set()
+        self._of_kernel_init: set[Stack] = set()
+        self._kernel_init_until_ns: int | None = None
+        self._user: list[Appearance] = []
 
     def see(self, seen: Appearance) -> None:
         """Take notice of a stack that was not seen before, in time order."""
@@ -178,10 +181,15 @@ class _Boot:
         if stack.end is StackEnd.NO_KERNEL:
             return
         if stack.end in _USER_ENDS:
+            self._user.append(seen)
             self._see_program(seen)
-        if stack in self._stacks:
-            return
-        self._stacks.add(stack)
+        if stack not in self._stacks:
+            self._stacks.add(stack)
+            self._see_stack(stack, seen)
+        if stack in self._of_kernel_init:
+            self._kernel_init_until_ns = max(self._kernel_init_until_ns or 0, seen.last_ns)
+
+    def _see_stack(self, stack: Stack, seen: Appearance) -> None:
         names = {function.name for function in stack.functions if function.kind is FrameKind.KERNEL}
         if not self._left_firmware:
             self._left_firmware = True
@@ -189,8 +197,10 @@ class _Boot:
         for step in _STEPS:
             if step.name not in self._found and not names.isdisjoint(step.functions) and names.isdisjoint(step.unless):
                 self._add(step.name, step.title, seen, begins_phase=step.begins_phase)
-        if KERNEL_INIT in names and INITCALL in names:
-            self._see_initcall(seen)
+        if KERNEL_INIT in names:
+            self._of_kernel_init.add(stack)
+            if INITCALL in names:
+                self._see_initcall(seen)
 
     def _see_boot_code(self, stack: Stack, seen: Appearance) -> None:
         role = self._roles.get(stack.functions[-1].module, "")
@@ -217,6 +227,19 @@ class _Boot:
             self._add(f"init:{task.process}", f"init has become {task.process}", seen)
         self._programs.add(task.process)
 
+    def _date_init(self) -> None:
+        """User code behind the last sight of ``kernel_init`` shows that this has become init, be init itself sampled or not.
+
+        Before that it may be a helper's, which the kernel calls while it starts (kernel/umh.c).
+        """
+        until_ns = self._kernel_init_until_ns
+        first = next((seen for seen in self._user if until_ns is not None and seen.first_ns > until_ns), None)
+        known = self._found.get("init")
+        if first is None or first.origin.task is None or (known is not None and known.time_ns <= first.first_ns):
+            return
+        title = "a process of init's runs user code" if known is None else known.title
+        self._found["init"] = Milestone("init", title, first.first_ns, first.before_ns, self._number)
+
     def _add(self, name: str, title: str, seen: Appearance, *, begins_phase: bool = True) -> None:
         if name not in self._found:
             self._found[name] = Milestone(name, title, seen.first_ns, seen.before_ns, self._number, begins_phase)
@@ -228,6 +251,7 @@ class _Boot:
             return []
         if "firmware" not in found and found["kernel-entry"].after_ns is None:
             del found["kernel-entry"]
+        self._date_init()
         if "user" in found and "init" not in found:
             # Whose the first user code is, is not known.
             found["user"] = replace(found["user"], begins_phase=True)

@@ -12,13 +12,13 @@ from recording.errors import UnknownMarkError
 from recording.initcalls import initcall_levels
 from recording.marks import find_mark
 from recording.milestones import find_milestones
-from recording.model import Callchain, Context, FrameKind, Halt, Image, Sample
+from recording.model import Callchain, Context, FrameKind, Halt, Image, Sample, StackEnd, Task
 from recording.reader import Selection
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
 from recording.timeline import timeline_of
 from recording.waits import Waker
-from tests.builders.boots import BOOT, EVENTS, boot_recording
+from tests.builders.boots import BOOT, EVENTS, SSHD, boot_recording
 from tests.builders.profiles import busy_recording, hostile_recording, opened
 from tests.builders.recordings import MS, Names, Stack, write_recording
 
@@ -59,6 +59,17 @@ def test_lines_of_the_console_that_the_user_names(tmp_path: Path) -> None:
     assert (found["acpi"].time_ns, found["acpi"].title) == (115 * MS, "console: [    0.052000] ACPI: Core revision 20220331")
     assert found["login"].time_ns == 265 * MS
     assert "never" not in found
+
+
+def test_init_is_where_another_process_shows_that_it_runs(tmp_path: Path) -> None:
+    """A helper that the kernel calls while it starts is none of init's; what runs user code after that is."""
+    (user,) = [stacks for stacks in BOOT if stacks[0].task == SSHD and stacks[0].end is StackEnd.USER_MODE]
+    (freeing,) = [stacks for stacks in BOOT if "free_initmem" in stacks[0].frames]
+    helper = replace(user[0], task=Task(50, 50, "modprobe", "modprobe", False, "/"))
+    with opened(write_recording(tmp_path / "a", [*BOOT[:9], [helper], freeing, user, [helper]])) as profile:
+        found = {each.name: (each.time_ns // MS, each.title) for each in find_milestones(profile)}
+    assert found["user"] == (100, "the first user code runs")
+    assert found["init"] == (120, "a process of init's runs user code")
 
 
 def test_a_guest_that_runs_already_has_no_milestones(tmp_path: Path) -> None:
