@@ -35,8 +35,9 @@ class CompareView:
         return [row for row in phase.functions.ordered(view.shown_part) if worth_of_row(row, view.shown_part) in _TOLD]
 
     def one_sided(self, side: int) -> list[OneSided]:
-        """What this side alone runs, and often enough that this is no accident of sampling."""
-        return [row for row in self.boots.one_sided if row.side == side and worth_of_row(row.row, OfRow.TOTAL) in _TOLD]
+        """What this side alone runs, and often enough that this is no accident of sampling: in each boot, or by the test."""
+        rows = [row for row in self.boots.one_sided if row.side == side]
+        return [row for row in rows if row.in_every_boot or worth_of_row(row.row, OfRow.TOTAL) in _TOLD]
 
     def seldom(self) -> int:
         """How many functions were seen on one side alone, too seldom to say that the other never runs them."""
@@ -129,6 +130,7 @@ def method_lines(view: CompareView) -> list[str]:
     spread = "how much the boots of a side vary" if min(counts) > 1 else "how exactly milestones are known"
     level = f"{100 * LEVEL:g} %"
     lines = [
+        "times are by the guests' own clocks" if boots.by_guest_clock else "times are guest running time",
         f"± is half of a figure's own 95 % interval, of durations by {spread}",
         f"Holm's correction: {level} of comparisons of equal boots find a duration that differs, {level} a function",
         f"functions are tested where both sides together have {FEWEST_SAMPLES} samples of them",

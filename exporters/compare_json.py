@@ -28,7 +28,12 @@ def export_compare_json(view: CompareView) -> bytes:
             }
             for name, profiles, side, of_side in sides
         ],
-        "method": {"confidence": CONFIDENCE, "level": LEVEL, "notes": method_lines(view)},
+        "method": {
+            "clock": "guest" if boots.by_guest_clock else "running",
+            "confidence": CONFIDENCE,
+            "level": LEVEL,
+            "notes": method_lines(view),
+        },
         "is_bounded": boots.is_bounded,
         "is_different": _is_different(view),
         "result": [encodable(line) for line in result_lines(view)],

@@ -1,9 +1,10 @@
 """The recorded boots of two sides become a comparison: how long each phase took, which functions differ in it, and what one side
 alone runs.
 
-Durations are of guest running time. The spread of a side's boots is the error of its mean; no error is less than that of finding a
-milestone by samples. A single boot does not tell how much boots vary: then durations are not tested. All figures of a kind are
-corrected for each other (Holm), those of functions for the number of phases, too.
+Durations are by the guests' own clocks where all boots can be told by these, else of guest running time. The spread of a side's
+boots is the error of its mean; no error is less than that of finding a milestone by samples. A single boot does not tell how much
+boots vary: then durations are not tested. All figures of a kind are corrected for each other (Holm), those of functions for the
+number of phases, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from recording.alignment import Boot, CommonPhase, Unmatched, align, boot_of
 from recording.comparison import ComparedRow, Comparison, OfRow, compare
-from recording.contrast import Difference, Measure, compare_means, corrected
+from recording.contrast import FEWEST_SAMPLES, Difference, Measure, compare_means, corrected
+from recording.guest_time import use_guest_time
 from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording, Selection
@@ -60,11 +62,13 @@ class ComparedPhase:
 class OneSided:
     """A function that samples of one side alone have.
 
-    side: 0 or 1. has_symbol: whether the other side's kernel or modules have a function of that name; None for code of others.
+    side: 0 or 1. in_every_boot: whether each of several boots of this side has samples enough of it to be tested by itself.
+    has_symbol: whether the other side's kernel or modules have a function of that name; None for code of others.
     """
 
     row: ComparedRow
     side: int
+    in_every_boot: bool
     has_symbol: bool | None
 
     @property
@@ -78,11 +82,13 @@ class OneSided:
 class BootComparison:
     """Two sides' boots.
 
+    by_guest_clock: whether all times are by the guests' own clocks, and not guest running time.
     whole: how long the boots took. functions: of the whole boots.
     is_bounded: whether something in the guests ended the recordings.
     """
 
     sides: tuple[Sequence[Boot], Sequence[Boot]]
+    by_guest_clock: bool
     phases: Sequence[ComparedPhase]
     unmatched: Sequence[Unmatched]
     whole: Difference
@@ -98,7 +104,11 @@ class BootComparison:
 
 
 def compare_boots(recordings: _Sides, wanted: Mapping[str, re.Pattern[str]] | None = None) -> BootComparison:
-    """Recordings of boots, one or more of each side, all of them open. ``wanted``: more milestones, see ``find_milestones``."""
+    """Recordings of boots, one or more of each side, all of them open. ``wanted``: more milestones, see ``find_milestones``.
+
+    From then on these recordings are told by the guests' clocks, if they can be.
+    """
+    by_guest_clock = use_guest_time([recording for side in recordings for recording in side])
     first, second = [[boot_of(Profile(recording), wanted) for recording in side] for side in recordings]
     sides = first, second
     common, unmatched = align(sides)
@@ -114,6 +124,7 @@ def compare_boots(recordings: _Sides, wanted: Mapping[str, re.Pattern[str]] | No
     functions = compare([boot.profile for boot in first], [boot.profile for boot in second], CompareBy.FUNCTION, families)
     return BootComparison(
         sides,
+        by_guest_clock,
         [replace(phase, duration=duration) for phase, duration in zip(phases, durations, strict=False)],
         unmatched,
         durations[-1],
@@ -167,11 +178,14 @@ def _corrected(differences: Sequence[Difference]) -> list[Difference]:
 def _one_sided(functions: Comparison, sides: tuple[Sequence[Boot], Sequence[Boot]]) -> list[OneSided]:
     """What took most first."""
     rows = []
+    by_run = functions.samples_by_run()
     for row in functions.rows:
         before, after = row.samples
         if not (before and after):
-            other = sides[0] if after else sides[1]
-            rows.append(OneSided(row, int(after > 0), _has_symbol(row, other) if row.key.kind in _OF_KERNEL else None))
+            side = int(after > 0)
+            in_every_boot = min(map(len, sides)) > 1 and min(by_run[row.key][side]) >= FEWEST_SAMPLES
+            has_symbol = _has_symbol(row, sides[1 - side]) if row.key.kind in _OF_KERNEL else None
+            rows.append(OneSided(row, side, in_every_boot, has_symbol))
     return sorted(rows, key=lambda row: (-row.time_ns, row.row.key))
 
 

@@ -5,6 +5,7 @@ Rows are matched by name (``recording.matching``), and tested as ``recording.con
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -114,6 +115,18 @@ class Comparison:
     def rows_along(self, cell: Cell) -> list[ComparedRow | None]:
         """The rows that samples count for, root first (of a comparison by path); None where a caller only leads to the next one."""
         return [self._by_number.get(number) for number in self._rows.place(cell)]
+
+    def samples_by_run(self) -> dict[Key, tuple[list[int], list[int]]]:
+        """In how many samples of each recording of both sides a row is anywhere on the stack (of a comparison by function)."""
+        found = {row.key: ([0] * self.sides[0].runs, [0] * self.sides[1].runs) for row in self.rows}
+        for index, side in enumerate(self.sides):
+            starts = sorted(side.firsts)
+            for cell in side.cells:
+                run = bisect_right(starts, min(cell.weights)) - 1
+                for row in self.rows_along(cell):
+                    if row is not None:
+                        found[row.key][index][run] += cell.samples
+        return found
 
     def differing(self, of_row: OfRow | None = None) -> list[ComparedRow]:
         """The rows that differ by more than noise, in any part or in one."""

@@ -11,7 +11,8 @@ import sqlite3
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ from recording.model import (
     UnwindData,
     UserEnd,
 )
-from recording.schema import to_unsigned
+from recording.schema import RETIMED_TABLES, to_unsigned
 from recording.store import PIECE
 from recording.symbols import SymbolTable
 
@@ -223,6 +224,31 @@ class Recording:
         """The guest running time of each halt within a selection's time, by the halt's index, in time order."""
         return {halt: time_ns for halt, _, time_ns, _, _ in self._integers(_HALTS, _parameters(selection)[:2])}
 
+    def retime(self, times_ns: Sequence[int]) -> None:
+        """From now on the halts have these running times, ascending, one for each; samples and events have what lies between them.
+
+        The file stays as it is: temporary tables stand before its own.
+        """
+        halts = list(self.halts())
+        moved = _Moved([halt.running_time_ns for halt in halts], times_ns)
+        rows = list(self._query("SELECT * FROM samples ORDER BY halt, vcpu"))
+        events = self.events()
+        with self._damage_told():
+            for statement in RETIMED_TABLES:
+                self._connection.execute(statement)
+            of_halts = [
+                (index, halt.host_time_ns, time_ns, halt.halted_ns, halt.lateness_ns)
+                for index, (halt, time_ns) in enumerate(zip(halts, times_ns, strict=True))
+            ]
+            self._connection.executemany("INSERT INTO temp.halts VALUES (?, ?, ?, ?, ?)", of_halts)
+            of_samples = [
+                (halt, vcpu, boot, times_ns[halt] - moved.at(halts[halt].running_time_ns - weight_ns), *rest)
+                for halt, vcpu, boot, weight_ns, *rest in rows
+            ]
+            self._connection.executemany("INSERT INTO temp.samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", of_samples)
+            of_events = [(moved.at(event.running_time_ns), event.kind, event.text) for event in events]
+            self._connection.executemany("INSERT INTO temp.events (running_time_ns, kind, text) VALUES (?, ?, ?)", of_events)
+
     def clocks(self) -> Iterator[ClockReading]:
         """The guest's own clocks in the order of their halts; none of early recordings."""
         for row in self._integers("SELECT halt, boot, monotonic_ns, printk_ns FROM clocks ORDER BY halt"):
@@ -400,6 +426,22 @@ class Recording:
             text = tuple(sorted(piece for (name, _part), piece in joined.items() if name == "text"))
             init_text = (to_unsigned(low), to_unsigned(high))
             return UnwindData(int(boot), bool(is_settled), init_text, text, orc, from_pieces(joined))
+
+
+class _Moved:
+    """Moments of one time in another, of which the halts are known in both."""
+
+    def __init__(self, before: Sequence[int], after: Sequence[int]) -> None:
+        self._before, self._after = before, after
+
+    def at(self, time_ns: int) -> int:
+        """Between two halts both run evenly, outside of them equally fast."""
+        index = max(0, bisect_right(self._before, time_ns) - 1)
+        since_ns = time_ns - self._before[index]
+        if since_ns > 0 and index + 1 < len(self._before):
+            step = self._before[index + 1] - self._before[index]
+            return self._after[index] + (self._after[index + 1] - self._after[index]) * since_ns // step
+        return self._after[index] + since_ns
 
 
 def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:

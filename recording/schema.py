@@ -107,6 +107,15 @@ CREATE TEMP VIEW samples AS
 WITHOUT_CLOCKS = "CREATE TEMP VIEW clocks AS SELECT 0 AS halt, 0 AS boot, NULL AS monotonic_ns, NULL AS printk_ns WHERE FALSE"
 """The same for a file without that table."""
 
+RETIMED_TABLES = tuple(
+    [
+        statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1)
+        for statement in TABLES.split(";")
+        if statement.split("(")[0].split()[-1:] in (["halts"], ["samples"], ["events"])
+    ]
+)
+"""What hides the tables with times, for a connection that tells them by another clock."""
+
 WRITES = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?)",
     "halts": "INSERT INTO halts VALUES (?, ?, ?, ?, ?)",

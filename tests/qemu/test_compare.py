@@ -36,6 +36,8 @@ RUNS = 3
 INIT = f"""#!/bin/busybox sh
 busybox mount -t proc proc /proc
 ms=$(busybox sed -n 's/.*spinner.ms=\\([0-9]*\\).*/\\1/p' /proc/cmdline)
+turn=0
+while [ $turn -lt 5000 ]; do turn=$((turn + 1)); done
 busybox insmod /spinner.ko ms=${{ms:-0}}
 echo {LOGIN}
 while :; do busybox sleep 10; done
@@ -107,13 +109,14 @@ def test_a_known_delay_is_found_in_its_function_and_phase(boots: Boots) -> None:
     init = next(phase for phase in report["phases"] if phase["name"] == "init")
     spin = init["functions"][0]
     assert (spin["name"], spin["module"]) == ("spin", "[spinner]")
-    # What the guest itself says of it: of its own clock, of which a busy host's late halts take something away.
+    # What the guest itself says of it, by the clock that the comparison goes by, too.
+    assert report["method"]["clock"] == "guest"
     with Recording.open(boots.slow[0]) as recording:
         lines = [event.text for event in recording.events() if event.kind == "console"]
     said_ns = int(next(found[1] for found in (re.search(r"spinner: (\d+) ns", line) for line in lines) if found))
     assert said_ns >= DELAY_MS * 1_000_000
-    assert spin["self_time"]["verdict"] == "differs"
-    # Of three boots a duration may be no more than unsure, after the correction for twenty phases; but outside of its own interval.
+    # Of three boots a time may be no more than unsure, after the correction for all others; but outside of its own interval.
+    assert "differs" in (spin["self_time"]["verdict"], spin["self_share"]["verdict"])
     assert init["duration"]["low"] > 0
     for found in (spin["self_time"], init["duration"]):
         error_ns = (found["high"] - found["low"]) / 2
