@@ -1,7 +1,7 @@
-"""What ``--vmlinux`` adds on kernels that do not describe themselves: tasks, modules and user stacks with it and without.
+"""What ``--vmlinux`` and ``--symbol-dir`` add on kernels that do not describe themselves: tasks, modules and user stacks.
 
-Stock Debian kernels without BTF, with an overlay module at work; each is recorded twice, from memory alone and with the
-kernel's file of its ``-dbg`` package. Run: ``python -m benchmarks.vmlinux`` (fetches some 200 MB for each kernel).
+Stock Debian kernels without BTF, with an overlay module at work; each is recorded from memory alone, with the kernel's file of
+its ``-dbg`` package, and with that package's directory. Run: ``python -m benchmarks.vmlinux`` (fetches some 200 MB for each).
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def main() -> int:
 
 
 def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> list[dict[str, Any]]:
-    """Boot a guest, record it in both ways. Raises GuestprofError."""
+    """Boot a guest, record it in all ways. Raises GuestprofError."""
     vmlinux = vmlinux_of(fetch_kernel(suite, machine.name), suite, machine.name)
     rows: list[dict[str, Any]] = []
     with working_guest(machine, suite) as (guest, directory):
-        for words, more in (("memory alone", []), ("--vmlinux", ["--vmlinux", str(vmlinux)])):
+        named, directory_of = ["--vmlinux", str(vmlinux)], ["--symbol-dir", str(vmlinux.parents[1])]
+        for words, more in (("memory alone", []), ("--vmlinux", named), ("--symbol-dir", directory_of)):
             figures = record(guest, directory / f"{len(rows)}.guestprof", seconds, frequency, more)
             rows.append({"architecture": machine.name, "by": words, **figures, **modules_of(directory / f"{len(rows)}.guestprof")})
     return rows

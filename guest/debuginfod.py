@@ -26,8 +26,13 @@ _MAX_FILE = 1 << 33
 class Debuginfod:
     """The servers of one environment."""
 
-    def __init__(self, environment: Mapping[str, str], tell: Callable[[str], None] | None = None) -> None:
-        """``tell`` takes a sentence about what could not be fetched, and what is being fetched."""
+    def __init__(
+        self, environment: Mapping[str, str], tell: Callable[[str], None] | None = None, *, may_fetch: bool = True
+    ) -> None:
+        """``tell`` takes a sentence about what could not be fetched, and what is being fetched.
+
+        may_fetch: ask the servers; else there is only what was fetched before.
+        """
         self._urls = [url for url in environment.get("DEBUGINFOD_URLS", "").split() if urlsplit(url).scheme in {"http", "https"}]
         home = environment.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
         self._cache = Path(environment.get("DEBUGINFOD_CACHE_PATH") or Path(home) / "debuginfod_client")
@@ -36,6 +41,7 @@ class Debuginfod:
         except ValueError:
             self._timeout_s = _TIMEOUT_S
         self._tell = tell or (lambda _line: None)
+        self._may_fetch = may_fetch
         self._absent: set[str] = set()
 
     def find(self, build_id: str) -> Path | None:
@@ -46,7 +52,7 @@ class Debuginfod:
         with contextlib.suppress(OSError):
             if path.is_file() and path.stat().st_size:
                 return path
-        for url in self._urls:
+        for url in self._urls if self._may_fetch else ():
             if self._fetch(f"{url.rstrip('/')}/buildid/{build_id}/debuginfo", path):
                 return path
         self._absent.add(build_id)

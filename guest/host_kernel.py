@@ -6,7 +6,7 @@ Kernels without CONFIG_KALLSYMS_ALL name only code, and without CONFIG_DEBUG_INF
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Protocol
 
@@ -14,8 +14,10 @@ from guest.elf.debug_file import DebugFile
 from guest.elf.dwarf_types import DwarfTypes
 from guest.elf.dwarf_units import Dwarf
 from guest.elf.placement import find_anchors, find_placement
+from guest.host_files import HostFinder
 from guest.structs import Structs
 from guest.words import Words
+from recording.model import FrameKind, Image
 from recording.symbols import SymbolTable
 
 _USERS = (
@@ -45,6 +47,53 @@ class KernelSource(Protocol):
 
     def structs(self, words: Words, page_size: int, /) -> Structs:
         """Layouts of its structs."""
+
+
+class KernelFinder(Protocol):
+    """What finds the file of a guest's kernel."""
+
+    @property
+    def build_id(self) -> str | None:
+        """That any guest's kernel must have, in hex; None where any will do."""
+
+    def find(self, release: str, build_id: str | None, symbols: SymbolTable, /) -> KernelSource | None:
+        """The file of a kernel, as far as its build ID, if that is known, and its symbols tell; None where there is none."""
+
+
+class NamedKernel:
+    """The one file that ``--vmlinux`` names."""
+
+    def __init__(self, source: KernelSource) -> None:
+        self._source = source
+        self.build_id = source.build_id
+
+    def find(self, _release: str, build_id: str | None, _symbols: SymbolTable) -> KernelSource | None:
+        """See ``KernelFinder``."""
+        return self._source if self._source.fits(build_id) else None
+
+
+class SearchedKernel:
+    """Files of the directories and servers that are named, looked at when a kernel needs one. They stay open."""
+
+    build_id: str | None = None
+
+    def __init__(self, finder_of: Callable[[str], HostFinder], *, any_build: bool = False) -> None:
+        """finder_of: what finds files of a kernel's release. any_build: see ``HostKernel``."""
+        self._finder_of = finder_of
+        self._any_build = any_build
+        self._found: dict[tuple[str, str | None], KernelSource | None] = {}
+
+    def find(self, release: str, build_id: str | None, symbols: SymbolTable) -> KernelSource | None:
+        """See ``KernelFinder``. Looking takes up to a second, once for each kernel."""
+        opened = (source for (name, _), source in self._found.items() if name == release and source is not None)
+        fitting = next((source for source in opened if source.fits(build_id)), None)
+        if fitting is None and (release, build_id) not in self._found:
+            image = Image("vmlinux", FrameKind.KERNEL, 0, build_id, (), symbols)
+            # Whoever wants lines at the recording's end is told of files that do not fit.
+            match = self._finder_of(release).find(image, lambda _line: None)
+            fitting = None if match is None else HostKernel(match.file, any_build=self._any_build)
+            self._found[release, build_id] = fitting
+        return fitting
 
 
 class HostKernel:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import click
 
 from guest.elf.images import GuestImages, ImageRequest
-from guest.host_kernel import KernelSource
+from guest.host_kernel import KernelFinder
 from recording.store import RecordingWriter
 from sampler.discovery import TargetAddress
 from sampler.gdb.recorder import GdbRecorder
@@ -132,7 +132,7 @@ def make_recorder(
     writer: RecordingWriter,
     options: RecorderOptions,
     images: GuestImages | None = None,
-    host_kernel: KernelSource | None = None,
+    host_kernel: KernelFinder | None = None,
 ) -> AnyRecorder:
     """What records such a session. images, host_kernel: see ``sampler.knowledge.Sources``."""
     jitter = random.Random()  # noqa: S311  (nothing to keep secret)

@@ -16,8 +16,8 @@ import click
 
 from guest.elf.images import ImageRequest, load_images
 from guest.host_files import HostFiles
-from guest.host_kernel import KernelSource
-from guest.system_map import SystemMap
+from guest.host_kernel import KernelFinder
+from guest.system_map import is_system_map
 from guestprof.engines import AnyRecorder, AnySession, EngineOptions, make_recorder
 from guestprof.options import SamplingOptions, default_output
 from guestprof.signals import StopSignals, Terminated
@@ -48,7 +48,7 @@ class RunOptions:
     gdb: how gdb is used, None for the own engine. vcpus: sample only these. sources: of files that user stacks go through.
     max_halt_s: see ``sampler.memory.StubMemory``.
     images: files whose code the guest runs.
-    host_files: whose source lines and inlined functions are put into the recording at its end. host_kernel: of these the kernel's.
+    host_files: whose source lines and inlined functions are put into the recording at its end. host_kernel: finds the kernel's.
     watch: is asked between samples, and returns why to stop, or None; it may tell the recorder of events.
     """
 
@@ -58,7 +58,7 @@ class RunOptions:
     vcpus: tuple[int, ...] | None = None
     sources: FileSources = field(default_factory=FileSources)
     host_files: HostFiles = HostFiles()  # noqa: RUF009  (it never changes)
-    host_kernel: KernelSource | None = None
+    host_kernel: KernelFinder | None = None
     max_halt_s: float = DEFAULT_MAX_HALT_S
     force: bool = False
     quiet: bool = False
@@ -81,8 +81,9 @@ def run_options(
         raise click.UsageError("--raw and --until-process need the own engine: gdb keeps no captures and knows no tasks")
     size = USER_STACK_SIZE if sampling.user else 0
     host_files = HostFiles(sampling.vmlinux, sampling.symbol_dirs, sampling.any_build)
-    host_kernel = open_host_kernel(host_files)
-    if isinstance(host_kernel, SystemMap):
+    # Before the first sample there is time to fetch a file.
+    host_kernel = open_host_kernel(host_files, may_fetch=prepare, quiet=sampling.quiet)
+    if sampling.vmlinux is not None and is_system_map(sampling.vmlinux):
         # There are no lines in it for the recording's end.
         host_files = replace(host_files, vmlinux=None)
     recorder = RecorderOptions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from guest.debuginfod import Debuginfod
 from guest.elf.kernel_image import open_image
 from guest.elf.source_cache import SourceCache
 from guest.host_files import HostFiles, HostFinder
-from guest.host_kernel import HostKernel, KernelSource
+from guest.host_kernel import HostKernel, KernelFinder, NamedKernel, SearchedKernel
 from guest.symbolize import Symbolized, symbolize
 from guest.system_map import SystemMap, is_system_map
 from recording.errors import BadImageError
@@ -43,19 +44,26 @@ def make_finder(host_files: HostFiles, cache: SourceCache, release: object, tell
     return HostFinder(host_files, cache, Debuginfod(os.environ, tell), release=release if isinstance(release, str) else None)
 
 
-def open_host_kernel(host_files: HostFiles) -> KernelSource | None:
-    """The file that ``--vmlinux`` names, None where it names none.
+def open_host_kernel(host_files: HostFiles, *, may_fetch: bool, quiet: bool = True) -> KernelFinder | None:
+    """What finds the file of the guest's kernel: the one that ``--vmlinux`` names, else where other options and the environment
+    say; None where nothing does. may_fetch: see ``Debuginfod``.
 
-    Raises BadImageError where it holds no kernel, or nothing that is to be learnt.
+    Raises BadImageError where ``--vmlinux`` holds no kernel, or nothing that is to be learnt.
     """
     if host_files.vmlinux is None:
-        return None
+        if host_files.is_empty and not os.environ.get("DEBUGINFOD_URLS"):
+            return None
+        servers = Debuginfod(os.environ, None if quiet else partial(click.echo, err=True), may_fetch=may_fetch)
+        cache = SourceCache.of_user()
+        return SearchedKernel(
+            lambda release: HostFinder(host_files, cache, servers, release=release), any_build=host_files.any_build
+        )
     if is_system_map(host_files.vmlinux):
-        return SystemMap(host_files.vmlinux)
+        return NamedKernel(SystemMap(host_files.vmlinux))
     file = open_image(host_files.vmlinux)
     if not file.has_symbols:
         file.close()
         raise BadImageError(f"{file.path} has no symbols, so nothing is to be learnt from it; name one of a -dbg package")
     kernel = HostKernel(file, any_build=host_files.any_build)
     kernel.prepare()
-    return kernel
+    return NamedKernel(kernel)

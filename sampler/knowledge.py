@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from guest.cache import KernelCache
 from guest.elf.cache import ElfCache
 from guest.elf.images import GuestImages
-from guest.host_kernel import KernelSource
+from guest.host_kernel import KernelFinder
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
@@ -46,7 +46,7 @@ class Caches:
 class Sources:
     """Where knowledge comes from. ``finder``: contents of the guest's files from outside its memory.
 
-    images: files of the user's whose code the guest runs. host_kernel: the file of its kernel on this machine.
+    images: files of the user's whose code the guest runs. host_kernel: finds the file of its kernel on this machine.
     monitor: QEMU's, for what firmware it has loaded; None where asking it would halt the guest.
     """
 
@@ -54,7 +54,7 @@ class Sources:
     caches: Caches
     finder: FileFinder | None = None
     images: GuestImages | None = None
-    host_kernel: KernelSource | None = None
+    host_kernel: KernelFinder | None = None
     monitor: Monitor | None = None
 
 

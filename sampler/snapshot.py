@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from guest.elf.images import GuestImages
+from guest.host_kernel import KernelFinder
 from guest.kernel import Kernel
 from recording.model import Callchain, Context, Image, SourceLine, SystemCall, Task
 from recording.symbols import SymbolTable
@@ -63,16 +64,22 @@ class _Images:
 
 
 def take_snapshot(
-    session: Session, caches: Caches, files: GuestImages | None = None, *, clock: Callable[[], int] = time.monotonic_ns
+    session: Session,
+    caches: Caches,
+    files: GuestImages | None = None,
+    *,
+    host_kernel: KernelFinder | None = None,
+    clock: Callable[[], int] = time.monotonic_ns,
 ) -> Snapshot:
     """Find the kernel (the guest runs meanwhile), then halt once. Raises what the stub or the guest's memory raise.
 
-    A guest that was paused before us stays so all the time. files: of the user's, whose code the guest runs.
+    A guest that was paused before us stays so all the time. files: of the user's, whose code the guest runs. host_kernel: see
+    ``sampler.knowledge.Sources``.
     """
     resume = session.was_running is not False
     images = _Images()
     events = KnowledgeEvents(lambda _kernel: None, lambda _kernel: None, lambda _why: None)
-    sources = Sources(session.memory, caches, session.files, files)
+    sources = Sources(session.memory, caches, session.files, files, host_kernel)
     guest = Knowledge(session.architecture, sources, images, events, lambda _kind, _text: None, USER_STACK_SIZE)
     state = session.target.capture(guest.planner, resume=resume)
     guest.see(state, clock())

@@ -15,7 +15,7 @@ from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
-from guest.host_kernel import KernelSource
+from guest.host_kernel import KernelFinder, KernelSource
 from guest.identity import read_build_id
 from guest.kernel import Kernel, is_still_there, load_kernel, refresh_kernel
 from guest.kernel_code import LoadedCode, LoadedPiece
@@ -109,9 +109,9 @@ class KernelTracker:
         events: TrackerEvents,
         *,
         can_peek: bool | None = None,
-        host: KernelSource | None = None,
+        host: KernelFinder | None = None,
     ) -> None:
-        """host: the kernel's file on this machine, asked for what the guest's memory does not say. can_peek: reading
+        """host: finds the kernel's file on this machine, asked for what the guest's memory does not say. can_peek: reading
         ``memory`` costs the guest nothing, so that modules can be looked for after every halt.
 
         None: that is so if it is QEMU's own.
@@ -302,12 +302,13 @@ class KernelTracker:
             return
         kernel = yield from load_kernel(self._architecture, location, self._cache)
         self.problem = kernel.orc_problem
-        host = self._host_of(kernel)
-        if host is not None and kernel.symbols.find(_DATA_SYMBOL) is None:
+        host = self._host_of(kernel) if kernel.symbols.find(_DATA_SYMBOL) is None else None
+        if host is not None:
+            yield
             symbols = host.with_data(kernel.symbols) or kernel.symbols
             # Now it is known where the kernel has its build ID, too.
             build_id = kernel.build_id or read_build_id(kernel.space, symbols, Words.of(kernel.architecture))
-            kernel = replace(kernel, symbols=symbols, build_id=build_id)
+            kernel = replace(kernel, symbols=symbols if host.fits(build_id) else kernel.symbols, build_id=build_id)
             yield
         self._adopt(kernel)
         self._events.found(kernel)
@@ -315,8 +316,8 @@ class KernelTracker:
         yield from self._describe(kernel)
 
     def _host_of(self, kernel: Kernel) -> KernelSource | None:
-        """The file on this machine, if it is of this kernel."""
-        return self._host if self._host is not None and self._host.fits(kernel.build_id) else None
+        """The file of this kernel on this machine."""
+        return None if self._host is None else self._host.find(kernel.release, kernel.build_id, kernel.symbols)
 
     def _refresh(self, kernel: Kernel, *, has_new_text: bool) -> Steps[None]:
         fresh = yield from refresh_kernel(kernel, self._registers, has_new_text=has_new_text)
@@ -336,9 +337,9 @@ class KernelTracker:
         """Read the layouts of the kernel's structs, then what they lead to."""
         self._reads_modules = True
         unknown = None
-        host = self._host_of(kernel)
+        host = None if has_types(kernel.symbols) else self._host_of(kernel)
         try:
-            if host is not None and host.has_structs and not has_types(kernel.symbols):
+            if host is not None and host.has_structs:
                 structs = host.structs(Words.of(kernel.architecture), 1 << kernel.space.tables.page_shift)
             elif has_types(kernel.symbols):
                 structs = yield from read_structs(kernel.space, kernel.symbols, Words.of(kernel.architecture))

@@ -17,7 +17,7 @@ from guestprof.elf_option import elf_option
 from guestprof.engines import EngineOptions, engine_options, open_session
 from guestprof.options import find_target, host_file_options, target_options
 from guestprof.signals import raise_on_sigterm
-from guestprof.symbolizing import make_finder
+from guestprof.symbolizing import make_finder, open_host_kernel
 from recording.model import Frame, Task
 from recording.names import NamedFrame, Namer
 from sampler.gdb.session import GdbSession
@@ -52,7 +52,9 @@ def dump(
         if isinstance(session, GdbSession):
             snapshot, found = take_gdb_snapshot(session), session.how()
         else:
-            snapshot = take_snapshot(session, Caches.of_user(), load_images(images, session.architecture))
+            host_kernel = open_host_kernel(host_files, may_fetch=False)
+            files = load_images(images, session.architecture)
+            snapshot = take_snapshot(session, Caches.of_user(), files, host_kernel=host_kernel)
             found = _found(snapshot, images)
     frames_of_all = [frame for each in snapshot.vcpus for frame in each.callchain.frames]
     lines = snapshot.lines

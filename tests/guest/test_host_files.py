@@ -175,6 +175,7 @@ def test_debuginfod_is_asked_where_the_environment_names_a_server(tmp_path: Path
     with served(tmp_path / "served") as url:
         environment = {"DEBUGINFOD_URLS": f"http://127.0.0.1:1/ {url}/", "DEBUGINFOD_CACHE_PATH": str(tmp_path / "fetched")}
         assert finder(tmp_path, HostFiles(), Debuginfod({**environment, "DEBUGINFOD_URLS": ""})).find(image, nothing) is None
+        assert Debuginfod(environment, nothing, may_fetch=False).find(image.build_id) is None
         match = finder(tmp_path, HostFiles(), Debuginfod(environment, lines.append)).find(image, nothing)
         assert match is not None
         match.file.close()
@@ -184,7 +185,10 @@ def test_debuginfod_is_asked_where_the_environment_names_a_server(tmp_path: Path
         ]
         assert Debuginfod(environment, lines.append).find("12" * 20) is None
     # From the cache, with nobody to ask.
-    assert Debuginfod(environment, nothing).find(image.build_id) == tmp_path / "fetched" / image.build_id / "debuginfo"
+    assert (
+        Debuginfod(environment, nothing, may_fetch=False).find(image.build_id)
+        == tmp_path / "fetched" / image.build_id / "debuginfo"
+    )
     assert Debuginfod(environment, lines.append).find("../../etc") is None
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from guest.elf.debug_file import DebugFile
-from guest.host_kernel import HostKernel
+from guest.elf.source_cache import SourceCache
+from guest.host_files import HostFiles, HostFinder
+from guest.host_kernel import HostKernel, NamedKernel, SearchedKernel
 from guest.structs import Field, Structs
 from guest.words import Words
 from recording.symbols import SymbolTable
-from tests.builders.debug_program import needs_compiler
+from tests.builders.debug_program import build, needs_compiler
 
 pytestmark = needs_compiler
 SLIDE = 0x1_2340_0000
@@ -136,3 +138,34 @@ def test_build_ids_decide_which_kernel_it_is_of(program: Path) -> None:
         forced = HostKernel(file, any_build=True)
         assert forced.fits("ab" * 20)
         assert forced.build_id is None
+
+
+def finder_in(directory: Path) -> Callable[[str], HostFinder]:
+    return lambda release: HostFinder(HostFiles(symbol_dirs=(directory,)), SourceCache(None), release=release)
+
+
+def test_a_kernel_s_file_is_searched_by_its_release_and_then_known_by_its_build(tmp_path: Path) -> None:
+    path = build(tmp_path, "-gdwarf-5")
+    with DebugFile(path) as file:
+        build_id = file.build_id
+        shown = SymbolTable.from_symbols((symbol.address + SLIDE, "T", symbol.name) for symbol in file.symbols())
+    (tmp_path / "symbols/boot").mkdir(parents=True)
+    path.rename(tmp_path / "symbols/boot/vmlinux-6.1.0-test")
+    kernels = SearchedKernel(finder_in(tmp_path / "symbols"))
+    assert kernels.find("6.1.1-other", None, shown) is None
+    source = kernels.find("6.1.0-test", None, shown)
+    assert source is not None
+    assert source.has_structs
+    assert source.build_id == build_id
+    assert kernels.find("6.1.0-test", build_id, shown) is source
+    assert kernels.find("6.1.0-test", "ab" * 20, shown) is None
+    others = SymbolTable.from_symbols((0x1000 + 77 * index, "T", f"other_{index}") for index in range(200))
+    assert SearchedKernel(finder_in(tmp_path / "symbols")).find("6.1.0-test", None, others) is None
+
+
+def test_the_file_that_was_named_is_of_one_build(tmp_path: Path) -> None:
+    source = HostKernel(DebugFile(build(tmp_path, "-gdwarf-5")))
+    shown = SymbolTable.from_symbols([])
+    assert NamedKernel(source).build_id == source.build_id is not None
+    assert NamedKernel(source).find("6.1.0-test", source.build_id, shown) is source
+    assert NamedKernel(source).find("6.1.0-test", "ab" * 20, shown) is None
