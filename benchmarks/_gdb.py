@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,8 @@ class GdbWalk:
 class Gdb:
     """The gdb engine's gdb, connected to a stub of ours. Ends when the ``with`` block ends."""
 
-    def __init__(self, load: str, layout: GdbLayout = X86_64) -> None:
-        """``load``: the gdb command that reads the symbols.
+    def __init__(self, load: Sequence[str], layout: GdbLayout = X86_64) -> None:
+        """``load``: the gdb commands that read the symbols.
 
         Raises MissingDependencyError, or GuestprofError where gdb ends, hangs or refuses something.
         """
@@ -134,7 +134,7 @@ class Gdb:
             self._closing.callback(self._stub.close)
             for setting in settings:
                 self._gdb.ask(f"-gdb-set {setting}")
-            for command in (load, f"source {_SCRIPT}"):
+            for command in (*load, f"source {_SCRIPT}"):
                 self._gdb.ask(f"-interpreter-exec console {quote(command)}", timeout_s=_LOAD_TIMEOUT_S)
             self._gdb.relay = self._stub
             self._gdb.ask(f"-target-select remote {directory / 'stub'}")

@@ -113,14 +113,17 @@ def initramfs_with(machine: Machine, entries: Sequence[Entry]) -> bytes:
 
 @contextmanager
 def live_guest(
-    machine: Machine, suite: str, *, init: bytes | None = None, mark: str = WORKLOAD_MARK, vcpus: int = 1
+    machine: Machine, suite: str, *, files: Sequence[Entry] = (), mark: str = WORKLOAD_MARK, vcpus: int = 1
 ) -> Iterator[LiveGuest]:
-    """Boot a stock kernel with the demo's workload, or an /init of its own that prints ``mark``. Raises GuestprofError."""
+    """Boot a stock kernel with the demo's workload, or files with an /init of its own that prints ``mark``.
+
+    Raises GuestprofError.
+    """
     image = fetch_kernel(suite, machine.name)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gp-bench-")))
         initramfs = directory / "initramfs.gz"
-        initramfs.write_bytes(initramfs_with(machine, [Entry("init", 0o100755, init)] if init is not None else []))
+        initramfs.write_bytes(initramfs_with(machine, files))
         guest = stack.enter_context(Guest(GuestOptions(image, initramfs, vcpus=vcpus, machine=machine)))
         guest.wait_for(mark, _BOOT_TIMEOUT_S)
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))

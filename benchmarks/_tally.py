@@ -17,12 +17,13 @@ FINISHED = (Reach.END, Reach.HELPED)
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted on one kernel.
+    """What was counted on one kernel. modules: [start, end) of their code.
 
     stacks: of vCPUs in kernel mode. found: (how far gdb came, verdict) → stacks. differences: (verdict, function) → stacks.
     """
 
     release: str
+    modules: tuple[tuple[int, int], ...] = ()
     halts: int = 0
     states: int = 0
     stacks: int = 0
@@ -31,6 +32,8 @@ class Tally:
     differences: Counter[tuple[Verdict, str]] = field(default_factory=Counter)
     lost_in: Counter[str] = field(default_factory=Counter)
     ends: Counter[StackEnd] = field(default_factory=Counter)
+    in_modules: Counter[Verdict] = field(default_factory=Counter)
+    module_frames: int = 0
 
     def add(self, chain: Callchain, truth: Truth, comparison: Comparison) -> None:
         """Count one stack."""
@@ -38,6 +41,10 @@ class Tally:
         self.stacks += 1
         self.found[truth.reach, verdict] += 1
         self.ends[chain.end] += 1
+        of_modules = sum(any(start <= frame.lookup_pc < end for start, end in self.modules) for frame in chain.frames)
+        if of_modules and truth.reach in FINISHED:
+            self.in_modules[verdict] += 1
+            self.module_frames += of_modules if verdict is Verdict.EQUAL else 0
         if truth.reach is Reach.LOST:
             self.lost_in[truth.where] += 1
         elif verdict is Verdict.EQUAL:
@@ -63,6 +70,8 @@ def table(tally: Tally) -> list[tuple[str, str]]:
         ("  of them equal", _share(tally, [Reach.HELPED])),
         ("equal in both", _share(tally, FINISHED)),
         ("frames in equal stacks", str(tally.frames)),
+        ("through modules, of them equal", f"{tally.in_modules.total()}, {tally.in_modules[Verdict.EQUAL]}"),
+        ("frames of modules in equal stacks", str(tally.module_frames)),
     ]
     differences = sorted(tally.differences.items(), key=lambda item: (-item[1], item[0]))
     return rows + [(f"  {verdict} ({function})", str(count)) for (verdict, function), count in differences]
@@ -81,6 +90,8 @@ def result(tally: Tally) -> dict[str, Any]:
         "vcpu_states": tally.states,
         "kernel_stacks": tally.stacks,
         "frames_in_equal_stacks": tally.frames,
+        "finished_stacks_through_modules": dict(tally.in_modules.most_common()),
+        "frames_of_modules_in_equal_stacks": tally.module_frames,
         "by_reach_and_verdict": {
             reach: {verdict: tally.found[reach, verdict] for verdict in Verdict if tally.found[reach, verdict]} for reach in Reach
         },

@@ -148,7 +148,7 @@ class UserGdbs:
     def walk(self, layout: Layout, registers: Mapping[str, int], read_page: ReadPage) -> tuple[list[tuple[int, str]], str]:
         """Frames of gdb's, leaf first, as (pc, function), and why they end. Raises GdbFailedError."""
         if layout not in self._gdbs:
-            self._gdbs[layout] = Gdb(f"source {self._commands(layout)}")
+            self._gdbs[layout] = Gdb([f"source {self._commands(layout)}"])
         walk = self._gdbs[layout].walk(_encode_32(registers) if layout.is_32bit else encode_registers(registers), read_page)
         return [(frame.pc, frame.name) for frame in walk.frames], walk.stop
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from benchmarks._gdb import PAGE, Gdb, ReadPage
 from benchmarks._live import live_guest
+from benchmarks._modules import loaded_modules, module_workload, with_modules
 from benchmarks._tally import FINISHED, Tally, result, table
 from benchmarks._truth import Truth, TruthFinder
 from benchmarks._verdict import Verdict, compare_chains
@@ -70,12 +71,13 @@ def measure(suite: str, halts: int, rng: Random, details: IO[str]) -> Tally:
     """Boot a suite's kernel and compare. Raises GuestprofError."""
     kernel_image = fetch_kernel(suite, tell=_tell)
     vmlinux = read_vmlinux(find_vmlinux(suite, PC.name, kernel_image.name.partition("-")[2]))
-    with live_guest(PC, suite, vcpus=_VCPUS) as live:
+    with live_guest(PC, suite, files=module_workload(PC, suite), vcpus=_VCPUS) as live:
         offset = slide(live.kernel, vmlinux)
-        tally = Tally(live.kernel.release)
+        modules = loaded_modules(live.guest.console_text(), vmlinux)
+        tally = Tally(live.kernel.release, tuple(place for module in modules for place in module.sections.values()))
         _tell(f"Linux {tally.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
-        with Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}") as gdb:
-            finder = TruthFinder(gdb, vmlinux, offset)
+        with Gdb([f"symbol-file -o {offset:#x} {vmlinux.path}", *(module.gdb_command for module in modules)]) as gdb:
+            finder = TruthFinder(gdb, with_modules(vmlinux, modules, offset), offset)
             for halt in range(halts):
                 live.run(rng.uniform(0.001, 0.020))
                 tally.halts += 1
@@ -191,7 +193,7 @@ def main() -> int:
         "date": datetime.now(UTC).date().isoformat(),
         "command": f"python -m benchmarks.accuracy --halts {options.halts} --seed {options.seed}",
         "programs": programs,
-        "guest": f"TCG, {_VCPUS} vCPUs, KASLR and mitigations as shipped, the demo's mixed workload",
+        "guest": f"TCG, {_VCPUS} vCPUs, KASLR and mitigations as shipped, the demo's mixed workload, overlay and loop at work",
         "duration_s": round(time.monotonic() - start_s),
         "kernels": [result(tally) for tally in tallies],
     }

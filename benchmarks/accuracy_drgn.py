@@ -21,6 +21,7 @@ from random import Random
 from typing import IO, Any
 
 from benchmarks._live import LiveGuest, live_guest
+from benchmarks._modules import LoadedModule, is_in, loaded_modules, module_workload, with_modules
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
 from benchmarks.accuracy import find_vmlinux, slide
 from guest.memory import run_steps
@@ -51,13 +52,18 @@ _PT_REGS = {
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted on one kernel. verdicts: stacks. ends: of stacks of ours that are not equal, with drgn's last function."""
+    """What was counted on one kernel. verdicts: stacks. in_modules: those in which guestprof has frames of modules.
+
+    ends: of stacks of ours that are not equal, with drgn's last function.
+    """
 
     release: str
     halts: int = 0
     stacks: int = 0
     frames: int = 0
+    module_frames: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
+    in_modules: Counter[str] = field(default_factory=Counter)
     where: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -71,7 +77,7 @@ class Tally:
 class Drgn:
     """drgn's view of a guest that stands still whenever it is asked."""
 
-    def __init__(self, machine: Machine, live: LiveGuest, vmlinux: Vmlinux) -> None:
+    def __init__(self, machine: Machine, live: LiveGuest, vmlinux: Vmlinux, modules: Sequence[LoadedModule]) -> None:
         """Raises MissingDependencyError without drgn, GuestprofError where the guest has no VMCOREINFO note."""
         try:
             import drgn  # noqa: PLC0415  (no dependency of guestprof's)
@@ -79,8 +85,9 @@ class Drgn:
             raise MissingDependencyError("this benchmark compares with drgn: pip install drgn") from error
         self._drgn = drgn
         self._machine = machine
-        self.vmlinux = vmlinux
         self.offset = slide(live.kernel, vmlinux)
+        self.vmlinux = with_modules(vmlinux, modules, self.offset)
+        self.modules = modules
         memory = live.session.memory
         architecture = {"amd64": drgn.Architecture.X86_64, "arm64": drgn.Architecture.AARCH64}[machine.name]
         self._program = drgn.Program(drgn.Platform(architecture))
@@ -93,7 +100,7 @@ class Drgn:
             raise GuestprofError("the guest's memory holds no VMCOREINFO note, without which drgn cannot find its kernel")
         text = memory.read(note.physical, PAGE_SIZE).partition(b"\0")[0]
         self._program.set_linux_kernel_custom(text, is_live=True)
-        self._program.load_debug_info([str(vmlinux.path)])
+        self._program.load_debug_info([str(vmlinux.path), *(str(module.path) for module in modules)])
 
     def walk(self, registers: RegisterFile) -> list[tuple[int, str]]:
         """Program counters and functions, leaf first, without inlined frames."""
@@ -111,10 +118,11 @@ class Drgn:
 def measure(suite: str, machine: Machine, halts: int, rng: Random, details: IO[str]) -> Tally:
     """Boot a suite's kernel and compare. Raises GuestprofError."""
     vmlinux = read_vmlinux(find_vmlinux(suite, machine.name, fetch_kernel(suite, machine.name).name.partition("-")[2]))
-    with live_guest(machine, suite, vcpus=_VCPUS) as live:
+    with live_guest(machine, suite, files=module_workload(machine, suite), vcpus=_VCPUS) as live:
         tally = Tally(live.kernel.release)
-        print(f"Linux {tally.release}: drgn reads {vmlinux.path.name}", file=sys.stderr, flush=True)
-        drgn = Drgn(machine, live, vmlinux)
+        modules = loaded_modules(live.guest.console_text(), vmlinux)
+        print(f"Linux {tally.release}: drgn reads {vmlinux.path.name} and {len(modules)} modules", file=sys.stderr, flush=True)
+        drgn = Drgn(machine, live, vmlinux, modules)
         for _ in range(halts):
             live.run(rng.uniform(0.001, 0.020))
             tally.halts += 1
@@ -134,10 +142,14 @@ def compare(live: LiveGuest, drgn: Drgn, capture: Capture, tally: Tally, details
     def knows(place: int) -> bool:
         return drgn.vmlinux.has_frame_information(ours[place] - (place > 0) - drgn.offset)
 
+    of_modules = sum(is_in(drgn.modules, frame.lookup_pc) for frame in chain.frames)
     verdict = verdict_of(ours, [pc for pc, _name in theirs], knows, is_entry=chain.end is StackEnd.ENTRY_WINDOW)
     tally.verdicts[verdict] += 1
+    if of_modules:
+        tally.in_modules[verdict] += 1
     if verdict == "equal":
         tally.frames += len(ours)
+        tally.module_frames += of_modules
         return
     tally.where[f"{verdict}: {theirs[-1][1] if theirs else '-'}"] += 1
     row = {
@@ -197,13 +209,14 @@ def main() -> int:
                     tally = measure(suite, _MACHINES[name], options.halts, rng, details)
                     tallies.append((name, tally))
                     print(f"{name} {tally.release}: {tally.halts} halts, {tally.stacks} kernel stacks, {dict(tally.verdicts)}")
+                    print(f"  through modules: {dict(tally.in_modules)}, {tally.module_frames} frames in equal ones", flush=True)
     except GuestprofError as error:
         print(f"accuracy_drgn: {error}", file=sys.stderr)
         return 1
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": f"python -m benchmarks.accuracy_drgn --halts {options.halts} --seed {options.seed}",
-        "guest": f"TCG, {_VCPUS} vCPUs, KASLR and mitigations as shipped, the demo's mixed workload",
+        "guest": f"TCG, {_VCPUS} vCPUs, KASLR and mitigations as shipped, the demo's mixed workload, overlay and loop at work",
         "duration_s": round(time.monotonic() - start_s),
         "kernels": [
             {
@@ -212,7 +225,9 @@ def main() -> int:
                 "halts": tally.halts,
                 "kernel_stacks": tally.stacks,
                 "frames_in_equal_stacks": tally.frames,
+                "frames_of_modules_in_equal_stacks": tally.module_frames,
                 "verdicts": dict(tally.verdicts.most_common()),
+                "through_modules": dict(tally.in_modules.most_common()),
                 "differences": dict(tally.where.most_common()),
             }
             for name, tally in tallies

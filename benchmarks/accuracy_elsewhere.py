@@ -21,6 +21,7 @@ from typing import IO, Any
 from benchmarks._gdb import PAGE, Gdb, ReadPage
 from benchmarks._kernels import KERNELS, KernelEntry, ReadWord
 from benchmarks._live import LiveGuest, live_guest
+from benchmarks._modules import loaded_modules, module_workload, with_modules
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
 from benchmarks.accuracy import find_vmlinux, page_reader, slide
 from guestprof.debian import fetch_kernel
@@ -36,13 +37,18 @@ _MAX_CONTEXTS = 8
 
 @dataclass(slots=True)
 class Counts:
-    """What was counted on one kernel. verdicts: of stacks in kernel mode."""
+    """What was counted on one kernel. modules: [start, end) of their code. verdicts: of stacks in kernel mode.
+
+    in_modules: of those in which guestprof has frames of modules.
+    """
 
     architecture: str
     kernel: str
     vcpus: int
+    modules: tuple[tuple[int, int], ...] = ()
     halts: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
+    in_modules: Counter[str] = field(default_factory=Counter)
     frames: int = 0
     lost_in: Counter[str] = field(default_factory=Counter)
 
@@ -156,12 +162,15 @@ def measure(machine: Machine, suite: str, halts: int, rng: Random, details: IO[s
     image = fetch_kernel(suite, machine.name, tell=_tell)
     vmlinux = read_vmlinux(find_vmlinux(suite, machine.name, image.name.partition("-")[2]))
     entry = KERNELS[machine.name]
-    with live_guest(machine, suite, vcpus=machine.vcpus) as live:
+    with live_guest(machine, suite, files=module_workload(machine, suite), vcpus=machine.vcpus) as live:
         offset = slide(live.kernel, vmlinux)
+        modules = loaded_modules(live.guest.console_text(), vmlinux)
         _tell(f"{machine.name}, Linux {live.kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
-        counts = Counts(machine.name, live.kernel.release, machine.vcpus)
-        with Gdb(f"symbol-file -o {offset:#x} {vmlinux.path}", entry.layout) as gdb:
-            finder = TruthFinder(gdb, entry, vmlinux, offset)
+        places = tuple(place for module in modules for place in module.sections.values())
+        counts = Counts(machine.name, live.kernel.release, machine.vcpus, places)
+        files = [f"symbol-file -o {offset:#x} {vmlinux.path}", *(module.gdb_command for module in modules)]
+        with Gdb(files, entry.layout) as gdb:
+            finder = TruthFinder(gdb, entry, with_modules(vmlinux, modules, offset), offset)
             for _halt in range(halts):
                 live.run(rng.uniform(0.001, 0.020))
                 counts.halts += 1
@@ -202,6 +211,8 @@ def count(counts: Counts, chain: Callchain, truth: Truth | None) -> str:
     else:
         verdict = "different"
     counts.verdicts[verdict] += 1
+    if any(start <= frame.lookup_pc < end for frame in chain.frames for start, end in counts.modules):
+        counts.in_modules[verdict] += 1
     return verdict
 
 
@@ -251,6 +262,7 @@ def main() -> int:
                     equal, total = compared(found[-1])
                     share = f"{equal / total:.2%}" if total else "-"
                     print(f"{name} {found[-1].kernel}: equal {equal} of {total} ({share}); {dict(found[-1].verdicts)}", flush=True)
+                    print(f"  of them through modules: {dict(found[-1].in_modules)}", flush=True)
     except GuestprofError as error:
         print(f"accuracy_elsewhere: {error}", file=sys.stderr)
         return 1
@@ -266,6 +278,7 @@ def main() -> int:
                     "vcpus": each.vcpus,
                     "halts": each.halts,
                     "verdicts": dict(each.verdicts),
+                    "through_modules": dict(each.in_modules),
                     "frames_in_equal_stacks": each.frames,
                     "lost_in": dict(each.lost_in),
                 }

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks._live import LiveGuest, live_guest
+from guestprof.initramfs import Entry
 from recording.errors import GuestprofError
 from recording.model import Space
 from tests.qemu.guests import MACHINES, PC
@@ -99,7 +100,8 @@ def main() -> int:
     found: list[Counts] = []
     try:
         for name in options.architecture or machines:
-            with live_guest(machines[name], machines[name].suites[-1], init=_INIT.encode(), mark=_MARK) as live:
+            init = Entry("init", 0o100755, _INIT.encode())
+            with live_guest(machines[name], machines[name].suites[-1], files=[init], mark=_MARK) as live:
                 found.append(Counts(name, live.kernel.release))
                 measure(live, found[-1], options.stops)
             print(
