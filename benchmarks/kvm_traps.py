@@ -18,12 +18,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from guest.elf.images import ImageRequest, load_image
 from recording.profile import Profile
 from recording.reader import Recording
 from sampler.qmp import Qmp
-from tests.qemu.bare_guests import X86_64_RING3, BareGuest, build, build_firmware
-from unwind.arch.x86_64 import X86_64
+from tests.qemu.bare_guests import X86_64_RING3, BareGuest, build
 
 RATES = (100, 500)
 IRQCHIPS = ("on", "split", "off")
@@ -118,15 +116,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gp-kvm-") as name:
         directory = Path(name)
         kernel = build(machine, directory / "timer.elf")
-        entry = load_image(ImageRequest(kernel), X86_64).elf.entry or 0
-        firmware = build_firmware(directory / "bios.bin", entry)
         print(
             "irqchip  rate  leaves 5:3:2 %          ticks %      idle %       ticks/s  close %  TSC/s   halted %  whole %  samples"
         )
         for irqchip in IRQCHIPS if options.accelerator == "kvm" else ("-",):
             accelerator = options.accelerator + (f",kernel-irqchip={irqchip}" if irqchip != "-" else "")
             extra = ("-accel", accelerator, "-cpu", "qemu64", "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off")
-            with BareGuest(machine, kernel, *extra, firmware=firmware) as guest:
+            with BareGuest(machine, kernel, *extra) as guest:
                 monitor = Monitor(directory / "qmp", kernel)
                 before = monitor.account()
                 time.sleep(options.seconds)

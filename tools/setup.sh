@@ -88,10 +88,11 @@ look() {
         has qemu-system-ppc64 || optional="$optional qemu-system-ppc"
         has qemu-system-mips64el || optional="$optional qemu-system-mips"
         has qemu-system-riscv64 || optional="$optional qemu-system-misc"
+        has qemu-system-sparc64 || optional="$optional qemu-system-sparc"
         [ -e /usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin ] || optional="$optional opensbi"
         # Guests without an operating system.
         for target in aarch64-linux-gnu arm-linux-gnueabihf riscv64-linux-gnu powerpc64-linux-gnu powerpc64le-linux-gnu \
-            mips-linux-gnu mipsel-linux-gnu s390x-linux-gnu m68k-linux-gnu; do
+            mips-linux-gnu mipsel-linux-gnu s390x-linux-gnu m68k-linux-gnu sparc64-linux-gnu; do
             has "$target-gcc" || optional="$optional gcc-$target"
         done
         # Boots from firmware: what disk images are made with, and firmware of other kinds than a PC's BIOS.

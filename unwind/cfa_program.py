@@ -9,6 +9,8 @@ from enum import Enum, auto
 from recording.errors import BadImageError
 from unwind.dwarf import Reader
 
+WINDOW = -1
+"""Stands for the register window in a state's rules: one means that the function has a window of its own."""
 _MAX_REMEMBERED = 256
 _MAX_RULES = 256
 _MAX_CELLS = 1 << 16
@@ -170,6 +172,13 @@ class Program:
         """An expression for the CFA."""
         self._cfa = self.reader.block(self.reader.uleb())
 
+    def save_window(self) -> None:
+        """The function has a register window of its own (SPARC), or the return address is signed or no longer signed (arm64).
+
+        Whoever uses a signed one takes the signature away.
+        """
+        self._rules[WINDOW] = (Rule.SAME, 0)
+
     def skip_number(self) -> None:
         """An operand that means nothing for the row."""
         self.reader.uleb()
@@ -204,8 +213,7 @@ _OPERATIONS: Mapping[int, Callable[[Program], None]] = {
     0x15: lambda program: program.set_offset(Rule.VALUE_OFFSET, signed=True),
     0x16: lambda program: program.set_expression(Rule.VALUE_EXPRESSION),
     0x1D: _advance_by(8),  # MIPS_advance_loc8
-    # AARCH64_negate_ra_state: the return address is signed from here on, or no longer; whoever uses it takes the signature away.
-    0x2D: lambda _program: None,
+    0x2D: Program.save_window,  # GNU_window_save, AARCH64_negate_ra_state
     0x2E: Program.skip_number,  # GNU_args_size
     0x2F: lambda program: program.set_offset(Rule.OFFSET, negative=True),  # GNU_negative_offset_extended
 }

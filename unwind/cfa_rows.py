@@ -7,7 +7,7 @@ from typing import Literal
 
 from recording.errors import BadImageError
 from unwind.cfa_expression import parse_expression
-from unwind.cfa_program import Cfa, Common, Rule, State, Where
+from unwind.cfa_program import WINDOW, Cfa, Common, Rule, State, Where
 from unwind.dwarf import Reader
 from unwind.rules import Expression, Memory, Operator, Row, RowKind, Saved
 from unwind.user_abi import UserAbi
@@ -45,8 +45,9 @@ class Lowering:
         base = self._lower_cfa(cfa)
         if return_address is None or base is None:
             return Row(RowKind.UNDEFINED)
-        saved = []
-        kept = list(abi.callee_saved)
+        saved = [Saved(abi.sp, None, -abi.stack_bias, is_value=True)] if abi.stack_bias else []
+        has_window = rules.pop(WINDOW, None) is not None
+        kept = [name for name in abi.callee_saved if not has_window or name not in abi.windowed]
         for number, where in rules.items():
             if number >= len(abi.registers):
                 continue

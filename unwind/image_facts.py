@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from unwind.rules import ReadWord
+from unwind.rules import ReadWord, Row
 
 _FLAGS_FIXED, _FLAGS_LIMIT = 1 << 1, 1 << 22
 """Of eflags: the bit that is always set, and those that exist (Intel SDM volume 1, 3.4.3)."""
@@ -24,6 +24,8 @@ class ImageFacts:
     pushed_exception: what an interrupt or exception has interrupted that the processor has pushed to an address: (that, bytes of a
         word, the vCPU's registers, words of memory) -> pc and stack pointer there, None where it has not. None for processors that
         push nothing.
+    leaving: the row of a function that was interrupted amid its way back, where no compiler's table follows it: (the table's row,
+        registers, the instruction in front of the pc, code from it on) -> row. None where tables tell all.
     """
 
     machines: tuple[int, ...]
@@ -31,6 +33,7 @@ class ImageFacts:
     roots: Callable[[Mapping[str, int]], tuple[int, ...]] | None
     is_waiting: Callable[[Mapping[str, int], bytes], bool]
     pushed_exception: Callable[[int, int, Mapping[str, int], ReadWord], Mapping[str, int] | None] | None
+    leaving: Callable[[Row, Mapping[str, int], bytes, bytes], Row] | None
 
 
 def waits_behind(*instructions: bytes) -> Callable[[Mapping[str, int], bytes], bool]:

@@ -16,6 +16,8 @@ from unwind.rules import Missing, Row, find_caller, find_cfa
 from unwind.user import Activation, Region, Step, Walk, flagged_mode
 from unwind.user_abi import UserAbi
 
+_CODE_BEFORE, _CODE_AFTER = 4, 64
+"""Bytes around the pc by which a way back is known."""
 _ENDS = {
     UserEnd.THREAD_START: StackEnd.TASK_ROOT,
     UserEnd.NOT_MAPPED: StackEnd.BAD_RETURN_ADDRESS,
@@ -82,6 +84,13 @@ class _ImageWalk(Walk):
         self.exceptions = 0
 
     def _apply(self, row: Row, activation: Activation) -> Step:
+        leaving = self._architecture.images.leaving
+        if leaving is not None and activation.interrupted:
+            pc = activation.registers[self._abi.pc]
+            before, after = (
+                self._image_code.read(*piece) or b"" for piece in ((pc - _CODE_BEFORE, _CODE_BEFORE), (pc, _CODE_AFTER))
+            )
+            row = leaving(row, activation.registers, before, after)
         step = super()._apply(row, activation)
         if row.is_signal:
             self.exceptions += isinstance(step, Activation)

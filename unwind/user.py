@@ -357,6 +357,7 @@ class Walk:
             return UserEnd.DID_NOT_ADVANCE
         if pc == 0:
             return UserEnd.NOT_MAPPED if self._guessed else UserEnd.THREAD_START
+        caller[abi.pc] = pc = pc + abi.return_offset
         # The code that signal handlers return to may be the first of its mapping.
         region = self._code.find_region(pc - 1) or self._code.find_region(pc)
         return UserEnd.NOT_MAPPED if region is None else Activation(caller, region, mode=mode)

@@ -35,6 +35,10 @@ class UserAbi:
     mode_flag: the register and its bit that tell the instruction set which has odd addresses in calls; None where there is one.
     index_segment: type of an EHABI index program header. kernel_code: the kernel's for programs: name, start, end, functions.
     known_row: of code at (address, bytes) that signal handlers, threads return to. follows_call: bytes before one are a call.
+    return_offset: from the address that a call leaves to where it returns.
+    stack_bias: what a stack pointer lacks to the address that it means (and unwind tables speak of).
+    windowed: registers that are others in a function with a register window of its own; () where there are no windows. Those of its
+        callers are in the processor until it needs the room: where they lie in memory there may be older ones.
     """
 
     name: str
@@ -63,3 +67,6 @@ class UserAbi:
     known_row: Callable[[int, bytes], Row | None] | None
     follows_call: Callable[[int, bytes], bool] | None
     kernel_code: tuple[str, int, int, Mapping[str, int]] | None
+    return_offset: int
+    stack_bias: int
+    windowed: tuple[str, ...]

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from elftools.elf.elffile import ELFFile
+
 from recording.errors import MissingDependencyError
 
 _SOURCES = Path(__file__).parent.parent / "guests" / "bare"
@@ -42,7 +44,8 @@ class BareMachine:
 
     name: of the test. architecture: guestprof's name of it. source: of the startup code. compiler: Debian's package has its name.
     base: where the code is linked. qemu, serial: of the command line; ``{console}`` is a file. package: has the emulator.
-    bias: how far QEMU moves the code.
+    bias: how far QEMU moves the code. firmware: source of what enters the guest, which QEMU's loader then puts into RAM; "" for
+    QEMU's own.
     """
 
     name: str
@@ -55,13 +58,14 @@ class BareMachine:
     package: str
     serial: tuple[str, ...] = _FILE_SERIAL
     bias: int = 0
+    firmware: str = ""
 
 
 _X86_64 = ("-mno-red-zone", "-mgeneral-regs-only", "-fcf-protection=none")
 _PC = ("qemu-system-x86_64", "-m", "64")
 X86_64 = BareMachine("x86_64", "x86_64", "x86_64.S", "gcc", 0x100000, _X86_64, _PC, "qemu-system-x86")
-X86_64_RING3 = replace(X86_64, name="x86_64-ring3", flags=(*_X86_64, "-DRING"))
-"""Its work is done in ring 3, which also hypervisors run that interpret ring 0."""
+X86_64_RING3 = replace(X86_64, name="x86_64-ring3", flags=(*_X86_64, "-DRING"), firmware="bios.S")
+"""Its work is done in ring 3, which also hypervisors run that interpret ring 0; SeaBIOS would take them seconds."""
 _ARM_VIRT = ("-M", "virt", "-m", "64", "-cpu")
 _ARM = BareMachine(
     "arm",
@@ -143,6 +147,47 @@ OTHERS = (
         ("qemu-system-m68k", "-M", "virt", "-m", "64"),
         "qemu-system-misc",
     ),
+    BareMachine(
+        "i386",
+        "i386",
+        "i386.S",
+        "gcc",
+        0x100000,
+        ("-m32", "-march=i686", *_X86_64[1:]),
+        ("qemu-system-i386", "-m", "64"),
+        "qemu-system-x86",
+    ),
+    BareMachine(
+        "powerpc",
+        "powerpc",
+        "ppc.S",
+        "powerpc64-linux-gnu-gcc",
+        0x100000,
+        ("-m32", "-mcpu=440", "-msoft-float"),
+        ("qemu-system-ppc", "-M", "bamboo", "-m", "64"),
+        "qemu-system-ppc",
+    ),
+    BareMachine(
+        "sparc",
+        "sparc",
+        "sparc.S",
+        "sparc64-linux-gnu-gcc",
+        0x40000000,
+        ("-m32", "-mcpu=v8", "-msoft-float", "-mflat"),
+        ("qemu-system-sparc", "-M", "leon3_generic", "-m", "64"),
+        "qemu-system-sparc",
+    ),
+    BareMachine(
+        "sparc64",
+        "sparc64",
+        "sparc64.S",
+        "sparc64-linux-gnu-gcc",
+        0x100000,
+        ("-mcmodel=medlow", "-mflat"),
+        ("qemu-system-sparc64", "-M", "sun4u", "-m", "64"),
+        "qemu-system-sparc",
+        firmware="sparc64_prom.S",
+    ),
 )
 """Those other than x86-64, which also runs under KVM."""
 
@@ -160,11 +205,17 @@ def build(machine: BareMachine, path: Path, *, rounds: int = 0, flags: tuple[str
     return path
 
 
-def build_firmware(path: Path, entry: int) -> Path:
-    """A PC's firmware that does nothing but enter a guest at an address. SeaBIOS takes seconds where ring 0 is interpreted."""
-    made = path.with_suffix(".o")
-    subprocess.run(["gcc", "-c", f"-Wa,--defsym,ENTRY={entry:#x}", str(_SOURCES / "bios.S"), "-o", str(made)], check=True)
-    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(made), str(path)], check=True)
+def build_firmware(machine: BareMachine, kernel: Path) -> Path | None:
+    """What enters a guest of this machine, beside its file; None where QEMU's own firmware does."""
+    if not machine.firmware:
+        return None
+    with kernel.open("rb") as stream:
+        entry = ELFFile(stream).header.e_entry
+    made, path = kernel.with_suffix(".firmware.o"), kernel.with_suffix(".firmware")
+    objcopy = f"{machine.compiler.removesuffix('gcc')}objcopy"
+    assemble = [machine.compiler, "-c", f"-Wa,--defsym,ENTRY={entry:#x}", str(_SOURCES / machine.firmware), "-o", str(made)]
+    subprocess.run(assemble, check=True)
+    subprocess.run([objcopy, "-O", "binary", "-j", ".text", str(made), str(path)], check=True)
     return path
 
 
@@ -176,13 +227,13 @@ class BareGuest:
         machine: BareMachine,
         kernel: Path,
         *extra: str,
-        firmware: Path | None = None,
         mark: str = "ready",
         timeout_s: float = 60.0,
     ) -> None:
-        """Starts it, and waits until the console shows the mark. firmware: of ``build_firmware``, None for QEMU's own."""
+        """Starts it, and waits until the console shows the mark."""
         self._directory = Path(tempfile.mkdtemp(prefix="gp-bare-"))
         self._console = self._directory / "console"
+        firmware = build_firmware(machine, kernel)
         self.target = f"unix:{self._directory / 'gdb'}"
         self.process = subprocess.Popen(
             [

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from guest.elf.images import ImageRequest, load_image
 from recording.errors import MissingDependencyError
 from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording
 from tests.conftest import skip_loudly
-from tests.qemu.bare_guests import OTHERS, PATHS, SHARES, X86_64, X86_64_RING3, BareGuest, BareMachine, build, build_firmware
+from tests.qemu.bare_guests import OTHERS, PATHS, SHARES, X86_64, X86_64_RING3, BareGuest, BareMachine, build
 from tests.qemu.command import guestprof
-from unwind.arch.x86_64 import X86_64 as UNWIND_X86_64
 
 pytestmark = pytest.mark.qemu
 
@@ -34,11 +32,6 @@ def built(machine: BareMachine, directory: Path) -> Path:
     except MissingDependencyError as error:
         skip_loudly(str(error))
         raise
-
-
-def entry_of(kernel: Path) -> int:
-    """The address at which a guest of this machine begins."""
-    return load_image(ImageRequest(kernel), UNWIND_X86_64).elf.entry or 0
 
 
 def check(recording: Path) -> None:
@@ -64,9 +57,7 @@ def check(recording: Path) -> None:
 def record(machine: BareMachine, directory: Path, *accelerator: str) -> Path:
     """A recording of a guest at work."""
     kernel, path = built(machine, directory), directory / "bare.guestprof"
-    # Hypervisors that interpret ring 0 take many seconds for SeaBIOS.
-    firmware = build_firmware(directory / "bios.bin", entry_of(kernel)) if accelerator == _KVM else None
-    with BareGuest(machine, kernel, *accelerator, firmware=firmware) as guest:
+    with BareGuest(machine, kernel, *accelerator) as guest:
         file = f"{kernel}@{machine.bias:#x}" if machine.bias else kernel
         guestprof("record", "--connect", guest.target, "--elf", file, "-F", "500", "-d", "1.5", "-o", path, "-q")
     return path

@@ -17,6 +17,7 @@ from unwind.arch.m68k import M68K
 from unwind.arch.mips64el import MIPS64EL
 from unwind.arch.mips_be import MIPS
 from unwind.arch.mipsel import MIPSEL
+from unwind.arch.powerpc import POWERPC
 from unwind.arch.ppc64el import PPC64EL
 from unwind.arch.registry import find_architecture
 from unwind.arch.riscv64 import RISCV64
@@ -653,6 +654,22 @@ def test_ppc64el_registers_of_a_big_endian_moment() -> None:
 )
 def test_m68k_follows_call(before: str, follows: bool) -> None:
     assert M68K.kernel_code.follows_call(bytes.fromhex(before)) is follows
+
+
+@pytest.mark.parametrize(
+    ("before", "follows"),
+    [
+        ("4bffffc9", True),  # bl
+        ("4e800421", True),  # bctrl
+        ("4e800021", True),  # blrl
+        ("42000011", True),  # bdnzl
+        ("4bffffc8", False),  # b
+        ("4e800420", False),  # bctr
+        ("7c000039", False),  # and.
+    ],
+)
+def test_powerpc_follows_call(before: str, follows: bool) -> None:
+    assert POWERPC.kernel_code.follows_call(bytes.fromhex(before)) is follows
 
 
 def test_m68k_exception_frames() -> None:

@@ -221,6 +221,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
     UserAbi(
         # DWARF for the Arm 64-bit Architecture, table 1; AAPCS64 6.1.1 (callee-saved), 6.4.5 (no red zone).
@@ -251,6 +254,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -409,5 +415,6 @@ ARM64 = Architecture(
         roots=lambda registers: tuple(registers.get(name, 0) & _TABLE_ADDRESS for name in ("TTBR0_EL1", "TTBR1_EL1")),
         is_waiting=waits_behind(b"\x7f\x20\x03\xd5", b"\x5f\x20\x03\xd5"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

@@ -260,6 +260,9 @@ _USER_ABIS = (
         known_row=known_row,
         follows_call=follows_call,
         kernel_code=_KERNEL_CODE,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -406,5 +409,6 @@ ARMHF = Architecture(
         roots=lambda registers: (registers.get("TTBR0_EL1", 0) & _TABLE_ADDRESS,),
         is_waiting=waits_behind(b"\x03\xf0\x20\xe3", b"\x02\xf0\x20\xe3", b"\x30\xbf", b"\x20\xbf"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

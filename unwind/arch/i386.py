@@ -157,6 +157,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -281,5 +284,6 @@ I386 = Architecture(
         roots=lambda registers: (registers["cr3"] & (0xFFFF_FFE0 if registers["cr4"] & _CR4_PAE else 0xFFFF_F000),),
         is_waiting=waits_behind(b"\xf4"),
         pushed_exception=x86_exceptions("eip", "esp"),
+        leaving=None,
     ),
 )

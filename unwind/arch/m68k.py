@@ -68,6 +68,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -117,5 +120,6 @@ M68K = Architecture(
         # stop waits with the pc behind it (QEMU's target/m68k/translate.c).
         is_waiting=lambda _registers, before: before[:2] == b"\x4e\x72",
         pushed_exception=_pushed_exception,
+        leaving=None,
     ),
 )

@@ -85,6 +85,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -211,5 +214,6 @@ MIPS64EL = Architecture(
         roots=None,
         is_waiting=waits_behind(b"\x20\x00\x00\x42"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

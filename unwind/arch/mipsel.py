@@ -77,6 +77,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -201,5 +204,6 @@ MIPSEL = Architecture(
         roots=None,
         is_waiting=waits_behind(b"\x20\x00\x00\x42"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

@@ -261,6 +261,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -424,5 +427,6 @@ PPC64EL = Architecture(
         roots=None,
         is_waiting=waits_behind(b"\x3c\x00\x00\x7c", b"\x7c\x00\x00\x3c", b"\xe4\x02\x00\x4c", b"\x4c\x00\x02\xe4"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

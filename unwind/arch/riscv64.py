@@ -210,6 +210,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -375,5 +378,6 @@ RISCV64 = Architecture(
         roots=lambda registers: ((registers.get("satp", 0) & _SATP_PPN) << _PAGE_SHIFT,),
         is_waiting=waits_behind(b"\x73\x00\x50\x10"),
         pushed_exception=None,
+        leaving=None,
     ),
 )

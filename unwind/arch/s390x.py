@@ -175,6 +175,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
     UserAbi(
         # s390x ELF ABI supplement 1.6: DWARF numbers, callee-saved registers; there is no frame pointer.
@@ -209,6 +212,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -365,5 +371,6 @@ S390X = Architecture(
         roots=lambda registers: tuple(registers[name] & _TABLE_ADDRESS for name in ("cr1", "cr7", "cr13")),
         is_waiting=lambda registers, _before: bool(registers["pswm"] & _PSW_WAIT),
         pushed_exception=None,
+        leaving=None,
     ),
 )

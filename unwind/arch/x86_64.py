@@ -196,6 +196,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
     UserAbi(
         # System V ABI, AMD64 supplement 1.0, figure 3.36 (DWARF numbers) and section 3.2.2 (red zone).
@@ -228,6 +231,9 @@ _USER_ABIS = (
         known_row=None,
         follows_call=None,
         kernel_code=None,
+        return_offset=0,
+        stack_bias=0,
+        windowed=(),
     ),
 )
 
@@ -366,5 +372,6 @@ X86_64 = Architecture(
         roots=lambda registers: (registers["cr3"] & _ENTRY_ADDRESS,),
         is_waiting=waits_behind(b"\xf4"),
         pushed_exception=x86_exceptions("rip", "rsp"),
+        leaving=None,
     ),
 )

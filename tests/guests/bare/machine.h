@@ -70,6 +70,17 @@ static inline void wait(void)
     __asm__ volatile("or 1, 1, 1"); /* low priority */
 }
 
+#elif defined(__powerpc__)
+static inline void put_character(char character)
+{
+    REGISTER(unsigned char, 0xef600300ul) = character; /* 16550 of the 440EP */
+}
+
+static inline void wait(void)
+{
+    __asm__ volatile("nop");
+}
+
 #elif defined(__mips__)
 static inline void put_character(char character)
 {
@@ -114,6 +125,22 @@ static inline void wait(void)
 static inline void put_character(char character)
 {
     REGISTER(unsigned, 0xff008000ul) = (unsigned char)character; /* goldfish tty */
+}
+
+static inline void wait(void)
+{
+    __asm__ volatile("nop");
+}
+
+#elif defined(__sparc__)
+static inline void put_character(char character)
+{
+#ifdef __arch64__
+    REGISTER(unsigned char, 0x1fe020003f8ul) = character; /* 16550 on the ISA bus */
+#else
+    REGISTER(unsigned, 0x80000108ul) = 2; /* GRLIB's APBUART: transmits */
+    REGISTER(unsigned, 0x80000100ul) = (unsigned char)character;
+#endif
 }
 
 static inline void wait(void)
