@@ -3,9 +3,10 @@
     python -m benchmarks.exporters [--samples N] [--stacks N] [--format NAME]...
 
 The recording is made up: 4 vCPUs, 200 threads of 60 processes, kernel and user stacks of 5 to 40 frames out of a call graph of
-8,000 functions, some stacks far more often than others, a thread running a few samples at a time. What is measured is the command
-``guestprof export`` in a process of its own, from its start to its end, and that process' peak of resident memory. It is one thread
-that hardly waits, so on a machine with nothing else to do its CPU time is the time that it takes; the limits are on that.
+8,000 functions, some stacks far more often than others, a thread running a few samples at a time. Differential folded stacks are of
+two recordings with half of the samples each, and as many stacks. What is measured is the command ``guestprof export`` or ``diff``
+in a process of its own, from its start to its end, and that process' peak of resident memory. It is one thread that hardly waits,
+so on a machine with nothing else to do its CPU time is the time that it takes; the limits are on that.
 """
 
 from __future__ import annotations
@@ -102,9 +103,8 @@ class Workload:
         ranges = ((_KERNEL, _KERNEL + _SIZE * _FUNCTIONS),)
         yield Image("vmlinux", FrameKind.KERNEL, 0, "ab" * 20, ranges, SymbolTable.from_symbols(symbols))
 
-    def samples(self, count: int) -> Iterator[tuple[int, int, Task, Callchain, Context]]:
+    def samples(self, count: int, rng: random.Random) -> Iterator[tuple[int, int, Task, Callchain, Context]]:
         """(halt, vCPU, ...) in time order: every stack at least once if there is room, then the frequent ones more often."""
-        rng = self._rng
         waiting = [(index, stack) for index, stacks in enumerate(self.stacks) for stack in stacks]
         rng.shuffle(waiting)
         running = [0] * _VCPUS
@@ -121,8 +121,8 @@ class Workload:
             yield halt, vcpu, self.tasks[index], chain, context
 
 
-def write_recording(path: Path, samples: int, stacks: int) -> int:
-    """A recording of that many samples; gives how many distinct stacks it has."""
+def write_recording(path: Path, samples: int, stacks: int, seed: int = 1) -> int:
+    """A recording of that many samples; gives how many distinct stacks it has. seed: of how often each was seen."""
     workload = Workload(stacks)
     call = SystemCall("64", 0, "read")
     seen = set()
@@ -130,7 +130,7 @@ def write_recording(path: Path, samples: int, stacks: int) -> int:
         for key, value in {"requested_hz": 1000, "architecture": "x86_64", "accelerator": "tcg", "vcpus": _VCPUS}.items():
             writer.set_meta(key, value)
         last = -1
-        for halt, vcpu, task, chain, context in workload.samples(samples):
+        for halt, vcpu, task, chain, context in workload.samples(samples, random.Random(seed)):
             if halt != last:
                 time_ns = (halt + 1) * _PERIOD_NS
                 writer.add_halt(Halt(time_ns + halt * 50_000, time_ns, 50_000, 1000))
@@ -145,9 +145,9 @@ def write_recording(path: Path, samples: int, stacks: int) -> int:
     return len(seen)
 
 
-def measured(recording: Path, output: Path, words: tuple[str, ...]) -> dict[str, float]:
-    """Seconds of CPU time and of the clock, peak of resident memory in MB, and the file's MB."""
-    command = [sys.executable, "-m", "guestprof", "export", str(recording), *words, "-o", str(output), "--force"]
+def measured(output: Path, words: tuple[str, ...]) -> dict[str, float]:
+    """Of a command: seconds of CPU time and of the clock, peak of resident memory in MB, and the file's MB."""
+    command = [sys.executable, "-m", "guestprof", *words, "-o", str(output), "--force"]
     began = time.monotonic()
     quiet = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
     child = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
@@ -168,31 +168,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--stacks", type=int, default=50_000)
-    parser.add_argument("--format", action="append", choices=list(EXPORT_FORMATS), dest="formats")
-    parser.add_argument("--recording", type=Path, help="one that exists already, instead of making one")
+    differences = ["diff folded"]
+    parser.add_argument("--format", action="append", choices=[*EXPORT_FORMATS, *differences], dest="formats")
     options = parser.parse_args()
+    formats = options.formats or [*EXPORT_FORMATS, *differences]
     with tempfile.TemporaryDirectory() as scratch:
-        recording = options.recording or Path(scratch) / "large.guestprof"
-        if not recording.exists():
-            began = time.monotonic()
-            stacks = write_recording(recording, options.samples, options.stacks)
-            took_s = time.monotonic() - began
-            print(
-                f"{options.samples:,} samples of {stacks:,} stacks, {recording.stat().st_size / 1e6:.0f} MB, made in {took_s:.0f} s"
-            )
+        whole, before, after = (Path(scratch) / f"{name}.guestprof" for name in ("whole", "before", "after"))
+        print(f"{options.samples:,} samples of {write_recording(whole, options.samples, options.stacks):,} stacks")
+        if not EXPORT_FORMATS.keys() >= set(formats):
+            write_recording(before, options.samples // 2, options.stacks)
+            write_recording(after, options.samples // 2, options.stacks, seed=2)
         rows = {}
         print(f"{'format':<26} {'CPU s':>6} {'clock s':>8} {'peak MB':>8} {'file MB':>8}")
-        for name in options.formats or EXPORT_FORMATS:
+        for name in formats:
             for more in ((), _PER_FORM[name]) if name in _PER_FORM else ((),):
                 label = " ".join([name, *more])
-                row = rows[label] = measured(recording, Path(scratch) / "out", ("-f", name, *more))
+                is_one = name in EXPORT_FORMATS
+                words = ("export", str(whole)) if is_one else ("diff", str(before), str(after))
+                row = rows[label] = measured(Path(scratch) / "out", (*words, "-f", name.removeprefix("diff "), *more))
                 most_file_mb = MOST_FILE_MB.get(name, float("inf"))
                 fits = row["cpu_s"] < MOST_S and row["peak_mb"] < MOST_MB and row["file_mb"] < most_file_mb
                 late = "" if fits else f"   more than {MOST_S:.0f} s, {MOST_MB:.0f} MB or a file of {most_file_mb:.0f} MB"
                 figures = f"{row['cpu_s']:>6} {row['elapsed_s']:>8} {row['peak_mb']:>8} {row['file_mb']:>8}"
                 print(f"{label:<26} {figures}{late}", flush=True)
-    if options.formats is None:
-        kept = {"samples": options.samples, "stacks": options.stacks, "formats": rows}
+    counts = {"samples": options.samples, "stacks": options.stacks}
+    kept = json.loads(RESULT.read_text("utf-8")) if options.formats is not None else {**counts, "formats": {}}
+    if counts.items() <= kept.items():
+        kept["formats"].update(rows)
         RESULT.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
 

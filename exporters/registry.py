@@ -13,7 +13,6 @@ from exporters.compare import CompareView
 from exporters.compare_json import export_compare_json
 from exporters.compare_text import export_compare_text
 from exporters.diff import DiffView
-from exporters.diff_folded import export_diff_folded
 from exporters.diff_json import export_diff_json
 from exporters.diff_text import export_diff_text
 from exporters.firefox import export_firefox
@@ -168,13 +167,12 @@ def report_formats(paint: Paint = PLAIN) -> dict[str, ReportFormat]:
 
 
 def diff_formats(paint: Paint = PLAIN) -> dict[str, DiffFormat]:
-    """The formats of the ``diff`` command by name. paint: for the one that is for people."""
+    """The formats of the ``diff`` command that show a comparison, by name. paint: for the one that is for people."""
     return {
         known.name: known
         for known in (
             DiffFormat("text", lambda view, _version: export_diff_text(view, paint=paint)),
             DiffFormat("json", lambda view, _version: export_diff_json(view)),
-            DiffFormat("folded", lambda view, _version: export_diff_folded(view)),
             DiffFormat("html", export_html_diff),
         )
     }

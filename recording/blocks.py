@@ -10,12 +10,13 @@ weigh as much as a hundred others.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median_low
 
-from recording.profile import Origin, Profile, Stack
+from recording.profile import Origin, Profile, Stack, Walk
 
 _STEADY = (500_000_000, 20, 64)
 _COURSE = (40_000_000, 20, 400)
@@ -35,6 +36,18 @@ class Cell:
     vcpu: int
     weights: dict[int, int] = field(default_factory=dict)
     samples: int = 0
+
+
+class _Cells(dict[int, Cell]):
+    """The cells of a stack with one origin by vCPU, made when they are asked for."""
+
+    def __init__(self, stack: Stack, origin: Origin) -> None:
+        super().__init__()
+        self._stack, self._origin = stack, origin
+
+    def __missing__(self, vcpu: int) -> Cell:
+        cell = self[vcpu] = Cell(self._stack, self._origin, vcpu)
+        return cell
 
 
 @dataclass(slots=True, eq=False)
@@ -84,23 +97,31 @@ class Side:
         self.duration_ns += span_ns - 1
         self.firsts.add(first)
         self.weights += [0] * count
-        most_ns = _FARTHEST * median_low([after - before for before, after in pairwise(halts)]) if len(halts) > 1 else None
-        cells: dict[tuple[int, int, int], Cell] = {}
-        for walk, origin, vcpu, time_ns, weight_ns in profile.sightings():
-            if most_ns is not None and weight_ns > most_ns:
-                self.left_out_ns += weight_ns - most_ns
-                weight_ns = most_ns  # noqa: PLW2901  (what is left of it)
-            key = (id(walk.stack), id(origin), vcpu)
-            cell = cells.get(key)
-            if cell is None:
-                cell = cells[key] = Cell(walk.stack, origin, vcpu)
-            block = first + (time_ns - start_ns) * count // span_ns
-            cell.samples += 1
-            cell.weights[block] = cell.weights.get(block, 0) + weight_ns
-            self.weights[block] += weight_ns
-            self.squares += weight_ns * weight_ns
-        self.cells += cells.values()
-        self.samples += sum(cell.samples for cell in cells.values())
+        most_ns = longest_ns(halts)
+        known: dict[tuple[int, int], _Cells] = {}
+
+        def cells_of(walk: Walk, origin: Origin) -> _Cells:
+            return known.setdefault((id(walk.stack), id(origin)), _Cells(walk.stack, origin))
+
+        for values, *columns in profile.batches(cells_of):
+            for cells, vcpu, time_ns, weight_ns in zip(values, *columns, strict=True):
+                if weight_ns > most_ns:
+                    self.left_out_ns += weight_ns - most_ns
+                    weight_ns = most_ns  # noqa: PLW2901  (what is left of it)
+                cell = cells[vcpu]
+                block = first + (time_ns - start_ns) * count // span_ns
+                cell.samples += 1
+                cell.weights[block] = cell.weights.get(block, 0) + weight_ns
+                self.weights[block] += weight_ns
+                self.squares += weight_ns * weight_ns
+        added = [cell for cells in known.values() for cell in cells.values()]
+        self.cells += added
+        self.samples += sum(cell.samples for cell in added)
+
+
+def longest_ns(halts: Sequence[int]) -> int:
+    """The longest time that one sample may stand for; the rest of it was seen by nobody."""
+    return _FARTHEST * median_low([after - before for before, after in pairwise(halts)]) if len(halts) > 1 else sys.maxsize
 
 
 def side_of(profiles: Sequence[Profile], *, by_run: bool = False) -> Side:

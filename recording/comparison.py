@@ -6,9 +6,11 @@ Rows are matched by name (``recording.matching``), and tested as ``recording.con
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property, partial
 
 from recording.blocks import Cell, Side, side_of
 from recording.collection import no_collection
@@ -55,18 +57,22 @@ class ComparedRow:
         return min((self.differences[measure, of_row].verdict for measure in Measure), key=list(Verdict).index)
 
 
+def _by_block() -> defaultdict[int, defaultdict[int, int]]:
+    return defaultdict(partial(defaultdict, int))
+
+
 @dataclass(slots=True)
 class _Weights:
     """What the rows took on one side, by row and block."""
 
-    of_self: dict[int, dict[int, int]] = field(default_factory=dict)
-    of_total: dict[int, dict[int, int]] = field(default_factory=dict)
-    self_samples: dict[int, int] = field(default_factory=dict)
-    total_samples: dict[int, int] = field(default_factory=dict)
+    of_self: defaultdict[int, defaultdict[int, int]] = field(default_factory=_by_block)
+    of_total: defaultdict[int, defaultdict[int, int]] = field(default_factory=_by_block)
+    self_samples: Counter[int] = field(default_factory=Counter)
+    total_samples: Counter[int] = field(default_factory=Counter)
 
     def is_leaf(self, number: int) -> bool:
         """Whether a row is the innermost one wherever it is."""
-        return self.self_samples.get(number, 0) == self.total_samples.get(number, 0)
+        return self.self_samples[number] == self.total_samples[number]
 
 
 def compare(
@@ -83,7 +89,7 @@ def compare(
 class Comparison:
     """Two sides by rows.
 
-    sides: before and after. rows: in no order. tests: so many figures were tested, and corrected for each other.
+    sides: before and after. Rows are made when they are asked for: of a million samples that takes some seconds.
     """
 
     def __init__(self, before: Side, after: Side, by: CompareBy = CompareBy.FUNCTION, families: int = 1) -> None:
@@ -93,9 +99,26 @@ class Comparison:
         self.sides = (before, after)
         self._contrast = Contrast(*self.sides)
         self._rows = Rows(by, with_tasks=before.has_tasks and after.has_tasks)
+        self._tests = 0
+
+    @property
+    def rows(self) -> list[ComparedRow]:
+        """In no order."""
+        return list(self._by_number.values())
+
+    @property
+    def tests(self) -> int:
+        """So many figures were tested, and corrected for each other."""
+        return self._tests if self._by_number else 0
+
+    @cached_property
+    def _by_number(self) -> dict[int, ComparedRow]:
         with no_collection():
-            self._weights = tuple(self._gathered(side, frozenset()) for side in self.sides)
-            self.rows = self._compared()
+            return self._compared()
+
+    @cached_property
+    def _weights(self) -> tuple[_Weights, ...]:
+        return tuple(self._gathered(side, frozenset()) for side in self.sides)
 
     @property
     def is_testable(self) -> bool:
@@ -109,12 +132,14 @@ class Comparison:
 
     def row_of(self, function: Function) -> ComparedRow | None:
         """The row of a function (of a comparison by function)."""
+        rows = self._by_number
         number = self._rows.number_of(function)
-        return None if number is None else self._by_number.get(number)
+        return None if number is None else rows.get(number)
 
     def rows_along(self, cell: Cell) -> list[ComparedRow | None]:
         """The rows that samples count for, root first (of a comparison by path); None where a caller only leads to the next one."""
-        return [self._by_number.get(number) for number in self._rows.place(cell)]
+        rows = self._by_number
+        return [rows.get(number) for number in self._rows.place(cell)]
 
     def samples_by_run(self) -> dict[Key, tuple[list[int], list[int]]]:
         """In how many samples of each recording of both sides a row is anywhere on the stack (of a comparison by function)."""
@@ -157,35 +182,36 @@ class Comparison:
 
     def _gathered(self, side: Side, without: frozenset[int]) -> _Weights:
         """What the rows took. ``without``: cells of these innermost rows do not count."""
-        found = _Weights()
+        samples: Counter[tuple[int, ...]] = Counter()
+        blocks: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         for cell in side.cells:
             place = self._rows.place(cell)
-            if not place or place[-1] in without:
-                continue
-            found.self_samples[place[-1]] = found.self_samples.get(place[-1], 0) + cell.samples
+            if place and place[-1] not in without:
+                samples[place] += cell.samples
+                of_place = blocks[place]
+                for block, weight in cell.weights.items():
+                    of_place[block] += weight
+        found = _Weights()
+        for place, count in samples.items():
+            targets = [found.of_self[place[-1]]] if self.by.has_callees else []
+            targets += [found.of_total[number] for number in place]
+            for target in targets:
+                for block, weight in blocks[place].items():
+                    target[block] += weight
+            found.self_samples[place[-1]] += count
             for number in place:
-                found.total_samples[number] = found.total_samples.get(number, 0) + cell.samples
-            targets = [found.of_self.setdefault(place[-1], {})] if self.by.has_callees else []
-            targets += [found.of_total.setdefault(number, {}) for number in place]
-            for block, weight in cell.weights.items():
-                for target in targets:
-                    target[block] = target.get(block, 0) + weight
+                found.total_samples[number] += count
         return found
 
     def _part(self, number: int, of_row: OfRow, weights: Sequence[_Weights]) -> Part:
-        if of_row is OfRow.SELF:
-            sides, samples = (
-                [each.of_self.get(number, {}) for each in weights],
-                [each.self_samples.get(number, 0) for each in weights],
-            )
-        else:
-            sides, samples = (
-                [each.of_total.get(number, {}) for each in weights],
-                [each.total_samples.get(number, 0) for each in weights],
-            )
-        return Part((sides[0], sides[1]), sum(samples))
+        is_self = of_row is OfRow.SELF
+        before: Mapping[int, int]
+        after: Mapping[int, int]
+        before, after = ((each.of_self if is_self else each.of_total).get(number, {}) for each in weights)
+        samples = sum((each.self_samples if is_self else each.total_samples)[number] for each in weights)
+        return Part((before, after), samples)
 
-    def _compared(self) -> list[ComparedRow]:
+    def _compared(self) -> dict[int, ComparedRow]:
         own = set(self._weights[0].self_samples) | set(self._weights[1].self_samples)
         implied = self._rows.implied(own) if self.by is CompareBy.PATH else set()
         numbers = [number for number in range(len(self._rows.keys)) if number not in implied]
@@ -202,7 +228,7 @@ class Comparison:
             for where, difference in found.items()
             if difference.p is not None and not (where[0] in alike and where[2] is not self.parts[0])
         ]
-        self.tests = len(tested)
+        self._tests = len(tested)
         for where, p in zip(tested, corrected([found[where].p or 0.0 for where in tested]), strict=True):
             found[where] = replace(found[where], corrected_p=min(1.0, p * self._families))
         for number in alike:
@@ -210,19 +236,18 @@ class Comparison:
                 found[number, measure, OfRow.TOTAL] = found[number, measure, self.parts[0]]
         causes = self._causes(found, numbers)
         follows = self._following(found, causes)
-        self._by_number = {
+        return {
             number: ComparedRow(
                 self._rows.keys[number],
                 self._rows.names[number],
                 self._rows.path(number) if self.by is CompareBy.PATH else (),
-                (self._weights[0].total_samples.get(number, 0), self._weights[1].total_samples.get(number, 0)),
+                (self._weights[0].total_samples[number], self._weights[1].total_samples[number]),
                 {(measure, part): found[number, measure, part] for measure in Measure for part in self.parts},
                 causes.index(number) if number in causes else None,
                 frozenset(follows.get(number, ())),
             )
             for number in numbers
         }
-        return list(self._by_number.values())
 
     def _causes(self, found: Mapping[_Where, Difference], numbers: Sequence[int]) -> list[int]:
         """The rows whose shares differ, the surest first, without those whose difference follows from the ones before."""
@@ -246,7 +271,7 @@ class Comparison:
 
     def _is_sure(self, difference: Difference) -> bool:
         """Whether a difference would be one among all rows, too."""
-        return difference.p is not None and difference.p * self.tests * self._families <= LEVEL
+        return difference.p is not None and difference.p * self._tests * self._families <= LEVEL
 
     def _following(self, found: Mapping[_Where, Difference], causes: Sequence[int]) -> dict[int, set[tuple[Measure, OfRow]]]:
         """The differences of other rows which are gone where the samples of the causes are left out."""

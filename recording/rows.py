@@ -46,7 +46,7 @@ class Rows:
         self.names: list[str] = []
         self.parents: list[int] = []
         self._numbers: dict[tuple[int, Key], int] = {}
-        self._keys: dict[Function, Key] = {}
+        self._keys: dict[int, Key] = {}
         self._places: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def number_of(self, function: Function) -> int | None:
@@ -89,9 +89,10 @@ class Rows:
         return tuple(numbers)
 
     def _key(self, function: Function) -> Key:
-        known = self._keys.get(function)
+        known = self._keys.get(id(function))
         if known is None:
-            known = self._keys[function] = function_key(function)
+            # It stays alive with its profile.
+            known = self._keys[id(function)] = function_key(function)
         return known
 
     def _number(self, parent: int, key: Key, name: str) -> int:

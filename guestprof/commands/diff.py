@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from exporters.diff import DiffView
+from exporters.diff_folded import FoldedSide, export_diff_folded
 from exporters.paint import Paint
 from exporters.registry import diff_formats
 from guestprof.commands.report import color_option, is_coloured
@@ -24,6 +27,8 @@ from recording.rows import CompareBy
 
 _DEFAULT_ROWS = 40
 _STANDARD_OUTPUT = Path("-")
+_FOLDED = "folded"
+"""The format that has stacks as they are and compares nothing."""
 
 
 @click.command()
@@ -59,7 +64,7 @@ _STANDARD_OUTPUT = Path("-")
 @click.option(
     "-n", "--rows", type=click.IntRange(0), help=f"At most so many rows, 0 for all. Default: {_DEFAULT_ROWS} in text, else all."
 )
-@click.option("-f", "--format", "format_name", type=click.Choice(list(diff_formats())), default="text", show_default=True)
+@click.option("-f", "--format", "format_name", type=click.Choice([*diff_formats(), _FOLDED]), default="text", show_default=True)
 @color_option
 @click.option(
     "-o",
@@ -91,13 +96,26 @@ def diff(
     has its share of the time and its running time on both sides, the difference, and the sampling error of that.
     """
     limit = (_DEFAULT_ROWS if format_name == "text" else None) if rows is None else rows or None
+    paths_of_sides = (before, *more_before), (after, *more_after)
+    if format_name == _FOLDED:
+        first, second = (_folded(paths, selected) for paths in paths_of_sides)
+        write_output(output, [export_diff_folded(first, second, Measure(measure))], force=force)
+        return
     with no_collection(), ExitStack() as stack:
-        sides = tuple(
-            [_opened(stack, path, selected) for path in paths] for paths in ((before, *more_before), (after, *more_after))
-        )
+        sides = tuple([_opened(stack, path, selected) for path in paths] for paths in paths_of_sides)
         comparison = compare(sides[0], sides[1], CompareBy(by))
         view = DiffView(comparison, (sides[0], sides[1]), OfRow(sort), limit, Measure(measure))
         write_output(output, [diff_formats(Paint(is_coloured(color)))[format_name].export(view, version())], force=force)
+
+
+def _folded(paths: Sequence[Path], selected: SelectionOptions) -> FoldedSide:
+    """A side of which no more than one recording is in memory at a time."""
+    folded = FoldedSide()
+    for path in paths:
+        with no_collection(), ExitStack() as stack:
+            folded.add(_opened(stack, path, selected))
+        gc.collect()
+    return folded
 
 
 def _opened(stack: ExitStack, path: Path, selected: SelectionOptions) -> Profile:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from exporters.diff import DiffView
+from exporters.diff_folded import FoldedSide, export_diff_folded
 from exporters.paint import Paint
 from exporters.registry import diff_formats
 from recording.comparison import OfRow, compare
@@ -50,6 +51,12 @@ def exported(
 ) -> bytes:
     with ExitStack() as stack:
         profiles = [[Profile(stack.enter_context(Recording.open(path)), selection) for path in paths] for paths in sides]
+        if name == "folded":
+            folded = FoldedSide(), FoldedSide()
+            for side, of_side in zip(folded, profiles, strict=True):
+                for profile in of_side:
+                    side.add(profile)
+            return export_diff_folded(*folded, **options)
         view = DiffView(compare(profiles[0], profiles[1], by), (profiles[0], profiles[1]), **options)
         return diff_formats(paint or Paint(is_on=False))[name].export(view, "1.2.3")
 
