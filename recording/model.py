@@ -324,6 +324,20 @@ class RawCapture:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFile:
+    """What is read of a file of the user's whose code the guest runs (``--elf``), as ``--raw`` keeps it.
+
+    image: its index. size: of the whole file. pieces: (offset, bytes) of it. bias: modulo 2^64. root: see ``--elf``.
+    """
+
+    image: int
+    size: int
+    bias: int
+    root: int | None
+    pieces: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OrcData:
     """A kernel's ORC unwind table as it lies in memory (``unwind/orc.py`` reads it).
 

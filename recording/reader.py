@@ -31,6 +31,7 @@ from recording.model import (
     FrameKind,
     Halt,
     Image,
+    KeptFile,
     OrcData,
     RawCapture,
     Sample,
@@ -86,6 +87,10 @@ _SIGHTINGS = """
 """A cross join, so that SQLite goes through the samples in their own order and sorts nothing."""
 _OPTIONAL = frozenset({"monotonic_ns", "printk_ns", "task", "context", "system_call", "start_ns"})
 """Columns that may be NULL."""
+_MAX_KEPT_FILE = 1 << 40
+_KEPT_PIECES = """
+    SELECT image, position, data FROM kept_file_pieces JOIN blobs ON blobs.id = kept_file_pieces.blob ORDER BY image, position
+"""
 _UNWINDER_PIECES = """
     SELECT p.name, p.part, p.address, b.data FROM unwinder_pieces p JOIN blobs b ON b.id = p.blob
     WHERE p.unwinder = ? ORDER BY p.name, p.part, p.position"""
@@ -426,6 +431,25 @@ class Recording:
             text = tuple(sorted(piece for (name, _part), piece in joined.items() if name == "text"))
             init_text = (to_unsigned(low), to_unsigned(high))
             return UnwindData(int(boot), bool(is_settled), init_text, text, orc, from_pieces(joined))
+
+    def kept_files(self) -> list[KeptFile]:
+        """The files of ``--elf`` that ``--raw`` kept, by their images; those of a recording that was killed may be missing."""
+        if not any(True for _ in self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'kept_files'")):
+            return []
+        pieces: dict[int, list[tuple[int, bytes]]] = {}
+        for count, (image, position, blob) in enumerate(self._query(_KEPT_PIECES)):
+            with self._damage_told():
+                if count >= _MAX_PIECES or not 0 <= position < _MAX_KEPT_FILE:
+                    raise ValueError("a file of --elf has too many pieces, or is too long")
+                pieces.setdefault(int(image), []).append((int(position), _inflated(blob, _MAX_BLOB)))
+        files = []
+        for image, size, bias, root in self._query("SELECT image, size, bias, root FROM kept_files ORDER BY image"):
+            with self._damage_told():
+                if not 0 <= size < _MAX_KEPT_FILE:
+                    raise ValueError("a file of --elf is too long")
+                place = to_unsigned(bias), None if root is None else to_unsigned(root)
+                files.append(KeptFile(int(image), int(size), *place, tuple(pieces.get(int(image), ()))))
+        return files
 
 
 class _Moved:

@@ -23,7 +23,8 @@ it have no such tables.
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
 ``text`` (``part`` counts the separate ranges), ``orc_ip`` (at its run-time address) and ``orc`` (counted from 0), and those of what
-the kernel had loaded (``recording/loaded.py``); equal ones share a blob.
+the kernel had loaded (``recording/loaded.py``); equal ones share a blob. ``kept_files`` and ``kept_file_pieces`` hold what is read
+of files of ``--elf``: some bytes of each at their offsets. Recordings of early versions have neither.
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ CREATE TABLE unwinder_pieces (
     unwinder INTEGER NOT NULL REFERENCES unwinders, name TEXT NOT NULL, part INTEGER NOT NULL, position INTEGER NOT NULL,
     address INTEGER NOT NULL, blob INTEGER NOT NULL REFERENCES blobs, PRIMARY KEY (unwinder, name, part, position)
 ) WITHOUT ROWID;
+CREATE TABLE kept_files (
+    image INTEGER PRIMARY KEY REFERENCES images, size INTEGER NOT NULL, bias INTEGER NOT NULL, root INTEGER
+);
+CREATE TABLE kept_file_pieces (
+    image INTEGER NOT NULL REFERENCES kept_files, position INTEGER NOT NULL, blob INTEGER NOT NULL REFERENCES blobs,
+    PRIMARY KEY (image, position)
+) WITHOUT ROWID;
 """
 
 SOURCE_TABLES = (
@@ -136,6 +144,8 @@ WRITES = {
     "blobs": "INSERT INTO blobs VALUES (?, ?)",
     "unwinders": "INSERT INTO unwinders VALUES (?, ?, ?, ?, ?, ?)",
     "unwinder_pieces": "INSERT INTO unwinder_pieces VALUES (?, ?, ?, ?, ?, ?)",
+    "kept_files": "INSERT INTO kept_files VALUES (?, ?, ?, ?)",
+    "kept_file_pieces": "INSERT INTO kept_file_pieces VALUES (?, ?, ?)",
 }
 """How a row of each table is written, tables that others refer to first."""
 

@@ -22,7 +22,20 @@ import orjson
 from recording import files
 from recording.errors import GuestprofError
 from recording.loaded import to_pieces
-from recording.model import Callchain, ClockReading, Context, Event, Frame, Halt, Image, Sample, SystemCall, Task, UnwindData
+from recording.model import (
+    Callchain,
+    ClockReading,
+    Context,
+    Event,
+    Frame,
+    Halt,
+    Image,
+    KeptFile,
+    Sample,
+    SystemCall,
+    Task,
+    UnwindData,
+)
 from recording.schema import APPLICATION_ID, FORMAT_VERSION, TABLES, WRITES, storable_text, to_signed
 from recording.symbols import SymbolTable
 
@@ -197,6 +210,19 @@ class RecordingWriter:
         low, high = map(to_signed, data.init_text)
         self._rows["unwinders"].append((index, data.boot, int(data.is_settled), low, high, orc.version if orc else None))
         self._rows["unwinder_pieces"].extend(pieces)
+        self.commit()
+
+    def add_kept_file(self, file: KeptFile) -> Iterator[None]:
+        """Keep a file of the user's, in steps of a few milliseconds; it is there when the last one is done."""
+        pieces: list[tuple[object, ...]] = []
+        for start, content in file.pieces:
+            for offset in range(0, len(content), BLOB_SIZE):
+                pieces.append((file.image, start + offset, self._blob_id(content[offset : offset + BLOB_SIZE])))
+                self.commit()
+                yield
+        root = None if file.root is None else to_signed(file.root)
+        self._rows["kept_files"].append((file.image, file.size, to_signed(file.bias), root))
+        self._rows["kept_file_pieces"].extend(pieces)
         self.commit()
 
     def _blob_id(self, content: bytes) -> int:

@@ -109,6 +109,11 @@ class Knowledge:
         self.maker = SampleMaker(architecture, self.spaces, self._image_at, self.planner.images, self.boot_code, scans=scan_stacks)
 
     @property
+    def files(self) -> GuestImages | None:
+        """Files of the user's whose code the guest runs, the first images of the recording."""
+        return None if self.planner.images is None else self.planner.images.images
+
+    @property
     def explains(self) -> bool:
         """Whether code of the user's files was seen to run."""
         return self.planner.images is not None and self.planner.images.has_seen

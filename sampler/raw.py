@@ -1,10 +1,12 @@
-"""What ``--raw`` keeps: the captures themselves, and whatever of the kernel they are unwound with, as it was at the time."""
+"""What ``--raw`` keeps: captures, whatever of the kernel they are unwound with, as it was at the time, and files of the user's."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
 
+from guest.elf.images import GuestImages
+from guest.elf.kept import kept_files
 from guest.kernel import Kernel
 from recording.model import UnwindData
 from recording.store import RecordingWriter
@@ -13,14 +15,18 @@ from unwind.capture import Capture
 
 
 class RawKeeper:
-    """Writes captures, and in small steps the kernel's code and unwind tables whenever they have changed."""
+    """Writes captures, and in small steps the user's files, and the kernel's code and unwind tables whenever they have changed."""
 
-    def __init__(self, writer: RecordingWriter) -> None:
+    def __init__(self, writer: RecordingWriter, images: GuestImages | None = None) -> None:
+        """images: files of the user's whose code the guest runs, the first images of the recording; they are kept, too."""
         self._writer = writer
         self._data: UnwindData | None = None
         self._id = -1
         self._storing: deque[Iterator[None]] = deque()
         writer.set_meta("raw", value=True)
+        if images is not None:
+            writer.set_meta("kept_files", len(images.all))
+            self._storing.extend(writer.add_kept_file(file) for file in kept_files(images))
 
     def kernel_changed(self, kernel: Kernel, boot: int) -> None:
         """From now on captures are unwound with this."""

@@ -23,6 +23,7 @@ from sampler.schedule import Schedule
 from sampler.stub import GuestStoppedError
 from sampler.target import Target
 from sampler.tracker import KernelTracker
+from sampler.until import Until
 from sampler.user_stacks import USER_STACK_SIZE
 
 _MAX_SLEEP_NS = 20_000_000
@@ -112,7 +113,7 @@ class Recorder:
             target.architecture, sources, writer, events, self.add_event, options.user_stack_size, scan_stacks=options.scan_stacks
         )
         self._tracker = self._guest.tracker
-        self._raw = RawKeeper(writer) if options.raw else None
+        self._raw = RawKeeper(writer, self._guest.files) if options.raw else None
         self._backlog = Backlog()
         self._gaps = GapWatch(self.add_event, round(1e9 / options.frequency_hz))
         self._last_running_ns: dict[int, int] = {}
@@ -124,7 +125,7 @@ class Recorder:
         self._rng = rng
         self._schedule = Schedule(options.frequency_hz, self._start_ns, rng)
         self._stepped_ns = self._start_ns
-        self._until: tuple[int, int] | None = None
+        self._until = Until(options.until_symbol, target)
         self._reached = self._mark = ""
         self._found_kernel = self._has_clock = False
         self._ended_ns: int | None = None
@@ -182,6 +183,7 @@ class Recorder:
         error: GuestprofError | None = None
         reason = ""
         try:
+            self._until.look_in_files(self._guest.files)
             if self._options.prepare:
                 reason = self._prepare(watch)
             while not reason:
@@ -189,8 +191,8 @@ class Recorder:
             self._finish_search()
         except GuestStoppedError as stopped:
             reason = str(stopped)
-            if stopped.is_breakpoint and self._until is not None:
-                reason = self._reach(self._options.until_symbol, "{} was reached")
+            if stopped.is_breakpoint and self._until.is_known:
+                reason = self._reach(self._until.name, "{} was reached")
             elif not stopped.is_shutdown or not self._samples:
                 error = stopped
         except TransportError as gone:
@@ -198,6 +200,8 @@ class Recorder:
             error = None if self._samples else gone
         except (StubError, GuestMemoryError, BadImageError, UnsupportedTargetError) as broken:
             error, reason = broken, str(broken)
+        if error is None and not self._found_kernel and self._guest.explains:
+            error = self._until.missed()
         self._ended_ns = self.running_ns()
         if self._mark:
             self.add_event(MARK, self._mark)
@@ -328,8 +332,8 @@ class Recorder:
             self._backlog.wait_for_kernel(pending)
         elif pending.walks < _MAX_WALKS and self._came_too_early(made):
             self._backlog.wait_for_kernel(replace(pending, walks=pending.walks + 1))
-        if self._until is not None and any(self._until[0] <= frame.lookup_pc < self._until[1] for frame in chain.frames):
-            self._reach(self._options.until_symbol, "{} was reached")
+        if self._until.is_reached(chain):
+            self._reach(self._until.name, "{} was reached")
         task, name = made.sample.task, self._options.until_process
         if task is not None and name is not None and name[:_COMM_SIZE] in (task.comm, task.process):
             self._reach(name, "process {} runs")
@@ -396,7 +400,7 @@ class Recorder:
             ("kernel_build_id", kernel.build_id),
         ):
             self._writer.set_meta(key, value)
-        self._set_until(kernel)
+        self._until.look_in_kernel(kernel)
 
     def _kernel_changed(self, kernel: Kernel) -> None:
         if kernel.structs is not None or kernel.structs_problem is not None:
@@ -409,14 +413,3 @@ class Recorder:
         if self._raw is not None:
             self._raw.kernel_gone()
         self._backlog.kernel_gone()
-
-    def _set_until(self, kernel: Kernel) -> None:
-        """Stop at the symbol: by a breakpoint, which is exact, and by what the samples see."""
-        name = self._options.until_symbol
-        if name is None:
-            return
-        symbol = kernel.symbols.find(name)
-        if symbol is None:
-            raise StubError(f"Linux {kernel.release} has no function {name}; check the name given to --until-symbol")
-        self._until = (symbol.address, symbol.address + symbol.size)
-        self._target.set_breakpoint(symbol.address)

@@ -6,9 +6,13 @@ Nothing but the file is needed. Each capture is unwound with what it was unwound
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
+from guest.elf.images import GuestImages, ImageRequest, load_images
+from guest.elf.kept import write_kept
 from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.text import TextImage
 from recording.errors import BadImageError, BadRecordingError
@@ -20,6 +24,7 @@ from unwind.arch import Architecture
 from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
 from unwind.ehabi import EHABI_VERSION, EhabiTable
+from unwind.images import unwind_image
 from unwind.kernel import KernelUnwinder, unwind_capture
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
@@ -29,8 +34,8 @@ from unwind.sources import RowSource
 def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
     """Each sample, in time order, and its callchain unwound anew.
 
-    Raises BadRecordingError where the recording was not made with --raw, was killed before the kernel's code was in the file,
-    or is damaged.
+    Raises BadRecordingError where the recording was not made with --raw, was killed before the kernel's code or the files of
+    --elf were in it, or is damaged.
     """
     if recording.meta.get("raw") is not True:
         raise BadRecordingError(
@@ -40,6 +45,7 @@ def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
     if architecture is None:
         raise BadRecordingError(f"{recording.path} is of an architecture that this guestprof does not know; install a newer one")
     layout = RegisterLayout.from_json(recording.meta.get("registers"))
+    images = _load_images(recording, architecture)
     samples = {(sample.halt, sample.vcpu): sample for sample in recording.samples()}
     unwinders: dict[int, KernelUnwinder] = {}
     for raw in recording.captures():
@@ -51,7 +57,12 @@ def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
             unwinder = unwinders.get(raw.unwinder)
             if unwinder is None:
                 unwinder = unwinders[raw.unwinder] = _load_unwinder(recording, architecture, raw.unwinder)
-        yield sample, unwind_capture(architecture, unwinder, to_capture(raw, layout))
+        capture = to_capture(raw, layout)
+        code = None if images is None else images.code_of(capture.registers)
+        if code is not None:
+            yield sample, unwind_image(architecture, capture, code).callchain
+        else:
+            yield sample, unwind_capture(architecture, unwinder, capture)
 
 
 def to_capture(raw: RawCapture, layout: RegisterLayout) -> Capture:
@@ -80,6 +91,26 @@ def _tables(data: UnwindData) -> tuple[OrcTable | None, EhabiTable | None]:
     if data.orc.version == EHABI_VERSION:
         return None, EhabiTable.from_data(data.orc)
     return OrcTable.from_data(data.orc), None
+
+
+def _load_images(recording: Recording, architecture: Architecture) -> GuestImages | None:
+    """The files of ``--elf``, None where there were none."""
+    count = recording.meta.get("kept_files", 0)
+    if not count:
+        return None
+    files, images = recording.kept_files(), recording.images()
+    if [file.image for file in files] != list(range(len(files))) or len(files) != count or len(images) < len(files):
+        raise BadRecordingError(f"{recording.path} ends before the files of --elf were written to it; record for longer")
+    with tempfile.TemporaryDirectory(prefix="guestprof-") as directory:
+        requests = []
+        for file in files:
+            path = Path(directory) / str(file.image)
+            write_kept(file, path)
+            requests.append(ImageRequest(path, file.bias, file.root, images[file.image].kind))
+        try:
+            return load_images(requests, architecture)
+        except BadImageError as error:
+            raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error
 
 
 def _load_unwinder(recording: Recording, architecture: Architecture, index: int) -> KernelUnwinder:

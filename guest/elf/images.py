@@ -50,6 +50,10 @@ class ImageRequest:
     root: int | None = None
     kind: FrameKind = FrameKind.KERNEL
 
+    def placed(self, address: int) -> int:
+        """Where the guest has a link-time address."""
+        return address + self.bias & _ADDRESS_MASK
+
 
 class _CodeRows:
     """Rows out of a file's code (``unwind.user.UserCodeRows``)."""
@@ -123,9 +127,7 @@ def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
     if elf.header.type not in (ET_EXEC, ET_DYN):
         raise BadImageError(f"{path} is no linked program (ELF type {elf.header.type}); give what the linker made of it (--elf)")
 
-    def placed(address: int) -> int:
-        return address + request.bias & _ADDRESS_MASK
-
+    placed = request.placed
     loads = [load for load in elf.segments if load.memory_size]
     code = tuple(sorted((placed(load.address), placed(load.address) + load.memory_size) for load in loads if load.is_executable))
     if not code:

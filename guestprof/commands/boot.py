@@ -18,7 +18,7 @@ from guestprof.values import RegexType
 @sampling_options()
 @engine_options
 @click.option("--until-console", type=RegexType(), metavar="REGEX", help="Stop when a line of the console matches.")
-@click.option("--until-symbol", metavar="NAME", help="Stop when this kernel function is reached.")
+@click.option("--until-symbol", metavar="NAME", help="Stop when this function of the kernel or of a file of --elf is reached.")
 @click.option("--until-process", metavar="NAME", help="Stop when a sample shows a process or thread of this name.")
 @click.option(
     "--runs",

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from recording.errors import MissingDependencyError
+from recording.milestones import MARK
 from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording
+from sampler.replay import replay
 from tests.conftest import skip_loudly
 from tests.qemu.bare_guests import OTHERS, PATHS, SHARES, X86_64, X86_64_RING3, BareGuest, BareMachine, build
 from tests.qemu.command import guestprof
@@ -37,6 +39,7 @@ def built(machine: BareMachine, directory: Path) -> Path:
 def check(recording: Path) -> None:
     """Whether shares, paths and ends are what the guest's source says."""
     with Recording.open(recording) as opened:
+        assert all(sample.callchain == chain for sample, chain in replay(opened))
         profile = Profile(opened)
         counts, quality = profile.counts, profile.quality()
     leaves = dict.fromkeys(SHARES, 0)
@@ -55,11 +58,12 @@ def check(recording: Path) -> None:
 
 
 def record(machine: BareMachine, directory: Path, *accelerator: str) -> Path:
-    """A recording of a guest at work."""
+    """A recording of a guest at work, which is all that is left of it."""
     kernel, path = built(machine, directory), directory / "bare.guestprof"
     with BareGuest(machine, kernel, *accelerator) as guest:
         file = f"{kernel}@{machine.bias:#x}" if machine.bias else kernel
-        guestprof("record", "--connect", guest.target, "--elf", file, "-F", "500", "-d", "1.5", "-o", path, "-q")
+        guestprof("record", "--connect", guest.target, "--elf", file, "-F", "500", "-d", "1.5", "--raw", "-o", path, "-q")
+    kernel.unlink()
     return path
 
 
@@ -77,3 +81,14 @@ def test_other_architectures(machine: BareMachine, tmp_path: Path) -> None:
     check(path)
     with Recording.open(path) as opened:
         assert opened.meta["architecture"] == machine.architecture
+
+
+def test_a_boot_up_to_a_function_of_the_file(tmp_path: Path) -> None:
+    machine = next(each for each in OTHERS if each.name == "riscv64")
+    kernel, path, console = built(machine, tmp_path), tmp_path / "a", tmp_path / "console"
+    qemu = (*machine.qemu, "-nodefaults", "-display", "none", "-kernel", str(kernel), "-serial", f"file:{console}")
+    said = guestprof("boot", "-d", "60", "--until-symbol", "leaf_two", "--elf", kernel, "-o", path, "--", *qemu).stderr
+    assert "Stopped: leaf_two was reached." in said
+    assert console.read_text("latin-1") == "ready\n"
+    with Recording.open(path) as opened:
+        assert [event.text for event in opened.events() if event.kind == MARK] == ["leaf_two"]

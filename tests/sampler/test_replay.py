@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from guest.elf.images import ImageRequest, load_images
+from guest.elf.kept import kept_files
 from recording.errors import BadRecordingError
 from recording.model import Callchain, Frame, FrameKind, Halt, Image, OrcData, Sample, Space, StackEnd, UnwindData
 from recording.reader import Recording
@@ -15,6 +17,7 @@ from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
 from sampler.replay import replay
 from sampler.rsp.registers import RegisterLayout
+from tests.builders.tiny_elf import elf
 from tests.builders.tiny_kernel import CALL, STACK_TOP, TEXT, words
 from unwind.arch.x86_64 import X86_64
 
@@ -133,4 +136,30 @@ def test_a_capture_without_a_sample_is_damage(tmp_path: Path) -> None:
             writer.set_meta(key, value)
         writer.add_capture(0, 0, IN_USER, [])
     with pytest.raises(BadRecordingError, match=r"a capture belongs to no sample"):
+        chains(path)
+
+
+def test_code_of_files_of_the_users_is_unwound_by_what_was_kept_of_them(tmp_path: Path) -> None:
+    """One frame: the file has no unwind table, and its code ends at its entry point."""
+    path = tmp_path / "guest.elf"
+    path.write_bytes(elf())
+    images = load_images([ImageRequest(path, 0x3000)], X86_64)
+    assert images is not None
+    (kept,) = kept_files(images)
+    assert kept.bias == 0x3000
+    recorded = tmp_path / "a"
+    with RecordingWriter(recorded, clock=lambda: 0.0) as writer:
+        for key, value in {"architecture": "x86_64", "registers": LAYOUT.to_json(), "raw": True, "kept_files": 1}.items():
+            writer.set_meta(key, value)
+        writer.add_image(images.all[0].to_image())
+        writer.add_sample(Sample(writer.add_halt(Halt(0, 0, 1, 0)), 0, 0, 1, Callchain((), StackEnd.NO_KERNEL)))
+        writer.add_capture(0, 0, registers(rip=0x4001, rsp=STACK_TOP - 16, cs=0x10), STACK)
+        list(writer.add_kept_file(kept))
+    path.unlink()
+    assert chains(recorded) == [Callchain((Frame(0x1001, 0x1001, image=0),), StackEnd.TASK_ROOT)]
+
+
+def test_a_recording_that_was_killed_before_its_files_were_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", [(IN_KERNEL, None)], [], kept_files=1)
+    with pytest.raises(BadRecordingError, match=r"ends before the files of --elf were written to it; record for longer"):
         chains(path)
