@@ -23,7 +23,7 @@ from tests.qemu.command import guestprof, report_of
 from tests.qemu.guests import ARM64, MACHINES, Guest, Machine
 from tests.qemu.test_stacks import check_groups, explain
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 SECONDS = "3"
 HERTZ = "200"

@@ -18,7 +18,7 @@ from tests.conftest import skip_loudly
 from tests.qemu.bare_guests import OTHERS, PATHS, SHARES, X86_64, X86_64_RING3, BareGuest, BareMachine, build
 from tests.qemu.command import guestprof
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 _SIGMAS = 4.5
 """How far a share may be from the truth: a sampling error that comes once in 100,000 times."""

@@ -23,7 +23,7 @@ from tests.conftest import skip_loudly
 from tests.qemu.command import guestprof
 from tests.qemu.disk_guest import AMD64, ARM64, LOGIN, debian_disk, uboot_disk
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 _LONG_NS = 50_000_000
 _PC = ("qemu-system-x86_64", "-accel", "tcg", "-cpu", "qemu64,-cx16", "-m", "512", "-nographic")

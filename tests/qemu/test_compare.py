@@ -26,7 +26,7 @@ from tests.qemu.command import guestprof, report_of, run_example
 from tests.qemu.guests import QEMU
 from tests.qemu.unpacked import unpack_kernel
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 MACHINE = ("-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio")
 TCG = ("-accel", "tcg", "-cpu", "qemu64,-cx16")

@@ -21,7 +21,7 @@ from tests.guests.build import DIFF_TRUTH, build_programs
 from tests.qemu.command import guestprof
 from tests.qemu.guests import Guest, GuestOptions
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 AT_WORK = "diff-truth: at work"
 ENOUGH = 4000

@@ -24,7 +24,7 @@ from tests.qemu.bare_guests import build as build_bare
 from tests.qemu.command import guestprof, report_of, start_guestprof
 from tests.qemu.guests import PC
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 PATHS = {("_start", "main", "alpha", "shared"), ("_start", "main", "beta", "shared")}
 """The longest stacks of the guest; those of a moment between two calls are a part of one."""

@@ -22,7 +22,7 @@ from tests.qemu.command import guestprof
 from tests.qemu.guests import Guest, GuestOptions
 from tests.qemu.kernel_modules import find_modules, module_entries
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 JIT = Program("jit", "jit.c", ("-fno-pie", "-no-pie", "-static", "-fno-omit-frame-pointer"))
 RUNNING = "jit: running"

@@ -16,7 +16,7 @@ from tests.qemu.command import guestprof, report_of
 from tests.qemu.guests import Guest
 from tests.qemu.relay import Relay
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 MIN_COMPLETE = 0.997
 MAX_ENTRY = 0.01

@@ -14,7 +14,7 @@ from tests.guests.build import USER_TRUTH
 from tests.qemu.conftest import TRUTH_REPORT, TruthRecording
 from tests.qemu.truth import TICK_S, Times, evenness, parse_report, tolerance
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 SPINNERS = ("truth-spin", "truth-one", "truth-two", "truth-nice", "truth-calls", "truth-sleeps", "truth-forks")
 ODD_NAME = b"tr;th \xff("

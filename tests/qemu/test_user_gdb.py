@@ -13,7 +13,7 @@ import pytest
 from benchmarks.user_accuracy import Comparison, Verdict, measure, table
 from tests.conftest import skip_loudly
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 HALTS = 40
 

@@ -15,7 +15,7 @@ from tests.guests.build import USER_TRUTH
 from tests.qemu.conftest import TruthRecording
 from tests.qemu.truth import C_PATHS, SHARES, CallPath, leaf_samples, tolerance, whole_share
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 # Besides sampling: what is done around the units of work (calls, thread creation).
 REST = 0.01

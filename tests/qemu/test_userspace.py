@@ -17,7 +17,7 @@ from tests.conftest import KERNELS
 from tests.qemu.command import guestprof, report_of
 from tests.qemu.debian_guest import DebianOptions, qemu_command
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 FIRST_ROUND = "guestprof: round 1"
 

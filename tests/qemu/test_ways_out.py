@@ -34,7 +34,8 @@ pytestmark = pytest.mark.qemu
 KILLS = int(os.environ.get("GUESTPROF_KILLS", "8"))
 """How often to kill -9 in test_kill_9; 100 for the figures in the documentation."""
 SEED = int(os.environ.get("GUESTPROF_SEED", "20240607"))
-MAX_MISSING_S = 1.0
+MAX_MISSING_S = 5.0
+"""What is recorded is committed each half second; a busy machine may take its time for it."""
 
 
 @pytest.fixture(scope="module")
