@@ -6,13 +6,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from guest.cache import KernelCache
+from guest.host_files import HostFiles
 from guest.kernel import Kernel
 from guestprof.debian import fetch_kernel
 from guestprof.initramfs import WORKLOAD_MARK, Entry, build_initramfs, find_busybox, pack_newc
+from guestprof.symbolizing import open_host_kernel
 from recording.errors import BadImageError, GuestprofError
 from sampler.discovery import resolve_target
 from sampler.planner import HaltPlanner
@@ -24,6 +26,7 @@ from tests.qemu.guests import Guest, GuestOptions, Machine
 from unwind.capture import Capture
 from unwind.kernel import KernelUnwinder
 
+NO_FILES = HostFiles()
 _BOOT_TIMEOUT_S = 240.0
 _FIND_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 60.0
@@ -37,6 +40,7 @@ class LiveGuest:
     session: Session
     planner: HaltPlanner
     tracker: KernelTracker
+    _plain: list[tuple[Kernel, KernelUnwinder]] = field(default_factory=list)
 
     @property
     def kernel(self) -> Kernel:
@@ -49,6 +53,15 @@ class LiveGuest:
         """Of its kernel."""
         assert self.tracker.unwinder is not None
         return self.tracker.unwinder
+
+    def plain_unwinder(self) -> KernelUnwinder:
+        """One that knows no debug information."""
+        if not self._plain or self._plain[0][0] is not self.kernel:
+            code = replace(self.kernel, debug=None).code_map()
+            settled = self.kernel.is_settled
+            unwinder = KernelUnwinder(self.session.architecture, code, code, code, self.kernel.init_text, is_settled=settled)
+            self._plain[:] = [(self.kernel, unwinder)]
+        return self._plain[0][1]
 
     def run(self, seconds: float) -> None:
         """Let it run."""
@@ -113,11 +126,17 @@ def initramfs_with(machine: Machine, entries: Sequence[Entry]) -> bytes:
 
 @contextmanager
 def live_guest(
-    machine: Machine, suite: str, *, files: Sequence[Entry] = (), mark: str = WORKLOAD_MARK, vcpus: int = 1
+    machine: Machine,
+    suite: str,
+    *,
+    files: Sequence[Entry] = (),
+    mark: str = WORKLOAD_MARK,
+    vcpus: int = 1,
+    host: HostFiles = NO_FILES,
 ) -> Iterator[LiveGuest]:
     """Boot a stock kernel with the demo's workload, or files with an /init of its own that prints ``mark``.
 
-    Raises GuestprofError.
+    host: debug files by which its stacks are unwound, too. Raises GuestprofError.
     """
     image = fetch_kernel(suite, machine.name)
     with ExitStack() as stack:
@@ -129,7 +148,8 @@ def live_guest(
         session = stack.enter_context(Session(resolve_target(guest.target, qmp=str(guest.qmp))))
         planner = HaltPlanner(session.architecture, session.memory)
         events = TrackerEvents(planner.set_kernel, planner.set_kernel, lambda _why: planner.set_kernel(None))
-        tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events)
+        finder = None if host.is_empty else open_host_kernel(host, may_fetch=False)
+        tracker = KernelTracker(session.memory, session.architecture, KernelCache.of_user(), events, host=finder)
         live = LiveGuest(guest, session, planner, tracker)
         give_up = time.monotonic() + _FIND_TIMEOUT_S
         while tracker.kernel is None or not tracker.kernel.is_settled:

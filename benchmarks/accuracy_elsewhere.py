@@ -1,7 +1,8 @@
 """Accuracy on architectures other than x86-64: kernel callchains against those of gdb-multiarch by the kernel's own DWARF.
 
 As ``benchmarks/accuracy.py`` does it for x86-64: stock Debian kernels with their ``-dbg`` packages, random halts of the demo's
-mixed workload, the same halted vCPU walked by both. See docs/accuracy.md.
+mixed workload, the same halted vCPU walked by both: by what the guest's memory tells alone, and with ``--vmlinux`` and
+``--symbol-dir``. See docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +25,14 @@ from benchmarks._live import LiveGuest, live_guest
 from benchmarks._modules import loaded_modules, module_workload, with_modules
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
 from benchmarks.accuracy import find_vmlinux, page_reader, slide
+from guest.host_files import HostFiles
 from guestprof.debian import fetch_kernel
 from recording.errors import GuestprofError
 from recording.model import Callchain, StackEnd
 from tests.qemu.guests import MACHINES, Machine
 from unwind.arch import Registers
 from unwind.capture import Capture
+from unwind.kernel import KernelUnwinder
 
 _RESULTS = Path(__file__).parent / "results" / "accuracy_elsewhere.json"
 _MAX_CONTEXTS = 8
@@ -39,12 +42,13 @@ _MAX_CONTEXTS = 8
 class Counts:
     """What was counted on one kernel. modules: [start, end) of their code. verdicts: of stacks in kernel mode.
 
-    in_modules: of those in which guestprof has frames of modules.
+    has_files: by debug files, too. in_modules: of those in which guestprof has frames of modules.
     """
 
     architecture: str
     kernel: str
     vcpus: int
+    has_files: bool
     modules: tuple[tuple[int, int], ...] = ()
     halts: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -157,43 +161,52 @@ def _known(values: Mapping[str, int | None]) -> dict[str, int] | None:
     return found if len(found) == len(values) else None
 
 
-def measure(machine: Machine, suite: str, halts: int, rng: Random, details: IO[str]) -> Counts:
-    """Boot a suite's kernel and compare. Raises GuestprofError."""
+def measure(machine: Machine, suite: str, halts: int, rng: Random, details: IO[str]) -> tuple[Counts, Counts]:
+    """Boot a suite's kernel and compare, without and with its debug information. Raises GuestprofError."""
     image = fetch_kernel(suite, machine.name, tell=_tell)
     vmlinux = read_vmlinux(find_vmlinux(suite, machine.name, image.name.partition("-")[2]))
     entry = KERNELS[machine.name]
-    with live_guest(machine, suite, files=module_workload(machine, suite), vcpus=machine.vcpus) as live:
+    # Above it are the modules' files, too.
+    host = HostFiles(vmlinux.path, (next(each for each in vmlinux.path.parents if each.name == "debug"),))
+    with live_guest(machine, suite, files=module_workload(machine, suite), vcpus=machine.vcpus, host=host) as live:
         offset = slide(live.kernel, vmlinux)
         modules = loaded_modules(live.guest.console_text(), vmlinux)
         _tell(f"{machine.name}, Linux {live.kernel.release}: gdb reads {vmlinux.path.name}, moved by {offset:#x}")
         places = tuple(place for module in modules for place in module.sections.values())
-        counts = Counts(machine.name, live.kernel.release, machine.vcpus, places)
+        without, with_files = (Counts(machine.name, live.kernel.release, machine.vcpus, each, places) for each in (False, True))
+        both = without, with_files
         files = [f"symbol-file -o {offset:#x} {vmlinux.path}", *(module.gdb_command for module in modules)]
         with Gdb(files, entry.layout) as gdb:
             finder = TruthFinder(gdb, entry, with_modules(vmlinux, modules, offset), offset)
             for _halt in range(halts):
                 live.run(rng.uniform(0.001, 0.020))
-                counts.halts += 1
-                for capture in live.captures():
-                    compare(live, finder, capture, counts, details)
-    return counts
+                captures = live.captures()
+                unwinders = live.plain_unwinder(), live.unwinder
+                for counts in both:
+                    counts.halts += 1
+                for capture in captures:
+                    if not live.session.architecture.is_user(capture.registers):
+                        compare(live, finder, capture, zip(both, unwinders, strict=True), details)
+    return both
 
 
-def compare(live: LiveGuest, finder: TruthFinder, capture: Capture, counts: Counts, details: IO[str]) -> None:
-    """Unwind one vCPU of the halted guest both ways, and count what came of it."""
-    if live.session.architecture.is_user(capture.registers):
-        return
-    chain = live.unwinder.unwind(capture).callchain
-    if not chain.end.is_kernel:
-        return
-    truth = None
-    # Where an exception was just taken, the frame behind the first one is the code that it has interrupted.
-    has_taken = len(chain.frames) > 1 and chain.frames[1].lookup_pc == chain.frames[1].pc
-    if chain.end is not StackEnd.ENTRY_WINDOW and not has_taken:
-        truth = finder.find(capture.registers, page_reader(live.session.target, capture.vcpu))
-    verdict = count(counts, chain, truth)
-    if truth is not None and verdict not in ("equal", "equal, helped"):
-        details.write(json.dumps(describe(counts, finder, chain, truth, verdict, capture.registers)) + "\n")
+def compare(
+    live: LiveGuest, finder: TruthFinder, capture: Capture, sides: Iterable[tuple[Counts, KernelUnwinder]], details: IO[str]
+) -> None:
+    """Unwind one vCPU of the halted guest by each unwinder and by gdb, and count what came of it."""
+    truth, is_asked = None, False
+    for counts, unwinder in sides:
+        chain = unwinder.unwind(capture).callchain
+        if not chain.end.is_kernel:
+            continue
+        # Where an exception was just taken, the frame behind the first one is the code that it has interrupted.
+        has_taken = len(chain.frames) > 1 and chain.frames[1].lookup_pc == chain.frames[1].pc
+        is_entry = chain.end is StackEnd.ENTRY_WINDOW or has_taken
+        if not is_entry and not is_asked:
+            truth, is_asked = finder.find(capture.registers, page_reader(live.session.target, capture.vcpu)), True
+        verdict = count(counts, chain, None if is_entry else truth)
+        if truth is not None and not is_entry and verdict not in ("equal", "equal, helped"):
+            details.write(json.dumps(describe(counts, finder, chain, truth, verdict, capture.registers)) + "\n")
 
 
 def count(counts: Counts, chain: Callchain, truth: Truth | None) -> str:
@@ -223,6 +236,7 @@ def describe(
     return {
         "kernel": counts.kernel,
         "architecture": counts.architecture,
+        "debug_files": counts.has_files,
         "verdict": verdict,
         "end": chain.end,
         "lost": truth.lost,
@@ -258,11 +272,13 @@ def main() -> int:
         with options.details.open("w") as details:
             for name in options.architecture or machines:
                 for suite in options.suite or machines[name].suites:
-                    found.append(measure(machines[name], suite, options.halts, rng, details))
-                    equal, total = compared(found[-1])
-                    share = f"{equal / total:.2%}" if total else "-"
-                    print(f"{name} {found[-1].kernel}: equal {equal} of {total} ({share}); {dict(found[-1].verdicts)}", flush=True)
-                    print(f"  of them through modules: {dict(found[-1].in_modules)}", flush=True)
+                    for counts in measure(machines[name], suite, options.halts, rng, details):
+                        found.append(counts)
+                        equal, total = compared(counts)
+                        share = f"{equal / total:.2%}" if total else "-"
+                        what = f"{name} {counts.kernel}, {'with debug files' if counts.has_files else 'memory alone'}"
+                        print(f"{what}: equal {equal} of {total} ({share}); {dict(counts.verdicts)}", flush=True)
+                        print(f"  of them through modules: {dict(counts.in_modules)}", flush=True)
     except GuestprofError as error:
         print(f"accuracy_elsewhere: {error}", file=sys.stderr)
         return 1
@@ -276,6 +292,7 @@ def main() -> int:
                     "architecture": each.architecture,
                     "kernel": each.kernel,
                     "vcpus": each.vcpus,
+                    "debug_files": each.has_files,
                     "halts": each.halts,
                     "verdicts": dict(each.verdicts),
                     "through_modules": dict(each.in_modules),

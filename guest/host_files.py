@@ -93,7 +93,7 @@ class HostFinder:
                 raise BadImageError(message)
             if image.kind is FrameKind.USER:
                 return Match(file, own_placement(file))
-            placement = None if image.symbols is None else find_placement(image.symbols, file, self._anchors(file))
+            placement = None if image.symbols is None else find_placement(image.symbols, file, known_anchors(file, self._cache))
             if placement is None:
                 if not file.has_symbols:
                     raise BadImageError(
@@ -106,16 +106,6 @@ class HostFinder:
             file.close()
             raise
         return Match(file, placement)
-
-    def _anchors(self, file: DebugFile) -> Sequence[Anchor]:
-        """Those of a kernel are kept: reading all of its symbols takes a quarter of a second."""
-        key = "" if file.build_id is None or file.is_relocatable or not file.has_lines else file.build_id
-        anchors = self._cache.load_anchors(key) if key else []
-        if not anchors:
-            anchors = find_anchors(file)
-            if key and anchors:
-                self._cache.save_anchors(key, anchors)
-        return anchors
 
     def _candidates(self, image: Image) -> Iterator[Path]:
         for directory in self._files.symbol_dirs:
@@ -160,6 +150,17 @@ class HostFinder:
                 name = path.name.partition(".ko")[0].replace("-", "_")
                 known.setdefault(name, []).append(path)
         return known
+
+
+def known_anchors(file: DebugFile, cache: SourceCache) -> Sequence[Anchor]:
+    """Symbols by which a file's place is told. A kernel's are kept: reading all of its symbols takes a quarter of a second."""
+    key = "" if file.build_id is None or file.is_relocatable or not file.has_lines else file.build_id
+    anchors = cache.load_anchors(key) if key else []
+    if not anchors:
+        anchors = find_anchors(file)
+        if key and anchors:
+            cache.save_anchors(key, anchors)
+    return anchors
 
 
 def _module_files(directory: Path) -> Iterator[Path]:

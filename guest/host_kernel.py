@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from guest.elf.debug_file import DebugFile
 from guest.elf.dwarf_types import DwarfTypes
@@ -26,6 +26,10 @@ _USERS = (
     *("cgroup_path_ns", "__seccomp_filter", "bpf_prog_alloc", "bpf_ksym_find", "mas_walk", "xas_load", "task_work_run"),
     *("page_cache_ra_unbounded", "mod_sysfs_setup", "register_kprobe", "sysfs_create_bin_file"),
 )
+
+
+FinderOf: TypeAlias = Callable[[str], HostFinder]
+"""By a kernel's release."""
 
 
 class KernelSource(Protocol):
@@ -59,17 +63,26 @@ class KernelFinder(Protocol):
     def find(self, release: str, build_id: str | None, symbols: SymbolTable, /) -> KernelSource | None:
         """The file of a kernel, as far as its build ID, if that is known, and its symbols tell; None where there is none."""
 
+    def files(self, release: str, /) -> HostFinder | None:
+        """What finds files of a kernel and of its modules while it is sampled; None where nothing does."""
+
 
 class NamedKernel:
     """The one file that ``--vmlinux`` names."""
 
-    def __init__(self, source: KernelSource) -> None:
+    def __init__(self, source: KernelSource, finder_of: FinderOf | None = None) -> None:
+        """finder_of: see ``files``, by the kernel's release."""
         self._source = source
+        self._finder_of = finder_of
         self.build_id = source.build_id
 
     def find(self, _release: str, build_id: str | None, _symbols: SymbolTable) -> KernelSource | None:
         """See ``KernelFinder``."""
         return self._source if self._source.fits(build_id) else None
+
+    def files(self, release: str) -> HostFinder | None:
+        """See ``KernelFinder``."""
+        return None if self._finder_of is None else self._finder_of(release)
 
 
 class SearchedKernel:
@@ -77,9 +90,10 @@ class SearchedKernel:
 
     build_id: str | None = None
 
-    def __init__(self, finder_of: Callable[[str], HostFinder], *, any_build: bool = False) -> None:
-        """finder_of: what finds files of a kernel's release. any_build: see ``HostKernel``."""
+    def __init__(self, finder_of: FinderOf, *, files: FinderOf | None = None, any_build: bool = False) -> None:
+        """finder_of: what finds the kernel's file. files: likewise, while it is sampled. any_build: see ``HostKernel``."""
         self._finder_of = finder_of
+        self._files = files
         self._any_build = any_build
         self._found: dict[tuple[str, str | None], KernelSource | None] = {}
 
@@ -94,6 +108,10 @@ class SearchedKernel:
             fitting = None if match is None else HostKernel(match.file, any_build=self._any_build)
             self._found[release, build_id] = fitting
         return fitting
+
+    def files(self, release: str) -> HostFinder | None:
+        """See ``KernelFinder``."""
+        return None if self._files is None else self._files(release)
 
 
 class HostKernel:

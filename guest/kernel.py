@@ -9,6 +9,7 @@ from functools import partial
 from guest.cache import KernelCache
 from guest.cpus import Range, read_cpus, stack_size_of
 from guest.data_symbols import add_data_symbols
+from guest.debug_rows import DebugRows
 from guest.ehabi_table import read_ehabi
 from guest.finder import KernelLocation, spaces_of
 from guest.identity import read_banner, read_build_id
@@ -54,6 +55,7 @@ class Kernel:
     structs: layouts of its structs, None before they were read, or where they cannot be, and in ``structs_problem`` why.
     unknown: what cannot be known of it, in a sentence; None where nothing of note.
     loaded: its modules and the code that it has made, none before they were read.
+    debug: rows of this machine's files of its code, None where there are none.
     """
 
     release: str
@@ -77,6 +79,7 @@ class Kernel:
     unknown: str | None = None
     ehabi: EhabiTable | None = None
     loaded: LoadedCode = LoadedCode()  # noqa: RUF009  (it never changes)
+    debug: DebugRows | None = None
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -109,7 +112,8 @@ class Kernel:
     def code_map(self) -> KernelCodeMap:
         """Code, names and unwind rows of the kernel and of what it has loaded, for its unwinder."""
         frames = partial(frame_rows, self.architecture, table=self.ehabi)
-        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, frames)
+        method = self.architecture.kernel_code.method
+        return KernelCodeMap(self.symbols, self.text, self.orc, self.loaded, frames, method, self.debug)
 
 
 def load_kernel(architecture: Architecture, location: KernelLocation, cache: KernelCache) -> Steps[Kernel]:

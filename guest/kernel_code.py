@@ -17,7 +17,9 @@ from guest.modules import Module
 from guest.text import TextImage
 from recording.model import FrameKind, LoadedData
 from recording.symbols import Symbol, SymbolTable
+from unwind.arch import UnwindMethod
 from unwind.frame_pointer import FramePointerRows
+from unwind.methods import choose_row
 from unwind.orc import OrcTable
 from unwind.rules import Row
 from unwind.sources import RowSource, SymbolSource, TextSource
@@ -97,14 +99,21 @@ class KernelCodeMap:
         rows: RowSource | None,
         loaded: LoadedCode,
         frame_rows: Callable[[SymbolSource, TextSource], RowSource] = FramePointerRows,
+        method: UnwindMethod = UnwindMethod.ORC,
+        debug: RowSource | None = None,
     ) -> None:
-        """symbols, text, rows: of the kernel's own image; without rows (it has no unwind table) ``frame_rows`` makes them."""
+        """symbols, text, rows: of the kernel's own image; without rows (it has no unwind table) ``frame_rows`` makes them.
+
+        method: the kernel's. debug: rows of debug information, where there is a file with such.
+        """
         self._symbols = symbols
         self._text = text
         self._loaded = loaded
         self._frame_pointers = frame_rows(self, self)
         self._rows = rows if rows is not None else self._frame_pointers
         self._has_table = rows is not None
+        self._method = method
+        self._debug = debug
 
     def contains(self, address: int) -> bool:
         """Whether the code bytes at an address are known."""
@@ -144,6 +153,12 @@ class KernelCodeMap:
 
     def find_row(self, lookup_pc: int) -> Row | None:
         """The unwind row for an address."""
+        own = self._own_row(lookup_pc)
+        if self._debug is None:
+            return own
+        return choose_row(self._method, own, self._debug, lookup_pc, has_table=self._has_table)
+
+    def _own_row(self, lookup_pc: int) -> Row | None:
         piece = self._loaded.at(lookup_pc)
         if piece is None:
             return self._rows.find_row(lookup_pc)

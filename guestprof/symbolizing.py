@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import click
 from guest.debuginfod import Debuginfod
 from guest.elf.kernel_image import open_image
 from guest.elf.source_cache import SourceCache
-from guest.host_files import HostFiles, HostFinder
-from guest.host_kernel import HostKernel, KernelFinder, NamedKernel, SearchedKernel
+from guest.host_files import HostFiles, HostFinder, known_anchors
+from guest.host_kernel import FinderOf, HostKernel, KernelFinder, NamedKernel, SearchedKernel
 from guest.symbolize import Symbolized, symbolize
 from guest.system_map import SystemMap, is_system_map
 from recording.errors import BadImageError
@@ -50,20 +51,27 @@ def open_host_kernel(host_files: HostFiles, *, may_fetch: bool, quiet: bool = Tr
 
     Raises BadImageError where ``--vmlinux`` holds no kernel, or nothing that is to be learnt.
     """
+    cache = SourceCache.of_user()
+
+    def finders(files: HostFiles, servers: Debuginfod) -> FinderOf:
+        return lambda release: HostFinder(files, cache, servers, release=release)
+
+    # While the guest is sampled nothing is fetched.
+    known = Debuginfod(os.environ, may_fetch=False)
     if host_files.vmlinux is None:
         if host_files.is_empty and not os.environ.get("DEBUGINFOD_URLS"):
             return None
         servers = Debuginfod(os.environ, None if quiet else partial(click.echo, err=True), may_fetch=may_fetch)
-        cache = SourceCache.of_user()
-        return SearchedKernel(
-            lambda release: HostFinder(host_files, cache, servers, release=release), any_build=host_files.any_build
-        )
+        files = finders(host_files, known)
+        return SearchedKernel(finders(host_files, servers), files=files, any_build=host_files.any_build)
     if is_system_map(host_files.vmlinux):
-        return NamedKernel(SystemMap(host_files.vmlinux))
+        return NamedKernel(SystemMap(host_files.vmlinux), finders(replace(host_files, vmlinux=None), known))
     file = open_image(host_files.vmlinux)
     if not file.has_symbols:
         file.close()
         raise BadImageError(f"{file.path} has no symbols, so nothing is to be learnt from it; name one of a -dbg package")
     kernel = HostKernel(file, any_build=host_files.any_build)
     kernel.prepare()
-    return NamedKernel(kernel)
+    # Rather now than later, too.
+    known_anchors(file, cache)
+    return NamedKernel(kernel, finders(host_files, known))

@@ -2,6 +2,8 @@
 
 Of the piece number N (``part``): ``loaded`` is a JSON object of its plain facts, ``loaded_text_0`` and so on its code by address,
 ``loaded_orc_ip`` and ``loaded_orc`` its unwind table, ``loaded_symbols`` its names (``SymbolTable.to_blob``).
+
+``FrameData`` likewise: ``frames`` is a JSON object, ``frames_content`` the table, at its link-time address.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recording.model import FrameKind, LoadedData, OrcData
+from recording.model import FrameData, FrameKind, LoadedData, OrcData
 from recording.symbols import SymbolTable
 
 _MAX_LOADED = 1 << 16
@@ -66,3 +68,25 @@ def from_pieces(pieces: Mapping[tuple[str, int], tuple[int, bytes]]) -> tuple[Lo
             )
         )
     return tuple(loaded)
+
+
+def frames_to_pieces(frames: tuple[FrameData, ...]) -> Iterator[tuple[str, int, int, bytes]]:
+    """As ``to_pieces``."""
+    for part, data in enumerate(frames):
+        facts = {"is_debug": data.is_debug, "order": data.order, "parts": data.parts}
+        yield "frames", part, 0, json.dumps(facts).encode("ascii")
+        yield "frames_content", part, data.address, data.content
+
+
+def frames_from_pieces(pieces: Mapping[tuple[str, int], tuple[int, bytes]]) -> tuple[FrameData, ...]:
+    """As ``from_pieces``."""
+    frames = []
+    for part in range(_MAX_LOADED):
+        head = pieces.get(("frames", part))
+        if head is None:
+            break
+        facts: dict[str, Any] = json.loads(head[1])
+        address, content = pieces["frames_content", part]
+        parts = tuple((int(start), int(end), int(bias)) for start, end, bias in facts["parts"])
+        frames.append(FrameData(content, address, bool(facts["is_debug"]), "big" if facts["order"] == "big" else "little", parts))
+    return tuple(frames)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from recording.symbols import SymbolTable
 
@@ -370,13 +371,28 @@ class LoadedData:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameData:
+    """An unwind table of debug information (``unwind/frame_table.py`` reads it), and where its code is in the guest.
+
+    address: of its first byte at link time, 0 for ``.debug_frame`` (``is_debug``), which has none.
+    parts: [start, end) of link-time addresses, and what to add to these for the guest's (modulo 2**64).
+    """
+
+    content: bytes
+    address: int
+    is_debug: bool
+    order: Literal["little", "big"]
+    parts: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class UnwindData:
     """What unwinding a capture needs of a kernel, beside the symbols of its image, as it was at one time of one boot.
 
     is_settled, init_text: see ``unwind.kernel.KernelUnwinder``.
     text: code by address, in address order.
     orc: None where frame pointers are followed.
-    loaded: what else has code there, in any order.
+    loaded: what else has code there, in any order. frames: debug information of this machine's files.
     """
 
     boot: int
@@ -385,3 +401,4 @@ class UnwindData:
     text: tuple[tuple[int, bytes], ...]
     orc: OrcData | None
     loaded: tuple[LoadedData, ...] = ()
+    frames: tuple[FrameData, ...] = ()

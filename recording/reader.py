@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from recording import files
 from recording.errors import BadRecordingError
-from recording.loaded import from_pieces
+from recording.loaded import frames_from_pieces, from_pieces
 from recording.model import (
     Callchain,
     ClockReading,
@@ -430,7 +430,8 @@ class Recording:
                 orc = OrcData(int(version), address, ip_table, joined["orc", 0][1])
             text = tuple(sorted(piece for (name, _part), piece in joined.items() if name == "text"))
             init_text = (to_unsigned(low), to_unsigned(high))
-            return UnwindData(int(boot), bool(is_settled), init_text, text, orc, from_pieces(joined))
+            loaded, frames = from_pieces(joined), frames_from_pieces(joined)
+            return UnwindData(int(boot), bool(is_settled), init_text, text, orc, loaded, frames)
 
     def kept_files(self) -> list[KeptFile]:
         """The files of ``--elf`` that ``--raw`` kept, by their images; those of a recording that was killed may be missing."""

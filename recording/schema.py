@@ -23,8 +23,9 @@ it have no such tables.
 kernel's code at one time: the first of a boot from when it was found, another from whenever it was read again and had changed.
 A capture names the one that its callchain was made with (NULL: none), so unwinding it again gives the same callchain. Pieces are
 ``text`` (``part`` counts the separate ranges), ``orc_ip`` (at its run-time address) and ``orc`` (counted from 0), and those of what
-the kernel had loaded (``recording/loaded.py``); equal ones share a blob. ``kept_files`` and ``kept_file_pieces`` hold what is read
-of files of ``--elf``: some bytes of each at their offsets. Recordings of early versions have neither.
+the kernel had loaded and of debug information (``recording/loaded.py``); equal ones share a blob. ``kept_files`` and
+``kept_file_pieces`` hold what is read of files of ``--elf``: some bytes of each at their offsets. Recordings of early versions have
+neither.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import orjson
 
 from recording import files
 from recording.errors import GuestprofError
-from recording.loaded import to_pieces
+from recording.loaded import frames_to_pieces, to_pieces
 from recording.model import (
     Callchain,
     ClockReading,
@@ -199,7 +199,7 @@ class RecordingWriter:
         parts = [("text", part, address, code) for part, (address, code) in enumerate(data.text)]
         if orc is not None:
             parts += [("orc_ip", 0, orc.address, orc.ip_table), ("orc", 0, 0, orc.entries)]
-        parts += to_pieces(data.loaded)
+        parts += [*to_pieces(data.loaded), *frames_to_pieces(data.frames)]
         pieces: list[tuple[object, ...]] = []
         for name, part, start, content in parts:
             for offset in range(0, len(content), BLOB_SIZE):

@@ -146,9 +146,13 @@ class Knowledge:
     def _kernel_found(self, kernel: Kernel) -> None:
         self._images.add_image(kernel_image(kernel, self.tracker.boot))
         self._tell("kernel-found", f"Linux {kernel.release} was found by {kernel.found_by}")
+        if kernel.debug is not None:
+            self._tell("debug-information", "where the kernel's own tables do not say how to unwind, a file of this machine does")
         if kernel.orc is None and kernel.architecture.kernel_code.method is UnwindMethod.ORC:
             why = kernel.orc_problem or "the kernel has no ORC table"
-            if keeps_frame_pointers(kernel.symbols.text_only(), kernel.text):
+            if kernel.debug is not None:
+                self._tell("no-unwind-table", f"debug information is followed instead of ORC: {why}")
+            elif keeps_frame_pointers(kernel.symbols.text_only(), kernel.text):
                 self._tell("no-unwind-table", f"frame pointers are followed instead of ORC: {why}")
             else:
                 self.maker.scans = True

@@ -59,4 +59,5 @@ def unwind_data(kernel: Kernel, boot: int) -> UnwindData:
     """What a kernel's stacks are unwound with, as values that a recording keeps."""
     table = kernel.orc or kernel.ehabi
     orc = None if table is None else table.to_data()
-    return UnwindData(boot, kernel.is_settled, kernel.init_text, kernel.text.pieces, orc, kernel.loaded.to_data())
+    frames = () if kernel.debug is None else tuple(placed.data for placed in kernel.debug.tables)
+    return UnwindData(boot, kernel.is_settled, kernel.init_text, kernel.text.pieces, orc, kernel.loaded.to_data(), frames)

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from guest.debug_rows import DebugRows, PlacedTable
+from guest.elf.frame_sections import abi_of
 from guest.elf.images import GuestImages, ImageRequest, load_images
 from guest.elf.kept import write_kept
 from guest.kernel_code import KernelCodeMap, LoadedCode
 from guest.text import TextImage
 from recording.errors import BadImageError, BadRecordingError
-from recording.model import Callchain, FrameKind, RawCapture, Sample, UnwindData
+from recording.model import Callchain, Frame, FrameKind, RawCapture, Sample, StackEnd, UnwindData
 from recording.reader import Recording
 from recording.symbols import SymbolTable
 from sampler.rsp.registers import RegisterFile, RegisterLayout
@@ -25,9 +27,10 @@ from unwind.arch.registry import find_architecture
 from unwind.capture import Capture
 from unwind.ehabi import EHABI_VERSION, EhabiTable
 from unwind.images import unwind_image
-from unwind.kernel import KernelUnwinder, unwind_capture
+from unwind.kernel import KernelUnwinder
 from unwind.methods import frame_rows
 from unwind.orc import OrcTable
+from unwind.outside import classify_outside_kernel
 from unwind.sources import RowSource
 
 
@@ -62,7 +65,18 @@ def replay(recording: Recording) -> Iterator[tuple[Sample, Callchain]]:
         if code is not None:
             yield sample, unwind_image(architecture, capture, code).callchain
         else:
-            yield sample, unwind_capture(architecture, unwinder, capture)
+            yield sample, _unwind(architecture, unwinder, capture)
+
+
+def _unwind(architecture: Architecture, unwinder: KernelUnwinder | None, capture: Capture) -> Callchain:
+    """The callchain of one vCPU, whatever it runs; without an unwinder (no kernel was found) kernel code is its address alone."""
+    if unwinder is not None:
+        return unwinder.unwind(capture).callchain
+    outside = classify_outside_kernel(architecture, capture.registers)
+    if outside is not None:
+        return outside.callchain
+    pc = capture.registers[architecture.pc]
+    return Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)
 
 
 def to_capture(raw: RawCapture, layout: RegisterLayout) -> Capture:
@@ -120,8 +134,16 @@ def _load_unwinder(recording: Recording, architecture: Architecture, index: int)
     symbols = kernel_symbols(recording, data.boot)
     try:
         orc, ehabi = _tables(data)
+        abi = abi_of(architecture, architecture.pointer_size)
+        tables = [] if abi is None else [PlacedTable(each, abi) for each in data.frames]
         code = KernelCodeMap(
-            symbols, TextImage(data.text), orc, LoadedCode.from_data(data.loaded), partial(frame_rows, architecture, table=ehabi)
+            symbols,
+            TextImage(data.text),
+            orc,
+            LoadedCode.from_data(data.loaded),
+            partial(frame_rows, architecture, table=ehabi),
+            architecture.kernel_code.method,
+            DebugRows(tables) if tables else None,
         )
     except BadImageError as error:
         raise BadRecordingError(f"{recording.path} is damaged ({error}); record again") from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
+from guest.debug_rows import DebugFiles
 from guest.finder import find_kernel
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.host_kernel import KernelFinder, KernelSource
@@ -30,6 +31,7 @@ from guest.user.struct_search import UNKNOWN as UNKNOWN_BUT_USER
 from guest.user.struct_search import search_user_structs
 from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
+from recording.model import FrameKind, Image
 from sampler.memory import ProcessMemory
 from unwind.arch import Architecture, PageTables, Registers
 from unwind.kernel import KernelUnwinder
@@ -124,6 +126,7 @@ class KernelTracker:
         self._architecture = architecture
         self._cache = cache
         self._host = host
+        self._debug: DebugFiles | None = None
         self._events = events
         self._work: Steps[None] | None = None
         self._registers: tuple[Registers, ...] = ()
@@ -250,7 +253,7 @@ class KernelTracker:
             self._work = None
             return
         self._events.gone(why)
-        self.kernel = self.unwinder = self._work = self._modules = self._generated = self._filters = None
+        self.kernel = self.unwinder = self._work = self._modules = self._generated = self._filters = self._debug = None
         self._reads_modules = self._has_clock = False
         self.boot += 1
         self._next_try_ns = self._next_structs_ns = self._next_modules_ns = 0
@@ -310,6 +313,9 @@ class KernelTracker:
             build_id = kernel.build_id or read_build_id(kernel.space, symbols, Words.of(kernel.architecture))
             kernel = replace(kernel, symbols=symbols if host.fits(build_id) else kernel.symbols, build_id=build_id)
             yield
+        finder = None if self._host is None else self._host.files(kernel.release)
+        self._debug = None if finder is None else DebugFiles(finder, self._architecture)
+        kernel = yield from self._with_debug_rows(kernel)
         self._adopt(kernel)
         self._events.found(kernel)
         yield
@@ -319,11 +325,22 @@ class KernelTracker:
         """The file of this kernel on this machine."""
         return None if self._host is None else self._host.find(kernel.release, kernel.build_id, kernel.symbols)
 
+    def _with_debug_rows(self, kernel: Kernel) -> Steps[Kernel]:
+        """With what files of this machine tell of the stacks of its code as it is now."""
+        if self._debug is None:
+            return kernel
+        images: list[tuple[object, Image]] = [(None, Image("vmlinux", FrameKind.KERNEL, 0, kernel.build_id, (), kernel.symbols))]
+        images += [
+            ((each.serial, each.build_id), Image(each.name, FrameKind.MODULE, 0, each.build_id, each.ranges, each.symbols))
+            for each in kernel.modules
+        ]
+        return replace(kernel, debug=(yield from self._debug.read(images)))
+
     def _refresh(self, kernel: Kernel, *, has_new_text: bool) -> Steps[None]:
         fresh = yield from refresh_kernel(kernel, self._registers, has_new_text=has_new_text)
         if has_new_text and self._modules is not None and fresh.has_own_space:
             modules = yield from self._modules.read(fresh.space, has_new_text=True)
-            fresh = replace(fresh, loaded=LoadedCode(modules, fresh.loaded.generated))
+            fresh = yield from self._with_debug_rows(replace(fresh, loaded=LoadedCode(modules, fresh.loaded.generated)))
         self._adopt(fresh)
         self._events.refreshed(fresh)
         self._tell_changes(kernel.loaded, fresh.loaded)
@@ -413,7 +430,7 @@ class KernelTracker:
         self._reads_modules = False
         if (modules, generated) == (before.modules, before.generated):
             return
-        self.kernel = kernel = replace(kernel, loaded=LoadedCode(modules, generated))
+        self.kernel = kernel = yield from self._with_debug_rows(replace(kernel, loaded=LoadedCode(modules, generated)))
         code = kernel.code_map()
         if self.unwinder is not None:
             self.unwinder.replace_modules(code, code, code)

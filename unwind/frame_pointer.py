@@ -30,7 +30,7 @@ _PROLOGUE_BYTES = 16
 _LOOKED_AT = 512
 """Functions. Those that need no frame at all are few; without frame pointers nearly none has one."""
 
-_BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True)
+_BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True, is_bound=True)
 _AT_CALL = Row(RowKind.CALL, "rsp", 8, kept=("rbp",))
 _PUSHED = Row(RowKind.CALL, "rsp", 16, saved=(Saved("rbp", None, -16),))
 

@@ -17,6 +17,7 @@ pointer; riscv64's (ELF psABI, 2.2) at the upper end, but for functions with var
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from recording.symbols import Symbol
 from unwind.arch import Architecture
@@ -42,8 +43,8 @@ class FrameRecordRows:
             leaf = Row(RowKind.CALL, architecture.sp, kept=(architecture.fp,), return_address=in_link)
         saved_fp = Saved(architecture.fp, None, -2 * word)
         offset = code.frame_record + 2 * word
-        in_frame = Row(RowKind.CALL, architecture.fp, offset, saved=(saved_fp,), return_address=in_link)
-        self._body = Row(RowKind.CALL, architecture.fp, offset, saved=(saved_fp,), leaf=leaf, leaf_in_frame=in_frame)
+        in_frame = Row(RowKind.CALL, architecture.fp, offset, saved=(saved_fp,), return_address=in_link, is_bound=True)
+        self._body = replace(in_frame, return_address=None, leaf=leaf, leaf_in_frame=in_frame)
         is_record = bool(code.trap.records)
         self._entry = Row(RowKind.TRAP_RECORD, architecture.fp) if is_record else Row(RowKind.TRAP_PUSHED, architecture.sp)
         self._switch_name, caller = code.task_switch

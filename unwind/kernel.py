@@ -9,10 +9,10 @@ return address must follow a call instruction. A walk that cannot go on says why
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recording.model import Callchain, Frame, StackEnd
-from unwind.arch import Architecture, KernelCode, LinkRegister, UnwindMethod
+from unwind.arch import Architecture, LinkRegister, UnwindMethod
 from unwind.capture import Capture
 from unwind.firmware import find_caller as find_firmwares_caller
 from unwind.leaf import LinkedPlace, is_in_register
@@ -46,6 +46,7 @@ class _Caller:
     """The next frame's registers. ``pending`` is a call target that was pushed but not reached yet, a frame of its own.
 
     is_in_register: the return address was in a register, or in the caller's frame, so that the stack need not have moved.
+    is_bound: whether the stack pointer is no more than a lower bound; None: as it was before.
     """
 
     registers: Mapping[str, int]
@@ -53,6 +54,7 @@ class _Caller:
     pending: int | None = None
     guess: bool = False
     is_in_register: bool = False
+    is_bound: bool | None = None
 
 
 _Step = _Caller | StackEnd
@@ -129,7 +131,7 @@ class KernelUnwinder:
             data = capture.read(address, size)
             return None if data is None else int.from_bytes(data, byteorder)
 
-        interrupted, guess, only_thunks = True, False, True
+        interrupted, guess, only_thunks, is_bound = True, False, True, False
 
         def ended(end: StackEnd, user_registers: Mapping[str, int] | None = None) -> Unwound:
             return Unwound(Callchain(tuple(frames), end), user_registers, current[arch.sp])
@@ -145,7 +147,7 @@ class KernelUnwinder:
             if len(frames) >= _DEPTH_LIMIT:
                 return ended(StackEnd.DEPTH_LIMIT)
             place = self._place(lookup_pc)
-            step = self._step(place, current, interrupted, only_thunks, read_word)
+            step = self._step(place, current, interrupted, only_thunks, is_bound, read_word)
             only_thunks = only_thunks and place.is_thunk
             if isinstance(step, StackEnd):
                 return ended(step)
@@ -156,6 +158,7 @@ class KernelUnwinder:
             if step.pending is not None:
                 frames.append(Frame(step.pending, step.pending, guess=step.guess))
             current, interrupted, guess = step.registers, step.interrupted, step.guess
+            is_bound = not interrupted and (is_bound if step.is_bound is None else step.is_bound)
 
     def _place(self, lookup_pc: int) -> _Place:
         place = self._places.get(lookup_pc)
@@ -173,9 +176,15 @@ class KernelUnwinder:
         return place
 
     def _step(
-        self, place: _Place, registers: Mapping[str, int], interrupted: bool, only_thunks: bool, read_word: ReadWord
+        self,
+        place: _Place,
+        registers: Mapping[str, int],
+        interrupted: bool,
+        only_thunks: bool,
+        is_bound: bool,
+        read_word: ReadWord,
     ) -> _Step:
-        """From one frame to its caller, or why the walk ends here."""
+        """From one frame to its caller, or why the walk ends here. is_bound: see ``_Caller``, of this frame."""
         if interrupted and place.is_thunk and not place.is_entry:
             return self._leave_thunk(registers, read_word)
         if interrupted and (self._is_entry_area(registers[self._architecture.pc]) or self._code.in_entry(registers)):
@@ -186,14 +195,15 @@ class KernelUnwinder:
         if row.tagged and registers.get(row.register, 0) & 1:
             row = Row(RowKind.TRAP, row.register, -1)
         match row.kind:
+            case RowKind.CALL if row.otherwise is not None:
+                step = self._leave_debug(row, registers, is_bound, read_word)
+                own = replace(place, row=row.otherwise)
+                return step or self._step(own, registers, interrupted, only_thunks, is_bound, read_word)
             case RowKind.END:
                 return self._end(place, interrupted or only_thunks)
             case RowKind.UNDEFINED:
                 return StackEnd.ENTRY_WINDOW if place.is_entry and (interrupted or only_thunks) else StackEnd.NO_UNWIND_INFO
             case RowKind.CALL:
-                if row.leaf is not None and interrupted and self._is_leaf(place, registers, read_word):
-                    has_frame = self._has_unsaved_link(place.start, registers[self._architecture.pc])
-                    return self._apply_call((has_frame and row.leaf_in_frame) or row.leaf, registers, read_word)
                 return self._leave_call(place, row, registers, interrupted, read_word)
             case RowKind.TRAP | RowKind.TRAP_PARTIAL | RowKind.TRAP_RECORD | RowKind.TRAP_PUSHED:
                 # Amid code that fills a trap frame or takes it down, it is none yet, or still.
@@ -210,8 +220,18 @@ class KernelUnwinder:
             return StackEnd.ENTRY_WINDOW
         return StackEnd.NO_UNWIND_INFO
 
+    def _leave_debug(self, row: Row, registers: Mapping[str, int], is_bound: bool, read_word: ReadWord) -> _Caller | None:
+        """By a row of debug information; None where it leads nowhere (amid a change of stacks), or a register is not known."""
+        if is_bound:
+            registers = {name: value for name, value in registers.items() if name != self._architecture.sp}
+        step = self._apply_call(row, registers, read_word)
+        return replace(step, is_bound=False) if isinstance(step, _Caller) else None
+
     def _leave_call(self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord) -> _Step:
         sp = self._architecture.sp
+        if row.leaf is not None and interrupted and self._is_leaf(place, registers, read_word):
+            has_frame = self._has_unsaved_link(place.start, registers[self._architecture.pc])
+            return self._apply_call((has_frame and row.leaf_in_frame) or row.leaf, registers, read_word)
         if not interrupted or row.register != sp or row.return_address is not None:
             return self._apply_call(row, registers, read_word)
         if place.is_entry:
@@ -279,9 +299,9 @@ class KernelUnwinder:
         if self._signature:
             caller[arch.pc] = self._without_signature(caller[arch.pc])
         if self._is_return_address(caller[arch.pc]):
-            stays = cfa == registers[arch.sp] and row.memory is Memory.NONE
+            stays = caller[arch.sp] == registers.get(arch.sp) and row.memory is Memory.NONE
             in_register = row.return_address is not None and (row.return_address.is_value or stays)
-            return _Caller(caller, guess=row.guess, is_in_register=in_register)
+            return _Caller(caller, guess=row.guess, is_in_register=in_register, is_bound=row.is_bound or None)
         return StackEnd.BAD_RETURN_ADDRESS
 
     def _without_signature(self, address: int) -> int:
@@ -373,7 +393,8 @@ class KernelUnwinder:
         if self._code.has_saved(registers):
             return self._leave_trap(Row(RowKind.TRAP_RECORD, self._architecture.sp), registers, read_word)
         if self._code.saved_words:
-            registers = with_saved_words(self._code, registers, read_word)
+            words = ((name, read_word(address)) for name, address in self._code.saved_words.items())
+            registers = {**registers, **{name: word for name, word in words if word is not None}}
         taken = self._code.taken_exception(place.name, registers[self._architecture.pc] - place.start, registers)
         return StackEnd.ENTRY_WINDOW if taken is None else _Caller(taken, interrupted=True, is_in_register=True)
 
@@ -470,20 +491,3 @@ class KernelUnwinder:
         """On one stack a caller's frame lies above; between stacks nothing can be said."""
         same_stack = sp // self._architecture.stack_size == caller_sp // self._architecture.stack_size
         return caller_sp > sp or not same_stack
-
-
-def with_saved_words(code: KernelCode, registers: Mapping[str, int], read_word: ReadWord) -> Mapping[str, int]:
-    """Registers and the words beside them that tell what an exception has interrupted."""
-    words = ((name, read_word(address)) for name, address in code.saved_words.items())
-    return {**registers, **{name: word for name, word in words if word is not None}}
-
-
-def unwind_capture(architecture: Architecture, unwinder: KernelUnwinder | None, capture: Capture) -> Callchain:
-    """The callchain of one vCPU, whatever it runs; without an unwinder (no kernel was found) kernel code is its address alone."""
-    if unwinder is not None:
-        return unwinder.unwind(capture).callchain
-    outside = classify_outside_kernel(architecture, capture.registers)
-    if outside is not None:
-        return outside.callchain
-    pc = capture.registers[architecture.pc]
-    return Callchain((Frame(pc, pc),), StackEnd.NO_KERNEL)

@@ -57,7 +57,8 @@ class PushedFrameRows:
         self._pushed = Row(RowKind.CALL, sp, 2 * word, saved=saved)
         self._one_left = Row(RowKind.CALL, sp, 2 * word, kept=(fp,))
         self._aligned = {name: Row(RowKind.CALL, name, 0, kept=(fp,)) for name in ("ecx", "edi")}
-        self._body = Row(RowKind.CALL, fp, 2 * word, saved=saved, leaf=self._at_call)
+        # Not the caller's stack pointer where the prologue has aligned it.
+        self._body = Row(RowKind.CALL, fp, 2 * word, saved=saved, leaf=self._at_call, is_bound=True)
         self._entry = Row(RowKind.TRAP_RECORD, sp)
         self._end = Row(RowKind.END)
         self._frames: dict[int, tuple[int, int] | None] = {}

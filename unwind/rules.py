@@ -121,6 +121,8 @@ class Row:
     leaf_in_frame: for one that has set its frame pointer already.
     start: where the function begins for which it holds; None where that does not matter.
     only_calls: it is true where the function calls another one; elsewhere its code tells more.
+    is_bound: the CFA is no more than a lower bound of the caller's stack pointer.
+    otherwise: the row instead, where this one leads nowhere; it is then one of debug information (``unwind/methods.py``).
     """
 
     kind: RowKind
@@ -139,6 +141,8 @@ class Row:
     leaf_in_frame: Row | None = None
     start: int | None = None
     only_calls: bool = False
+    is_bound: bool = False
+    otherwise: Row | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ class FrameSection:
     data: bytes
     address: int
     is_debug: bool
-    pointer_size: int
     order: Literal["little", "big"]
 
     def table(self, abi: UserAbi) -> FrameTable:
@@ -43,7 +42,7 @@ def read_frame_section(file: DebugFile, *, loaded: bool = True) -> FrameSection 
         if window.size:
             is_debug = name == _DEBUG
             address = 0 if is_debug else file.address_of(name)
-            return FrameSection(window.read(0, window.size), address, is_debug, file.pointer_size, file.order)
+            return FrameSection(window.read(0, window.size), address, is_debug, file.order)
     return None
 
 

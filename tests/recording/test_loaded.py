@@ -9,7 +9,7 @@ import pytest
 
 from recording.errors import BadRecordingError
 from recording.loaded import from_pieces, to_pieces
-from recording.model import FrameKind, LoadedData, OrcData, UnwindData
+from recording.model import FrameData, FrameKind, LoadedData, OrcData, UnwindData
 from recording.reader import Recording
 from recording.store import RecordingWriter
 from recording.symbols import SymbolTable
@@ -26,6 +26,12 @@ MODULE = LoadedData(
 PROGRAM = LoadedData("bpf_prog_1_a", FrameKind.BPF, ((BASE + 0x9000, BASE + 0x9010),), (), None, None, True)
 TRAMPOLINE = LoadedData(
     "ftrace_trampoline", FrameKind.KERNEL, ((BASE + 0xA000, BASE + 0xA040),), ((BASE + 0xA000, bytes(64)),), None, None, False, 7
+)
+
+
+FRAMES = (
+    FrameData(b"\x14\0" * 50_000, 0, True, "big", ((BASE, BASE + 0x1000, 0x20_0000), (BASE + 0x2000, BASE + 0x3000, 0))),
+    FrameData(b"table", BASE, False, "little", ()),
 )
 
 
@@ -50,14 +56,15 @@ def test_it_comes_out_as_it_went_in(tmp_path: Path) -> None:
     loaded = (MODULE, PROGRAM, TRAMPOLINE)
     path = tmp_path / "a.guestprof"
     with RecordingWriter(path, clock=time.monotonic) as writer:
-        for index, each in enumerate([loaded, ()]):
-            for _step in writer.add_unwinder(index, UnwindData(0, True, (1, 2), ((0x1000, b"code"),), None, each)):
+        for index, (each, frames) in enumerate([(loaded, FRAMES), ((), ())]):
+            for _step in writer.add_unwinder(index, UnwindData(0, True, (1, 2), ((0x1000, b"code"),), None, each, frames)):
                 pass
     with Recording.open(path) as recording:
         first, second = recording.unwind_data(0), recording.unwind_data(1)
     assert first is not None
     assert second is not None
     assert plain(first.loaded) == plain(loaded)
+    assert (first.frames, second.frames) == (FRAMES, ())
     assert second.loaded == ()
     assert first.text == second.text == ((0x1000, b"code"),)
 

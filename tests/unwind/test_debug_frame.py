@@ -205,10 +205,10 @@ def test_rows_are_those_of_readelf(options: str, tmp_path: Path) -> None:
     subprocess.run(["gcc", *flags, *options.split(), str(source), "-o", str(path)], check=True)
     with DebugFile(path) as file:
         assert file.section(".eh_frame").size == 0
+        abi = AMD64 if file.pointer_size == 8 else I386
         section = read_frame_section(file)
     assert section is not None
     assert section.is_debug
-    abi = AMD64 if section.pointer_size == 8 else I386
     rows = section.table(abi)
     compared = 0
     for printed in read_printed_rows(path):

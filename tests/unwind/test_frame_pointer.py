@@ -12,7 +12,7 @@ from unwind.frame_pointer import FramePointerRows, keeps_frame_pointers
 from unwind.kernel import KernelUnwinder
 from unwind.rules import Row, RowKind, Saved
 
-BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True)
+BODY = Row(RowKind.CALL, "rbp", 16, saved=(Saved("rbp", None, -16),), tagged=True, is_bound=True)
 AT_CALL = Row(RowKind.CALL, "rsp", 8, kept=("rbp",))
 PUSHED = Row(RowKind.CALL, "rsp", 16, saved=(Saved("rbp", None, -16),))
 
