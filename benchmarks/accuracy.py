@@ -27,6 +27,7 @@ from benchmarks._tally import FINISHED, Tally, result, table
 from benchmarks._truth import Truth, TruthFinder
 from benchmarks._verdict import Verdict, compare_chains
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
+from guest.host_files import HostFiles
 from guest.kernel import Kernel
 from guestprof.debian import fetch_kernel, fetch_package
 from recording.errors import BadImageError, GuestprofError, MissingDependencyError
@@ -138,6 +139,12 @@ def find_vmlinux(suite: str, architecture: str, release: str) -> Path:
     if found is None:
         raise MissingDependencyError(f"package {package.name} holds no vmlinux; delete {package} and run this again")
     return found
+
+
+def debug_files(suite: str, architecture: str) -> HostFiles:
+    """What a user would give of that package: vmlinux, and the directory with the modules' files."""
+    vmlinux = find_vmlinux(suite, architecture, fetch_kernel(suite, architecture).name.partition("-")[2])
+    return HostFiles(vmlinux, (next(each for each in vmlinux.parents if each.name == "debug"),))
 
 
 def slide(kernel: Kernel, vmlinux: Vmlinux) -> int:

@@ -24,8 +24,7 @@ from benchmarks._kernels import KERNELS, KernelEntry, ReadWord
 from benchmarks._live import LiveGuest, live_guest
 from benchmarks._modules import loaded_modules, module_workload, with_modules
 from benchmarks._vmlinux import Vmlinux, read_vmlinux
-from benchmarks.accuracy import find_vmlinux, page_reader, slide
-from guest.host_files import HostFiles
+from benchmarks.accuracy import debug_files, find_vmlinux, page_reader, slide
 from guestprof.debian import fetch_kernel
 from recording.errors import GuestprofError
 from recording.model import Callchain, StackEnd
@@ -166,8 +165,7 @@ def measure(machine: Machine, suite: str, halts: int, rng: Random, details: IO[s
     image = fetch_kernel(suite, machine.name, tell=_tell)
     vmlinux = read_vmlinux(find_vmlinux(suite, machine.name, image.name.partition("-")[2]))
     entry = KERNELS[machine.name]
-    # Above it are the modules' files, too.
-    host = HostFiles(vmlinux.path, (next(each for each in vmlinux.path.parents if each.name == "debug"),))
+    host = debug_files(suite, machine.name)
     with live_guest(machine, suite, files=module_workload(machine, suite), vcpus=machine.vcpus, host=host) as live:
         offset = slide(live.kernel, vmlinux)
         modules = loaded_modules(live.guest.console_text(), vmlinux)

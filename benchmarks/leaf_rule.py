@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-from benchmarks._live import LiveGuest, live_guest
+from benchmarks._live import NO_FILES, LiveGuest, live_guest
+from benchmarks.accuracy import debug_files
 from recording.errors import GuestprofError
 from recording.model import StackEnd
 from recording.symbols import Symbol
@@ -31,11 +32,12 @@ _MAX_ENTRY_POINT = 8
 
 @dataclass(slots=True)
 class Counts:
-    """verdicts: of halts in the kernel."""
+    """verdicts: of halts in the kernel. plain: those without debug files, where such are used."""
 
     architecture: str
     kernel: str
     verdicts: Counter[str] = field(default_factory=Counter)
+    plain: Counter[str] = field(default_factory=Counter)
     wrong: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -83,9 +85,10 @@ def _is_in(function: Symbol, address: int) -> bool:
 
 
 def measure(live: LiveGuest, counts: Counts, halts: int, rng: Random) -> None:
-    """Halt, unwind, step out, compare."""
+    """Halt, unwind, step out, compare; where there are debug files, without and with them."""
     arch = live.session.architecture
-    while sum(counts.verdicts.values()) < halts:
+    count = 0
+    while count < halts:
         live.run(rng.uniform(0.001, 0.020))
         (capture,) = live.captures()
         if arch.is_user(capture.registers):
@@ -100,11 +103,19 @@ def measure(live: LiveGuest, counts: Counts, halts: int, rng: Random) -> None:
             continue
         expected = caller.pc
         found = find_return(live, capture.registers)
-        verdict = "not finished" if found is None else "equal" if found == expected else "different"
+        count += 1
+        verdict = _verdict(found, expected)
         counts.verdicts[verdict] += 1
+        if live.kernel.debug is not None:
+            plain = live.plain_unwinder().unwind(capture).callchain.frames
+            counts.plain[_verdict(found, plain[1].pc if len(plain) > 1 else 0)] += 1
         if verdict == "different" and found is not None:
             places = {"halted": chain.frames[0].pc, "told": expected, "returned_to": found}
             counts.wrong.append({name: _place(live, address) for name, address in places.items()})
+
+
+def _verdict(found: int | None, expected: int) -> str:
+    return "not finished" if found is None else "equal" if found == expected else "different"
 
 
 def _place(live: LiveGuest, address: int) -> str:
@@ -118,21 +129,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--halts", type=int, default=150, help="halts in the kernel of each architecture (default: 150)")
     parser.add_argument("--architecture", action="append", choices=list(machines), help="only this one (may be repeated)")
+    parser.add_argument("--debug-files", action="store_true", help="unwind by the kernel's debug files, too")
     parser.add_argument("--seed", type=int, default=1, help="of the random times between halts")
     options = parser.parse_args()
     rng = Random(options.seed)
     found: list[Counts] = []
     try:
         for name in options.architecture or machines:
-            with live_guest(machines[name], machines[name].suites[-1]) as live:
+            suite = machines[name].suites[-1]
+            with live_guest(machines[name], suite, host=debug_files(suite, name) if options.debug_files else NO_FILES) as live:
                 found.append(Counts(name, live.kernel.release))
                 live.guest.execute("human-monitor-command", **{"command-line": "singlestep on"})
                 measure(live, found[-1], options.halts, rng)
             print(f"{name} {found[-1].kernel}: {dict(found[-1].verdicts)} {found[-1].wrong}", flush=True)
+            if found[-1].plain:
+                print(f"  without debug files: {dict(found[-1].plain)}", flush=True)
     except GuestprofError as error:
         print(f"leaf_rule: {error}", file=sys.stderr)
         return 1
-    if not options.architecture:
+    if not options.architecture and not options.debug_files:
         document = {
             "date": datetime.now(UTC).date().isoformat(),
             "command": f"python -m benchmarks.leaf_rule {' '.join(sys.argv[1:])}".strip(),

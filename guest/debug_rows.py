@@ -43,12 +43,22 @@ class DebugRows:
 
     def find_row(self, lookup_pc: int) -> Row | None:
         """See ``unwind.sources.RowSource``."""
+        table, address = self._find(lookup_pc)
+        row = None if table is None else table.find_row(address)
+        return None if row is Unread.UNREAD else row
+
+    def is_bare(self, lookup_pc: int) -> bool:
+        """See ``unwind.sources.DebugSource``."""
+        table, address = self._find(lookup_pc)
+        return table is not None and table.is_bare(address)
+
+    def _find(self, lookup_pc: int) -> tuple[FrameTable | None, int]:
+        """The table of a piece of code, and the file's address there."""
         index = bisect_right(self._starts, lookup_pc) - 1
         if index < 0:
-            return None
+            return None, 0
         start, size, bias, table = self._parts[index]
-        row = table.find_row(lookup_pc - bias & _MASK) if lookup_pc < start + size else None
-        return None if row is Unread.UNREAD else row
+        return (table if lookup_pc < start + size else None), lookup_pc - bias & _MASK
 
 
 class DebugFiles:

@@ -22,7 +22,7 @@ from unwind.frame_pointer import FramePointerRows
 from unwind.methods import choose_row
 from unwind.orc import OrcTable
 from unwind.rules import Row
-from unwind.sources import RowSource, SymbolSource, TextSource
+from unwind.sources import DebugSource, RowSource, SymbolSource, TextSource
 
 LoadedPiece: TypeAlias = Module | GeneratedCode
 """All have ``name``, ``kind``, ``address``, ``ranges``, ``symbols`` and ``build_id``."""
@@ -100,7 +100,7 @@ class KernelCodeMap:
         loaded: LoadedCode,
         frame_rows: Callable[[SymbolSource, TextSource], RowSource] = FramePointerRows,
         method: UnwindMethod = UnwindMethod.ORC,
-        debug: RowSource | None = None,
+        debug: DebugSource | None = None,
     ) -> None:
         """symbols, text, rows: of the kernel's own image; without rows (it has no unwind table) ``frame_rows`` makes them.
 

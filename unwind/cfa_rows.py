@@ -127,6 +127,11 @@ class FunctionRows:
         self._starts = [address for address, _state in rows]
         self._states = [state for _address, state in rows]
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether its entry has nothing but what it builds upon: a leaf, or assembler whose author did not care."""
+        return self._states == [self._common.initial]
+
     def find(self, address: int, lowering: Lowering) -> Row | None:
         """The row for an address, None outside of the function."""
         if not self.start <= address < self.end:

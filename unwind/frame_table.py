@@ -103,7 +103,20 @@ class FrameTable:
         except (BadImageError, _UnreadError):
             return
 
+    def is_bare(self, address: int) -> bool:
+        """Whether the function whose row ``find_row`` has just given has no other row than the one at its start."""
+        function = self._function_at(address)
+        return function is not None and function.is_bare
+
     def _find(self, address: int) -> Row | None:
+        function = self._function_at(address)
+        row = None if function is None else function.find(address, self._lowering)
+        if function is not None and row is not None:
+            self._starts[address] = function.start
+        return row
+
+    def _function_at(self, address: int) -> FunctionRows | None:
+        """The last function that begins at or below an address."""
         table = self._find_table()
         if table is not None:
             entry = table.find(address)
@@ -114,11 +127,7 @@ class FrameTable:
             entry = None if self._index is None else self._index.find(address)
         if entry is None:
             return None
-        function = self._functions[entry] if entry in self._functions else self._parse_function(entry)
-        row = None if function is None else function.find(address, self._lowering)
-        if function is not None and row is not None:
-            self._starts[address] = function.start
-        return row
+        return self._functions[entry] if entry in self._functions else self._parse_function(entry)
 
     def _find_table(self) -> SearchTable | None:
         """The sorted table of the header, None if there is none."""

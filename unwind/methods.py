@@ -23,7 +23,7 @@ from unwind.frame_record import FrameRecordRows
 from unwind.prologue import PrologueRows
 from unwind.pushed_frame import PushedFrameRows
 from unwind.rules import Row, RowKind
-from unwind.sources import RowSource, SymbolSource, TextSource
+from unwind.sources import DebugSource, RowSource, SymbolSource, TextSource
 from unwind.stack_chain import StackChainRows
 
 
@@ -49,12 +49,15 @@ def frame_rows(architecture: Architecture, symbols: SymbolSource, text: TextSour
 _UNDEFINED = Row(RowKind.UNDEFINED)
 
 
-def choose_row(method: UnwindMethod, own: Row | None, debug: RowSource, lookup_pc: int, *, has_table: bool) -> Row | None:
+def choose_row(method: UnwindMethod, own: Row | None, debug: DebugSource, lookup_pc: int, *, has_table: bool) -> Row | None:
     """The row for an address by what the kernel itself tells (own) and debug information; has_table: it has ORC."""
     if own is not None and _is_certain(method, own, lookup_pc, has_table=has_table):
         return own
     row = debug.find_row(lookup_pc)
     if row is None or row.kind is not RowKind.CALL:
+        return own
+    if own is not None and own.register == row.register and own.offset != row.offset and debug.is_bare(lookup_pc):
+        # MIPS' assembler has an entry for each function, but none says what the code has done to the stack (asm/asm.h, LEAF).
         return own
     return replace(row, otherwise=own if own is not None else _UNDEFINED)
 

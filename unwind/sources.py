@@ -36,6 +36,13 @@ class RowSource(Protocol):
         """The row for an address, None where the table does not cover it."""
 
 
+class DebugSource(RowSource, Protocol):
+    """An unwind table for debuggers."""
+
+    def is_bare(self, lookup_pc: int) -> bool:
+        """Whether the function at an address has no other row than the one at its start."""
+
+
 def find_range(symbols: SymbolSource, names: tuple[str, str]) -> tuple[int, int]:
     """Addresses [low, high) from one symbol to another; (0, 0) where they are not both there."""
     low, high = (symbols.find(name) for name in names)

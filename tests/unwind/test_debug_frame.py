@@ -98,6 +98,14 @@ def test_forms(version: int, wide: bool, order: Literal["little", "big"]) -> Non
     assert rows.find_start(CODE + 0x41) == CODE + 0x40
 
 
+def test_functions_whose_entry_says_nothing_of_its_own() -> None:
+    section = Section()
+    section.function(CODE, 0x10)
+    section.function(CODE + 0x10, 0x10, PUSH)
+    section.function(CODE + 0x20, 0x10, bytes([0x0E, 16]))
+    assert [section.table().is_bare(CODE + at) for at in (-1, 1, 0x11, 0x21)] == [False, True, False, False]
+
+
 def test_a_mixture_of_widths() -> None:
     section = Section(wide=True)
     section.function(CODE, 0x10)

@@ -26,12 +26,16 @@ CHAIN = Row(RowKind.CALL, expression=Expression((Operation(Operator.REGISTER, 0,
 class Rows:
     """Rows by the code's own addresses, each until the next."""
 
-    def __init__(self, rows: Mapping[int, Row | None]) -> None:
+    def __init__(self, rows: Mapping[int, Row | None], *, bare: bool = False) -> None:
         self.rows = rows
+        self.bare = bare
 
     def find_row(self, lookup_pc: int) -> Row | None:
         starts = [start for start in self.rows if start <= lookup_pc]
         return self.rows[max(starts)] if starts else None
+
+    def is_bare(self, _lookup_pc: int) -> bool:
+        return self.bare
 
 
 def chosen(method: UnwindMethod, own: Row | None, debug: Row | None, *, at: int = CODE, has_table: bool = False) -> Row | None:
@@ -79,6 +83,15 @@ def test_what_is_better_known(method: UnwindMethod, has_table: bool, amid: Row, 
         assert row is not None
         assert row.register == expected.register
         assert row.otherwise == (OWN if expected is DEBUG else None)
+
+
+def test_assembler_whose_entry_does_not_follow_its_stack() -> None:
+    own = Row(RowKind.CALL, "sp", 304)
+    for other, expected in ((Row(RowKind.CALL, "sp", 0), own), (Row(RowKind.CALL, "sp", 304, kept=("s0",)), None)):
+        row = choose_row(UnwindMethod.PROLOGUES, own, Rows({CODE: other}, bare=True), CODE, has_table=False)
+        assert row is not None
+        assert row == expected or row.otherwise is own
+    assert chosen(UnwindMethod.PROLOGUES, own, Row(RowKind.CALL, "sp", 0)) != own
 
 
 def test_a_guess_in_a_kernel_with_a_table() -> None:
