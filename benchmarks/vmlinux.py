@@ -19,9 +19,10 @@ from recording.errors import GuestprofError
 from recording.model import FrameKind
 from recording.profile import Profile
 from recording.reader import Recording
-from tests.qemu.guests import ARMHF, I386, Machine
+from tests.qemu.guests import ARMHF, I386, MACHINES, Machine
 
-_MACHINES = {"armhf": ARMHF, "i386": I386}
+_MACHINES = {machine.name: machine for machine in MACHINES}
+_WITHOUT_BTF = (ARMHF.name, I386.name)
 
 
 def main() -> int:
@@ -29,11 +30,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--seconds", type=float, default=10, help="length of each recording (default: 10)")
     parser.add_argument("--frequency", type=float, default=200, help="halts a second (default: 200)")
-    parser.add_argument("--architecture", action="append", choices=list(_MACHINES), help="only this one (may be repeated)")
+    parser.add_argument("--architecture", action="append", choices=list(_MACHINES), help="this one (may be repeated)")
+    parser.add_argument("--suite", default="bookworm", help="whose kernel (default: bookworm)")
     options = parser.parse_args()
     try:
-        for name in options.architecture or list(_MACHINES):
-            for row in measure(_MACHINES[name], "bookworm", options.seconds, options.frequency):
+        for name in options.architecture or _WITHOUT_BTF:
+            for row in measure(_MACHINES[name], options.suite, options.seconds, options.frequency):
                 print(json.dumps(row), flush=True)
     except GuestprofError as error:
         print(f"vmlinux: {error}", file=sys.stderr)
