@@ -15,7 +15,6 @@ import orjson
 
 from exporters.text import encodable, halted_line, machine, rate_line, stacks_line
 from recording.milestones import selected_milestones
-from recording.processes import thread_of
 from recording.profile import Origin, Profile, Walk
 
 _GUEST = 1
@@ -112,7 +111,7 @@ def _described(origin: Origin, *, idle: bool) -> bytes:
     if idle:
         return orjson.dumps({"cat": "idle", "name": "idle"})[1:]
     task = origin.task
-    owner = thread_of(task, is_firmware=origin.is_firmware)
+    owner = origin.thread
     row: dict[str, Any] = {"cat": "task", "name": encodable(owner.name) or "?"}
     if task is not None:
         row["args"] = {"pid": task.tgid, "tid": task.pid, "process": encodable(task.process)}

@@ -29,7 +29,6 @@ from recording.matching import UNNAMED, Key, function_key, task_name
 from recording.milestones import find_milestones
 from recording.model import Context
 from recording.names import Function
-from recording.processes import thread_of
 from recording.profile import Appearance, Origin, Profile, Stack, Walk
 from recording.reader import Selection
 from recording.source_paths import function_lines, function_paths
@@ -223,7 +222,7 @@ class Tables:
 
     def _origin(self, origin: Origin) -> int:
         """The number of whose time a sample was, and what the vCPU did."""
-        process, thread = origin.process, thread_of(origin.task, is_firmware=origin.is_firmware)
+        process, thread = origin.process, origin.thread
         call = origin.system_call
         key = (
             _numbered(self._numbers["processes"], (printable(process.name), process.pid)),

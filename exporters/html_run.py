@@ -104,11 +104,14 @@ def _quality(quality: Quality) -> list[tuple[str, str]]:
         ("Guest halted", halted_line(quality)),
         ("Kernel stacks", stacks_line(quality)),
         ("User stacks", user_line(quality) or "none were asked for, or none were there"),
-        (
-            "Tasks",
-            "unknown" if quality.task_share is None else f"{percent(quality.task_share, 2)} of the samples outside of firmware",
-        ),
+        ("Tasks", _tasks(quality)),
     ]
+
+
+def _tasks(quality: Quality) -> str:
+    if quality.no_tasks is not None:
+        return f"none: {quality.no_tasks}"
+    return "unknown" if quality.task_share is None else f"{percent(quality.task_share, 2)} of the samples outside of firmware"
 
 
 def _selection(profile: Profile) -> list[str]:

@@ -80,6 +80,8 @@ def quality_lines(quality: Quality, unreadable_files: Sequence[str] = ()) -> lis
 
 
 def _task_lines(quality: Quality) -> list[str]:
+    if quality.no_tasks is not None:
+        return [f"tasks    none: {quality.no_tasks}"]
     if quality.task_share is None:
         return []
     return [f"tasks    {percent(quality.task_share, 2)} of the samples outside of firmware have a known task"]

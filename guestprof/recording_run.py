@@ -259,6 +259,7 @@ def _describe_run(writer: RecordingWriter, session: AnySession, options: RunOpti
         "qemu_pid": session.pid,
         "stub": session.stub_address,
         "vcpus": len(session.vcpus),
+        **({"elf_files": [image.path.name for image in options.images]} if options.images else {}),
         **session.facts(),
     }.items():
         writer.set_meta(key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recording.model import FrameKind, Task
@@ -27,19 +28,26 @@ class Owner:
 
 FIRMWARE = Owner("[firmware]", None, FrameKind.FIRMWARE)
 UNKNOWN = Owner("[unknown]", None, FrameKind.UNKNOWN)
+NO_TASKS = Owner("[no tasks]", None, FrameKind.UNKNOWN)
+"""Of recordings that can have none."""
 
 
-def process_of(task: Task | None, *, is_firmware: bool) -> Owner:
-    """The process of a sample; a kernel thread or an idle task is one by itself."""
-    if task is None:
-        return FIRMWARE if is_firmware else UNKNOWN
+def why_no_tasks(meta: Mapping[str, object]) -> str | None:
+    """Why a recording can have no tasks, by its ``meta``; None where it can."""
+    if "engine" in meta:
+        return "gdb does not tell which task runs"
+    if "elf_files" in meta and "kernel_release" not in meta:
+        return "no Linux was seen, and of other kernels only the code is known"
+    return None
+
+
+def process_of(task: Task) -> Owner:
+    """The process of a task; a kernel thread or an idle task is one by itself."""
     return Owner(task.process, task.tgid, _kind(task))
 
 
-def thread_of(task: Task | None, *, is_firmware: bool) -> Owner:
-    """The thread of a sample, under its own name."""
-    if task is None:
-        return FIRMWARE if is_firmware else UNKNOWN
+def thread_of(task: Task) -> Owner:
+    """A task as a thread, under its own name."""
     return Owner(task.comm, task.pid, _kind(task))
 
 

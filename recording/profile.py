@@ -17,7 +17,8 @@ from recording.guest_clock import GuestClocks
 from recording.idle import is_idle
 from recording.model import Callchain, Context, Event, Frame, FrameKind, Image, Space, StackEnd, SystemCall, Task, UserEnd
 from recording.names import Function, NamedFrame, Namer
-from recording.processes import Owner, process_of
+from recording.processes import FIRMWARE, NO_TASKS, Owner, process_of, thread_of, why_no_tasks
+from recording.processes import UNKNOWN as UNKNOWN_OWNER
 from recording.quality import Quality, Tally, measure_quality
 from recording.reader import Recording, Selection
 from recording.stack_filter import StackFilter
@@ -56,17 +57,26 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose time a sample is and what the vCPU was doing. ``is_firmware``: it ran code from before the kernel."""
+    """Whose time a sample is and what the vCPU was doing.
+
+    is_firmware: it ran code from before the kernel. nobody: what stands for the task where none is known.
+    """
 
     task: Task | None
     context: Context
     system_call: SystemCall | None
     is_firmware: bool
+    nobody: Owner = UNKNOWN_OWNER
 
     @property
     def process(self) -> Owner:
         """The process, or what stands for it."""
-        return process_of(self.task, is_firmware=self.is_firmware)
+        return self.nobody if self.task is None else process_of(self.task)
+
+    @property
+    def thread(self) -> Owner:
+        """The thread, or what stands for it."""
+        return self.nobody if self.task is None else thread_of(self.task)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,9 +241,14 @@ class Profile:
         """Whether any selected sample has a task; early recordings, and those of guests without BTF, have none."""
         return any(count.origin.task is not None for count in self.counts)
 
+    @property
+    def no_tasks(self) -> str | None:
+        """Why samples of this recording can have no tasks, None where they can."""
+        return why_no_tasks(self.meta)
+
     def quality(self) -> Quality:
         """How far the recording can be trusted, of the selected samples."""
-        tally = Tally(has_tasks=bool(self._contexts))
+        tally = Tally(has_tasks=bool(self._contexts), no_tasks=self.no_tasks)
         for count in self.counts:
             tally.add(count.stack.end, count.stack.user_end, count.samples, has_task=count.origin.task is not None)
         return measure_quality(self._recording.halts(self.selection), tally, self.meta.get("requested_hz"))
@@ -395,11 +410,13 @@ class Profile:
         key = (task, known, call, stack.end is StackEnd.FIRMWARE)
         origin = self._origins.get(key)
         if origin is None:
+            nobody = FIRMWARE if key[3] else UNKNOWN_OWNER if self.no_tasks is None else NO_TASKS
             origin = self._origins[key] = Origin(
                 None if task is None else self._looked_up(self._tasks, task, "task"),
                 known,
                 None if call is None else self._looked_up(self._system_calls, call, "system call"),
-                stack.end is StackEnd.FIRMWARE,
+                key[3],
+                nobody,
             )
         return origin
 

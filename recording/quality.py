@@ -22,6 +22,7 @@ class Quality:
     entry_share: of all samples in the kernel, in an entry window.
     user_complete_share: of all samples with a user part of the stack that was asked for, those in which it is whole.
     task_share: of all samples that are not in firmware, those whose task is known; None where none was looked for.
+    no_tasks: why there can be no tasks, None where there can.
     ends: samples by the reason of their stack's end, in the order of ``StackEnd``.
     user_ends: samples with a user part by the reason of its end, in the order of ``UserEnd``.
     halts, halted_p50_ns, halted_p99_ns: number of halts and how long they were.
@@ -41,16 +42,18 @@ class Quality:
     halts: int
     halted_p50_ns: int | None
     halted_p99_ns: int | None
+    no_tasks: str | None = None
 
 
 @dataclass(slots=True)
 class Tally:
     """Samples counted by how their stacks end and whether their task is known.
 
-    has_tasks: whether tasks were looked for at all.
+    has_tasks: whether tasks were looked for at all. no_tasks: why there can be none.
     """
 
     has_tasks: bool = False
+    no_tasks: str | None = None
     ends: dict[StackEnd, int] = field(default_factory=dict)
     user_ends: dict[UserEnd, int] = field(default_factory=dict)
     with_task: int = 0
@@ -90,12 +93,13 @@ def measure_quality(halts: Iterable[Halt], tally: Tally, requested_hz: object) -
         complete_share=(proper + entry) / kernel if kernel else None,
         entry_share=entry / kernel if kernel else None,
         user_complete_share=whole_user / of_user if of_user else None,
-        task_share=min(1.0, tally.with_task / in_linux) if tally.has_tasks and in_linux else None,
+        task_share=min(1.0, tally.with_task / in_linux) if tally.has_tasks and not tally.no_tasks and in_linux else None,
         ends={end: ends[end] for end in StackEnd if ends.get(end)},
         user_ends={end: tally.user_ends[end] for end in UserEnd if tally.user_ends.get(end)},
         halts=len(rows),
         halted_p50_ns=_percentile(lengths, 50),
         halted_p99_ns=_percentile(lengths, 99),
+        no_tasks=tally.no_tasks,
     )
 
 

@@ -9,7 +9,7 @@ from recording.blocks import Cell
 from recording.matching import UNNAMED, Key, function_key, module_name, task_name
 from recording.model import FrameKind
 from recording.names import Function
-from recording.processes import Owner, thread_of
+from recording.processes import Owner
 from recording.views import context_owner, system_call_owner
 
 
@@ -130,7 +130,7 @@ class Rows:
 
 _OWNERS: dict[CompareBy, Callable[[Cell], Owner | None]] = {
     CompareBy.PROCESS: lambda cell: cell.origin.process,
-    CompareBy.THREAD: lambda cell: thread_of(cell.origin.task, is_firmware=cell.origin.is_firmware),
+    CompareBy.THREAD: lambda cell: cell.origin.thread,
     CompareBy.VCPU: lambda cell: Owner(f"vCPU {cell.vcpu}", None, FrameKind.UNKNOWN),
     CompareBy.CONTEXT: lambda cell: context_owner(cell.origin.context),
     CompareBy.SYSTEM_CALL: lambda cell: system_call_owner(cell.origin),

@@ -8,6 +8,7 @@ Keys of ``meta`` (values are JSON) which the views read; any other key is kept a
 - ``requested_hz``: number, the sampling rate that was asked for
 - ``architecture``, ``accelerator``, ``qemu_version``, ``kernel_release``: text about the machine
 - ``vcpus``: number of vCPUs
+- ``elf_files``: names of the files of ``--elf``, ``engine``: the gdb that made the samples; no other recordings have these
 
 Frames of user code are in an image's own addresses (``frames.image``), so that all processes that run a file share them; ``start``
 is where the frame's function begins, NULL where that is not known. ``tasks``,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from recording.collection import no_collection
 from recording.model import Context, FrameKind
 from recording.names import Function
-from recording.processes import Owner, thread_of
+from recording.processes import Owner
 from recording.profile import Count, Origin, Profile, Stack
 from recording.units import unit_of
 
@@ -82,7 +82,7 @@ def process_totals(profile: Profile) -> list[Total]:
 
 def thread_totals(profile: Profile) -> list[Total]:
     """What each thread took, by name and number."""
-    return _owner_totals(profile, lambda origin: thread_of(origin.task, is_firmware=origin.is_firmware))
+    return _owner_totals(profile, lambda origin: origin.thread)
 
 
 def context_totals(profile: Profile) -> list[Total]:

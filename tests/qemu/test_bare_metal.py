@@ -55,6 +55,7 @@ def check(recording: Path) -> None:
         assert abs(leaves[name] / total - share) < _SIGMAS * math.sqrt(share * (1 - share) / total), (leaves, total)
     assert quality.complete_share is not None
     assert quality.complete_share >= _WHOLE, quality.ends
+    assert (quality.task_share, quality.no_tasks) == (None, "no Linux was seen, and of other kernels only the code is known")
 
 
 def record(machine: BareMachine, directory: Path, *accelerator: str) -> Path:
