@@ -263,6 +263,7 @@ def main() -> int:
     parser.add_argument("--suite", action="append", help="only this one's kernels (may be repeated)")
     parser.add_argument("--seed", type=int, default=1, help="of the random times between halts")
     parser.add_argument("--details", type=Path, default=Path(tempfile.gettempdir()) / "guestprof-accuracy-elsewhere.jsonl")
+    parser.add_argument("-o", "--output", type=Path, help="where to write the result (default: beside the others, of all kernels)")
     options = parser.parse_args()
     rng = Random(options.seed)
     found: list[Counts] = []
@@ -281,7 +282,8 @@ def main() -> int:
         print(f"accuracy_elsewhere: {error}", file=sys.stderr)
         return 1
     print(f"stacks that differ or that gdb does not finish: {options.details}")
-    if not options.architecture and not options.suite:
+    output = options.output or (None if options.architecture or options.suite else _RESULTS)
+    if output is not None:
         document = {
             "date": datetime.now(UTC).date().isoformat(),
             "command": f"python -m benchmarks.accuracy_elsewhere {' '.join(sys.argv[1:])}".strip(),
@@ -300,7 +302,7 @@ def main() -> int:
                 for each in found
             ],
         }
-        _RESULTS.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        output.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     return 0 if all(equal >= 0.98 * total for equal, total in map(compared, found)) else 1
 
 

@@ -1,9 +1,9 @@
-"""Source lines and inlined functions of kernel frames, against gdb; and what it takes to read them out of a kernel's file.
+"""Source lines and inlined functions of kernel frames, against gdb and addr2line -i; and what it takes to read them.
 
 Recordings of guests are looked at (``guestprof boot`` or ``record``); of the addresses that their kernel frames have, a random
-sample is named by guestprof and by gdb, with the ``vmlinux`` of the kernel's -dbg package. A frame is equal where all
-functions that are inlined there, the function itself, and the file and line of each are. Then symbolizing is timed with an
-empty cache and again.
+sample is named by guestprof, gdb and binutils' addr2line, with the ``vmlinux`` of the kernel's -dbg package. A frame is equal
+where all functions that are inlined there, the function itself, and the file and line of each are. Then symbolizing is timed
+with an empty cache and again.
 
 Run: ``python -m benchmarks.inlined RECORDING VMLINUX [RECORDING VMLINUX ...]``
 """
@@ -35,6 +35,8 @@ from recording.sources import used_addresses
 
 _RESULTS = Path(__file__).parent / "results" / "inlined.json"
 _SHOWN = 10
+_Chain = Sequence[tuple[str | None, str | None, int]]
+"""What another program says of an address, innermost first: function, path, line (0 where it knows none)."""
 
 
 def main() -> int:
@@ -75,6 +77,7 @@ def compare(path: Path, vmlinux: Path, count: int, seed: int) -> dict[str, Any]:
             chosen = random.Random(seed).sample(placed, min(count, len(placed)))
             ours = source_frames(file, chosen, SourceCache(None))
         theirs = ask_gdb(vmlinux, chosen, Path(directory))
+        others = ask_addr2line(vmlinux, chosen)
         release = recording.meta.get("kernel_release")
     different = [
         (address, ours.get(address, ()), answer)
@@ -83,12 +86,17 @@ def compare(path: Path, vmlinux: Path, count: int, seed: int) -> dict[str, Any]:
     ]
     for address, mine, answer in different[:_SHOWN]:
         print(f"{address:#x}\n  guestprof {mine}\n  gdb       {answer}", file=sys.stderr)
+    pairs = [(ours.get(address, ()), answer) for address, answer in zip(chosen, others, strict=True)]
+    chains = [pair for pair in pairs if has_equal_functions(*pair)]
     return {
         "kernel": release,
         "frames": len(chosen),
         "of_distinct": len(placed),
         "with_inlined": sum(len(frames) > 1 for frames in ours.values()),
         "equal": len(chosen) - len(different),
+        "addr2line_equal_functions": len(chains),
+        "addr2line_equal_callers": sum(has_equal_lines(mine[1:], other[1:]) for mine, other in chains),
+        "addr2line_equal": sum(has_equal_lines(mine, other) for mine, other in chains),
     }
 
 
@@ -101,13 +109,42 @@ def ask_gdb(vmlinux: Path, addresses: Sequence[int], directory: Path) -> list[li
     return [[tuple(row) for row in rows] for rows in json.loads((directory / "answers").read_text("utf-8"))]
 
 
-def is_equal(ours: Sequence[SourceFrame], theirs: Sequence[tuple[str | None, str | None, int]]) -> bool:
+def ask_addr2line(vmlinux: Path, addresses: Sequence[int]) -> list[list[tuple[str | None, str | None, int]]]:
+    """What addr2line -i says of each address."""
+    command = ["addr2line", "-a", "-f", "-i", "-e", str(vmlinux)]
+    text = "".join(f"{address:#x}\n" for address in addresses)
+    lines = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout.splitlines()
+    found: list[list[tuple[str | None, str | None, int]]] = []
+    rest = iter(lines)
+    for line in rest:
+        if line.startswith("0x"):
+            found.append([])
+            continue
+        path, _, number = next(rest).partition(" ")[0].rpartition(":")
+        known = number.isdecimal() and path != "??"
+        found[-1].append((None if line == "??" else line, path if known else None, int(number) if known else 0))
+    return found
+
+
+def has_equal_functions(ours: Sequence[SourceFrame], theirs: _Chain) -> bool:
+    """Whether the functions at an address are the same. Where DWARF names none (assembler), addr2line takes a symbol's name."""
+    if not ours:
+        return theirs[0][1] is None
+    return len(ours) == len(theirs) and all(mine.name in (None, name) for mine, (name, *_) in zip(ours, theirs, strict=True))
+
+
+def is_equal(ours: Sequence[SourceFrame], theirs: _Chain) -> bool:
     """Gdb gives paths from the directory that the compiler ran in, and 0 for no line."""
     if len(ours) != len(theirs):
         return not ours and theirs[0][1] is None
-    for frame, (name, path, line) in zip(ours, theirs, strict=True):
+    return all(frame.name == name for frame, (name, *_) in zip(ours, theirs, strict=True)) and has_equal_lines(ours, theirs)
+
+
+def has_equal_lines(ours: Sequence[SourceFrame], theirs: _Chain) -> bool:
+    """Whether file and line of each function are the same."""
+    for frame, (_name, path, line) in zip(ours, theirs, strict=False):
         own, other = posixpath.normpath(frame.path or ""), posixpath.normpath(path or "")
-        if frame.name != name or (frame.line or 0) != line or not (own == other or own.endswith("/" + other.removeprefix("./"))):
+        if (frame.line or 0) != line or not (own == other or own.endswith("/" + other.removeprefix("./"))):
             return False
     return True
 

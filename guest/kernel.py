@@ -162,7 +162,7 @@ def load_kernel(architecture: Architecture, location: KernelLocation, cache: Ker
             problem = str(error)
     kernel = Kernel(
         release=location.note.release if location.note else [*banner.split(), "", "", "unknown"][2],
-        build_id=build_id,
+        build_id=build_id or (location.note.build_id if location.note else None),
         banner=banner,
         found_by=location.found_by,
         architecture=architecture,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from guest.btf import has_types, read_structs
 from guest.cache import KernelCache
 from guest.debug_rows import DebugFiles
-from guest.finder import find_kernel
+from guest.finder import find_kernel, is_note_of
 from guest.generated_code import GeneratedCode, GeneratedCodeReader
 from guest.host_kernel import KernelFinder, KernelSource
 from guest.identity import read_build_id
@@ -29,6 +29,7 @@ from guest.task_search import UNKNOWN, search_structs
 from guest.timekeeper import Timekeeper, find_timekeeper, has_named_timekeeper
 from guest.user.struct_search import UNKNOWN as UNKNOWN_BUT_USER
 from guest.user.struct_search import search_user_structs
+from guest.vmcoreinfo import VmCoreInfo, scan_vmcoreinfo
 from guest.words import Words
 from recording.errors import BadImageError, GuestMemoryError
 from recording.model import FrameKind, Image
@@ -305,6 +306,9 @@ class KernelTracker:
             return
         kernel = yield from load_kernel(self._architecture, location, self._cache)
         self.problem = kernel.orc_problem
+        if self._host is not None and kernel.build_id is None:
+            # Files are found by it, and told from those of other builds.
+            kernel = yield from self._with_noted_build(kernel, location.image)
         host = self._host_of(kernel) if kernel.symbols.find(_DATA_SYMBOL) is None else None
         if host is not None:
             yield
@@ -320,6 +324,15 @@ class KernelTracker:
         self._events.found(kernel)
         yield
         yield from self._describe(kernel)
+
+    def _with_noted_build(self, kernel: Kernel, image: int) -> Steps[Kernel]:
+        """With the build ID that the kernel has written down for crash dumps, where no symbol leads to its own."""
+
+        def is_its(note: VmCoreInfo) -> bool:
+            return note.release == kernel.release and is_note_of(note, self._architecture, kernel.space, image)
+
+        note = yield from scan_vmcoreinfo(self._memory, is_its)
+        return kernel if note is None else replace(kernel, build_id=note.build_id)
 
     def _host_of(self, kernel: Kernel) -> KernelSource | None:
         """The file of this kernel on this machine."""
