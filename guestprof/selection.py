@@ -10,6 +10,7 @@ from typing import cast
 import click
 
 from guestprof.values import Command, RegexType, parse_vcpus
+from recording.errors import UnknownMarkError
 from recording.marks import find_mark, seconds_ns
 from recording.model import Context
 from recording.profile import Profile
@@ -84,8 +85,11 @@ class SelectionOptions:
     inlined: bool = True
 
     def select(self, recording: Recording) -> Selection:
-        """What that is in a recording. Raises UnknownMarkError where it does not have a moment."""
+        """What that is in a recording. Raises UnknownMarkError where it does not have a moment, or one is not behind the other."""
         since_ns, until_ns = moments_of(recording, self.since, self.until)
+        if since_ns is not None and until_ns is not None and since_ns >= until_ns:
+            moments = f"--since {self.since} ({since_ns / 1e9:.4f} s) and --until {self.until} ({until_ns / 1e9:.4f} s)"
+            raise UnknownMarkError(f"there is no time between {moments}; give an earlier --since or a later --until")
         return Selection(
             vcpus=None if self.vcpus is None else frozenset(self.vcpus),
             since_ns=since_ns,

@@ -13,6 +13,7 @@ from exporters.registry import ReportOptions, report_formats
 from exporters.report import GroupBy, Neighbours, SortBy
 from exporters.report_tree import TreeLimits
 from guestprof.selection import SelectionOptions, selection_options
+from recording.errors import GuestprofError
 from recording.profile import Profile
 from recording.reader import Recording
 
@@ -85,6 +86,10 @@ def report(
         TreeLimits(min_percent / 100, depth, limit) if tree else None,
     )
     with Recording.open(file) as recording:
+        if by == GroupBy.LINE.value and not recording.has_source_lines:
+            raise GuestprofError(
+                f"{file} has no source lines; guestprof symbolize {file} --vmlinux FILE reads them out of debug files"
+            )
         profile = Profile(recording, selected.select(recording))
         data = report_formats(Paint(is_coloured(color)))[format_name].export(profile, options)
     sys.stdout.buffer.write(data)

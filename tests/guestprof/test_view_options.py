@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from guestprof.commands.export import export
 from guestprof.commands.report import report
-from recording.errors import UnknownMarkError
+from recording.errors import GuestprofError, UnknownMarkError
 from tests.builders.boots import boot_recording
 from tests.builders.profiles import busy_recording
 
@@ -72,5 +72,16 @@ def test_moments_that_cannot_be(tmp_path: Path) -> None:
         done = CliRunner().invoke(report, [path, "--since", moment])
         assert done.exit_code == 2
         assert "is no moment: give seconds of guest running time or a milestone" in done.output
-    done = CliRunner().invoke(report, [path, "--since", "tomorrow"])
-    assert isinstance(done.exception, UnknownMarkError)
+    for options, said in (
+        (["--since", "tomorrow"], "'tomorrow' is no moment of this recording"),
+        (["--since", "init", "--until", "kernel_init"], "there is no time between --since init ("),
+    ):
+        done = CliRunner().invoke(report, [path, *options])
+        assert isinstance(done.exception, UnknownMarkError)
+        assert said in str(done.exception)
+
+
+def test_lines_that_nobody_read(tmp_path: Path) -> None:
+    done = CliRunner().invoke(report, [str(busy_recording(tmp_path / "a")), "--by", "line"])
+    assert isinstance(done.exception, GuestprofError)
+    assert "has no source lines; guestprof symbolize" in str(done.exception)
