@@ -85,14 +85,23 @@ def main() -> int:
     except GuestprofError as error:
         print(f"architectures: {error}", file=sys.stderr)
         return 1
-    lines = table(rows)
-    print("\n".join(lines))
-    if options.architecture is None:
-        command = f"python -m benchmarks.architectures {' '.join(sys.argv[1:])}".strip()
-        date, qemu = f"{datetime.now(UTC):%Y-%m-%d}", version(QEMU)
-        _RESULTS.write_text(json.dumps({"date": date, "qemu": qemu, "command": command, "guests": rows}, indent=2) + "\n", "utf-8")
-        write_table([f"{date}, `{command}`, {qemu}, {options.seconds:g} s at {options.frequency:g} Hz each.", "", *lines])
+    print("\n".join(table(rows)))
+    command = f"python -m benchmarks.architectures {' '.join(sys.argv[1:])}".strip()
+    head = f"{datetime.now(UTC):%Y-%m-%d}, `{command}`, {version(QEMU)}, {options.seconds:g} s at {options.frequency:g} Hz each."
+    kept: dict[str, Any] = {"measured": [head], "guests": rows}
+    if options.architecture is not None:
+        kept = replaced(json.loads(_RESULTS.read_text("utf-8")), rows, head)
+    _RESULTS.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
+    write_table([*kept["measured"], "", *table(kept["guests"])])
     return 0
+
+
+def replaced(kept: dict[str, Any], rows: Sequence[dict[str, Any]], head: str) -> dict[str, Any]:
+    """An earlier result with some rows of now in their places."""
+    new = {(row["architecture"], row["kernel"]): row for row in rows}
+    guests = [new.get((row["architecture"], row["kernel"]), row) for row in kept["guests"]]
+    names = ", ".join(f"{architecture} {kernel.partition('-')[0]}" for architecture, kernel in new)
+    return {"measured": [*kept["measured"], f"Later, {names}: {head}"], "guests": guests}
 
 
 def measure(machine: Machine, suite: str, seconds: float, frequency: float) -> dict[str, Any]:

@@ -26,6 +26,8 @@ _PAGE = 4096
 _PIECES_PER_STEP = 16
 _LOOKS_FOR_COPIES = 1 << 7
 _MAX_COPY = 1 << 13
+_MAX_COPIES = 1 << 14
+"""Bytes of one function, and of all that lies beside each other."""
 _SAVES_REGISTERS = 1 << 2
 """FTRACE_OPS_FL_SAVE_REGS (include/linux/ftrace.h): the trampoline is a copy of the function that saves all registers."""
 
@@ -84,12 +86,13 @@ class GeneratedCodeReader:
         """Never fails: a kernel may have none of the lists."""
         code = architecture.kernel_code
         self._entry_areas = code.entry_areas
-        self._entry_places = tuple(
-            GeneratedCode(name, low, high, FrameKind.KERNEL) for name, (low, high) in code.entry_places.items()
-        )
+        self._find_places = code.entry_places
+        self._find = symbols.find
+        self._name_copies = code.name_copies
         self._entry_copies = tuple([found for name in code.entry_copies if (found := symbols.find(name))])
         self._looks = 0
-        self._has_copies = False
+        self._has_copies = not code.entry_copies
+        self._has_places = self._find_places is None
         self._sources: list[_Source] = []
         self._stamp_reads: list[tuple[int, int]] = []
         self._known: dict[tuple[str, int, int], GeneratedCode] = {}
@@ -143,8 +146,8 @@ class GeneratedCodeReader:
 
     def has_changed(self, space: AddressSpace) -> bool:
         """Whether ``read`` would find anything new. Takes microseconds, so it may be asked at every halt."""
-        if self._entry_copies and not self._has_copies:
-            # They are mapped some time during boot, or never, which no list says.
+        if not (self._has_copies and self._has_places):
+            # They are made some time during boot, or never, which no list says.
             self._looks += 1
             if not self._looks % _LOOKS_FOR_COPIES:
                 return True
@@ -185,23 +188,52 @@ class GeneratedCodeReader:
         for piece in self._read_entry_copies(space):
             found[piece.name, piece.start, piece.end] = piece
             self._has_copies = True
+        for piece in self._read_entry_places(space):
+            found[piece.name, piece.start, piece.end] = piece
+            self._has_places = True
         yield
         self._known = found
-        return tuple(sorted((*found.values(), *self._entry_places), key=lambda piece: piece.start))
+        return tuple(sorted(found.values(), key=lambda piece: piece.start))
+
+    def _read_entry_places(self, space: AddressSpace) -> Iterator[GeneratedCode]:
+        """Entry code that has no symbols."""
+        if self._find_places is None:
+            return
+
+        def address(name: str) -> int | None:
+            symbol = self._find(name)
+            return None if symbol is None else symbol.address
+
+        for name, start, end in self._find_places(address, lambda place, size: space.read_many([(place, size)])[0]):
+            yield self._known.get((name, start, end)) or GeneratedCode(name, start, end, FrameKind.KERNEL)
 
     def _read_entry_copies(self, space: AddressSpace) -> Iterator[GeneratedCode]:
         """The image's entry code where it is mapped once more: KPTI's trampoline."""
         places = [(symbol, space.translate(symbol.address)) for symbol in self._entry_copies]
+        image = self._image(space) if not places and self._name_copies is not None else range(0)
         for low, high in self._entry_areas:
             for extent in space.mapped(low, high):
+                if extent is None:
+                    continue
                 for symbol, physical in places:
-                    offset = -1 if extent is None or physical is None else physical - extent.physical
-                    if extent is None or not 0 <= offset < extent.size:
-                        continue
-                    start, size = extent.address + offset, min(symbol.size, extent.size - offset, _MAX_COPY)
-                    known = self._known.get((symbol.name, start, start + size))
-                    text = known.text if known else space.read_many([(start, size)])[0] or b""
-                    yield known or GeneratedCode(symbol.name, start, start + size, FrameKind.KERNEL, text)
+                    offset = -1 if physical is None else physical - extent.physical
+                    if 0 <= offset < extent.size:
+                        size = min(symbol.size, extent.size - offset, _MAX_COPY)
+                        yield self._copy(space, symbol.name, extent.address + offset, size)
+                if extent.physical in image and self._name_copies is not None:
+                    text = space.read_many([(extent.address, min(extent.size, _MAX_COPIES))])[0] or b""
+                    for name, start, end in self._name_copies(text):
+                        yield self._copy(space, name, extent.address + start, end - start)
+
+    def _copy(self, space: AddressSpace, name: str, start: int, size: int) -> GeneratedCode:
+        known = self._known.get((name, start, start + size))
+        return known or GeneratedCode(name, start, start + size, FrameKind.KERNEL, space.read_many([(start, size)])[0] or b"")
+
+    def _image(self, space: AddressSpace) -> range:
+        """Where the image's code and constants are in physical memory."""
+        symbols = self._find("_stext"), self._find("init_task")
+        start, end = (None if symbol is None else space.translate(symbol.address) for symbol in symbols)
+        return range(0) if start is None or end is None else range(start, end)
 
     def _describe_trampoline(self, values: StructValues) -> GeneratedCode:
         start = values.number("trampoline")

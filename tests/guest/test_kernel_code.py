@@ -201,6 +201,29 @@ def test_entry_code_has_its_names_where_it_is_mapped_once_more() -> None:
     assert run_steps(reader.read(heap.space))[0] is found[0]
 
 
+def test_entry_code_without_symbols_is_told_by_what_it_is() -> None:
+    """A kernel without CONFIG_KALLSYMS_ALL: two sets of vectors, of which the first halves are empty, and the way out."""
+    heap = Heap()
+    image, alias = HEAP + 0x3_0000, 0xFFFF_FBFF_FDBF_6000
+    for place in (image + 0x400, image + 0xC00, image + 0x1000):
+        heap.write(place, b"\x11" * 0x100)
+    tables = PageTables(TABLES, pages=64)
+    tables.map(HEAP, HEAP_PHYSICAL, HEAP_SIZE)
+    for page in range(0, 0x2000, 0x1000):
+        tables.map(alias + page, HEAP_PHYSICAL + 0x3_0000 + page)
+    tables.map(alias + 0x10_0000, HEAP_PHYSICAL)
+    heap.memory.write(TABLES, bytes(tables.memory))
+    symbols = SymbolTable.from_symbols([(HEAP + 0x1_0000, "T", "_stext"), (HEAP + 0x3_8000, "D", "init_task")])
+    reader = GeneratedCodeReader(symbols, heap.structs, ARM64)
+    found = run_steps(reader.read(heap.space))
+    assert [(piece.name, piece.start, piece.end) for piece in found] == [
+        ("tramp_vectors", alias, alias + 0x1000),
+        ("tramp_exit", alias + 0x1000, alias + 0x2000),
+    ]
+    assert found[1].text[:0x100] == b"\x11" * 0x100
+    assert not reader.has_changed(heap.space)
+
+
 def test_code_at_fixed_places_outside_of_the_image_has_its_name() -> None:
     heap = Heap()
     reader = GeneratedCodeReader(heap.symbols, heap.structs, S390X)

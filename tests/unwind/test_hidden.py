@@ -78,6 +78,26 @@ def test_armhf_code_that_cannot_be_read() -> None:
     assert ARMHF.hidden.landings({"pc": 0xFFFF_0018, "cpsr": IRQ}, lambda _address, _size: None) == ()
 
 
+def test_armhf_vectors_and_their_stubs_have_names() -> None:
+    places = ARMHF.kernel_code.entry_places
+    assert places is not None
+    found = list(places(lambda _name: None, reading(ARM_CODE)))
+    assert [(name, start) for name, start, _end in found if start < 0xFFFF_1000] == [
+        (f"vector_{name}", 0xFFFF_0000 + 4 * index)
+        for index, name in enumerate(("rst", "und", "swi", "pabt", "dabt", "addrexcptn", "irq", "fiq"))
+    ]
+    # What the mitigation makes of vector_irq, and the stub itself.
+    assert [place for place in found if place[1] >= 0xFFFF_1000] == [
+        ("vector_irq", 0xFFFF_1240, 0xFFFF_1260),
+        ("vector_irq", 0xFFFF_1020, 0xFFFF_1050),
+    ]
+    plain = ARM_CODE | code_at(0xFFFF_0018, 0xEA00_0400)  # b 0xffff1020
+    assert [place for place in places(lambda _name: None, reading(plain)) if place[1] >= 0xFFFF_1000] == [
+        ("vector_irq", 0xFFFF_1020, 0xFFFF_1050)
+    ]
+    assert list(places(lambda _name: None, lambda _address, _size: None)) == []
+
+
 def mips(architecture: Architecture, name: str, offset: int, **registers: int) -> Mapping[str, int] | None:
     given = {"status": 0x1400_0403, "epc": 0x8012_3456, "pc": 0x8058_2200, "sp": 0x8346_BB60, **registers}
     return architecture.kernel_code.taken_exception(name, offset, given)
@@ -85,8 +105,13 @@ def mips(architecture: Architecture, name: str, offset: int, **registers: int) -
 
 @pytest.mark.parametrize("architecture", [MIPSEL, MIPS64EL])
 def test_mips_at_a_vector_epc_is_what_was_interrupted(architecture: Architecture) -> None:
-    for pc in (0x8058_2000, 0x8058_2180, 0x8058_2200):
-        taken = mips(architecture, "", 0, pc=pc)
+    for pc, name, offset in (
+        *((0x8058_2000 + at, "", 0) for at in (0x000, 0x080, 0x180, 0x200, 0x300, 0x900)),
+        (0x8058_2900, "except_vec_vi", 0),
+        (0x8058_2024, "tlb_refill", 0x24),  # which uses $k0 and $k1 alone
+        (0x8012_0024, "handle_tlbl", 0x24),
+    ):
+        taken = mips(architecture, name, offset, pc=pc)
         assert taken is not None
         assert (taken["pc"], taken["sp"], taken["status"], taken["saved_status"]) == (
             0x8012_3456,
@@ -106,6 +131,7 @@ def test_mips_at_a_vector_epc_is_what_was_interrupted(architecture: Architecture
     [
         ("", 0, {"pc": 0x8058_2240}),  # the interrupt's code has moved the stack pointer
         ("handle_int", 4, {}),
+        ("except_vec_vi", 4, {}),
         ("handle_cpu_int", 0, {}),  # behind what saves the registers
         ("restore_partial", 0, {}),
         ("handle_sys", 0, {"status": 0x1400_0401}),
@@ -115,6 +141,44 @@ def test_mips_at_a_vector_epc_is_what_was_interrupted(architecture: Architecture
 def test_mips_elsewhere_it_is_not_known(name: str, offset: int, registers: dict[str, int]) -> None:
     assert mips(MIPSEL, name, offset, **registers) is None
     assert MIPSEL.kernel_code.taken_exception("handle_sys", 0, {"status": 0x1400_0403, "pc": 0, "sp": 0}) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "set_handler"),
+    [
+        # lui s2, 0x82a1; move; move; lw a0, 9572(s2), as they stand in set_handler
+        (MIPSEL, 4, "a182123c 25808000 2588c000 6425448e"),
+        # lui s2, 0x830a; ld v0, 18296(s2)
+        (MIPS64EL, 8, "0a83123c 784742de"),
+    ],
+)
+def test_mips_vectors_have_names(architecture: Architecture, size: int, set_handler: str) -> None:
+    function, parse = architecture.kernel_code.data_in_code["ebase"]
+    variable = parse(bytes.fromhex(set_handler))
+    assert (function, variable) == ("set_handler", 0x82A1_2564 if size == 4 else 0xFFFF_FFFF_830A_4778)
+    assert parse(b"") is None
+    base, handler = 0x805B_8000, 0x8010_40F0
+    memory = {variable: base.to_bytes(size, "little")}
+    memory |= dict.fromkeys((handler, base + 0x200, base + 0x900), b"handler.")
+    symbols = {"ebase": variable, "except_vec_vi": handler}
+    places = architecture.kernel_code.entry_places
+    assert places is not None
+    assert list(places(symbols.get, lambda address, _size: memory.get(address))) == [
+        ("tlb_refill", base, base + 0x100),
+        ("except_vec2_generic", base + 0x100, base + 0x180),
+        ("except_vec3_generic", base + 0x180, base + 0x200),
+        ("except_vec_vi", base + 0x200, base + 0x300),
+        ("except_vec_vi", base + 0x900, base + 0xA00),
+    ]
+    del memory[base + 0x200], memory[base + 0x900]
+    assert list(places(symbols.get, lambda address, _size: memory.get(address)))[3:] == [
+        ("except_vec4", base + 0x200, base + 0x300)
+    ]
+    for word in (bytes(size), b"\1" * size):
+        memory[variable] = word
+        assert list(places(symbols.get, lambda address, _size: memory.get(address))) == []
+    assert list(places(symbols.get, lambda _address, _size: None)) == []
+    assert list(places(lambda _name: None, lambda _address, count: bytes(count))) == []
 
 
 def ask(architecture: Architecture) -> MonitorRegisters:

@@ -11,7 +11,7 @@ To add an architecture:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
@@ -29,6 +29,9 @@ ByteOrder = Literal["little", "big"]
 
 ReadMemory = Callable[[int, int], "bytes | None"]
 """Bytes at (address, size), None where not all of them can be read."""
+
+FindVariable = Callable[[str], "int | None"]
+"""The address of a variable of the kernel's by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +291,9 @@ class KernelCode:
     entry_functions: functions elsewhere in the image that this code jumps to before or after there is a kernel stack.
     entry_areas: addresses [low, high) outside of the image at which no other kernel code lies than entry and exit code.
     entry_copies: functions of the image that are mapped there once more.
-    entry_places: by the names that the kernel's source has for it, where code lies there that no symbol names: [start, end).
+    name_copies: what that is, where the image has no symbols for it: its bytes -> names, each with [start, end) in them; or None.
+    entry_places: where more of such code lies that no symbol names: (address of a variable by its name, memory) -> names that the
+        kernel's source has for it, each with [start, end); None where there is none.
     saved_words: by name, words of the running CPU's at fixed virtual addresses of the kernel, in which the processor saves what an
         exception has interrupted; ``taken_exception`` has them among the registers.
     taken_exception: (function, bytes into it, registers) -> those that an exception has interrupted, where the vCPU stands at the
@@ -332,7 +337,8 @@ class KernelCode:
     entry_functions: frozenset[str]
     entry_areas: tuple[tuple[int, int], ...]
     entry_copies: tuple[str, ...]
-    entry_places: Mapping[str, tuple[int, int]]
+    name_copies: Callable[[bytes], Iterable[tuple[str, int, int]]] | None
+    entry_places: Callable[[FindVariable, ReadMemory], Iterable[tuple[str, int, int]]] | None
     saved_words: Mapping[str, int]
     taken_exception: Callable[[str, int, Registers], Mapping[str, int] | None]
     module_area: tuple[int, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from recording.model import Context
@@ -105,8 +105,19 @@ _STACK_SIZE = 0x4000
 _TRAMPOLINES = ((0xFFFF_FBFF_F000_0000, 0xFFFF_FC00_0000_0000), (0xFFFF_FFFF_FF00_0000, 0x1_0000_0000_0000_0000))
 """The fixmap with KPTI's trampoline (asm/fixmap.h): to 6.11 below the array of pages, since then at the very top."""
 _VECTORS_SIZE = 0x800
+_EL1_VECTORS_SIZE = 0x400
 _NEWER_TRAP = 16
 """Bytes that ``struct pt_regs`` is shorter in kernels with generic entry code."""
+
+
+def _trampoline(text: bytes) -> Iterator[tuple[str, int, int]]:
+    """``.entry.tramp.text`` (kernel/entry.S): vectors for each mitigation, of which those for EL1 are empty; then the way out."""
+    end = 0
+    while end < len(text) and not any(text[end : end + _EL1_VECTORS_SIZE]) and any(text[end : end + _VECTORS_SIZE]):
+        end += _VECTORS_SIZE
+    if end:
+        yield "tramp_vectors", 0, end
+        yield "tramp_exit", end, len(text)
 
 
 def _is_trap(registers: Registers) -> bool:
@@ -363,7 +374,8 @@ ARM64 = Architecture(
         entry_functions=frozenset(),
         entry_areas=_TRAMPOLINES,
         entry_copies=("tramp_vectors", "tramp_exit"),
-        entry_places={},
+        name_copies=_trampoline,
+        entry_places=None,
         saved_words={},
         taken_exception=_taken_exception,
         module_area=(_IMAGES[0], 0x1_0000_0000_0000_0000),

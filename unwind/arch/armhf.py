@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from recording.model import Context
 from unwind.arch import (
     Architecture,
+    FindVariable,
     InterruptStacks,
     KernelCode,
     LinkRegister,
@@ -29,6 +32,8 @@ _MODULES = (_PAGE_OFFSET - 0x100_0000, _PAGE_OFFSET)
 _VECTORS = (0xFFFF_0000, 0xFFFF_2000)
 """The page of exception vectors, which ends with the code that programs may call, and the page of their stubs (kernel/traps.c)."""
 _USER_HELPERS = (0xFFFF_0000, 0xFFFF_1000)
+_STUBS, _STUB_PIECE, _BRANCH = 0xFFFF_1000, 0x20, 0xEA
+_VECTOR_NAMES = tuple(f"vector_{name}" for name in ("rst", "und", "swi", "pabt", "dabt", "addrexcptn", "irq", "fiq"))
 _SYSTEM_CALL_VECTOR, _SYSTEM_CALL_ENTRY = 0xFFFF_0008, 0xFFFF_1000
 """The first word of the stubs is the address of ``vector_swi`` (kernel/entry-armv.S)."""
 _SCTLR_M = 1 << 0
@@ -119,6 +124,32 @@ def _landings(registers: Registers, read: ReadMemory) -> tuple[int, ...]:
             return ()
         landings.update(calls)
     return tuple(sorted(landings))
+
+
+def _entry_places(_find: FindVariable, read: ReadMemory) -> Iterator[tuple[str, int, int]]:
+    """The vectors, and the stubs that they branch to (``__vectors_start``, ``vector_stub``, kernel/entry-armv.S).
+
+    A stub begins at a multiple of 32 bytes and has two such pieces of code. With a mitigation for the branch history vectors branch
+    to another one, of one piece, which joins the first.
+    """
+    words = _Words(read)
+    for place, name in enumerate(_VECTOR_NAMES):
+        at = _VECTORS[0] + 4 * place
+        word = words.at(at)
+        if word is None:
+            return
+        yield name, at, at + 4
+        offset = word & 0x00FF_FFFF
+        start = at + 8 + 4 * (offset - (offset >> 23 << 24)) & 0xFFFF_FFFF
+        if word >> 24 != _BRANCH or not _STUBS <= start < _VECTORS[1]:
+            continue
+        ways, _calls = _follow(start, words)
+        is_stub = len(ways) == 1 and words.at(ways[0]) == _TO_ENTRY
+        begin = (ways[0] & -_STUB_PIECE) - _STUB_PIECE if is_stub else start
+        if begin != start:
+            yield name, start, (start & -_STUB_PIECE) + _STUB_PIECE
+        if is_stub:
+            yield name, begin, ways[0] + 4
 
 
 def _has_saved(registers: Registers) -> bool:
@@ -363,7 +394,8 @@ ARMHF = Architecture(
         entry_functions=frozenset(),
         entry_areas=(_VECTORS,),
         entry_copies=(),
-        entry_places={},
+        name_copies=None,
+        entry_places=_entry_places,
         saved_words={},
         taken_exception=lambda _name, _offset, _registers: None,  # other modes have a stack pointer and link register of their own
         module_area=_MODULES,

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from recording.model import Context
-from unwind.arch import CodeStep, FrameCode, ReadMemory, Registers
+from unwind.arch import CodeStep, FindVariable, FrameCode, ReadMemory, Registers
 from unwind.hidden import MonitorRegisters
 
 ALIGNMENT = 0x400
@@ -288,24 +288,71 @@ def kernelsp(code: bytes) -> int | None:
 
 
 _LUI_K1, _LW_SP_K1, _LD_SP_K1 = 0x3C1B, 0x8F7D, 0xDF7D
-KERNEL_STACKS = "kernelsp"
-DATA_IN_CODE = {KERNEL_STACKS: ("handle_int", kernelsp)}
+_LUI, _LW, _LD = 0x0F, 0x23, 0x37
+KERNEL_STACKS, _VECTORS_BASE = "kernelsp", "ebase"
 
 
-_VECTORS = (0x000, 0x180, 0x200)
-"""TLB refill, general, interrupt: counted from the base that the kernel chose, a page's start (volume III, table 6.4)."""
+def ebase(code: bytes) -> int | None:
+    """``ebase``: where the vectors are (kernel/traps.c), which ``set_handler`` loads first: ``lui R, HIGH``, ``lw R, LOW(R)``."""
+    high: dict[int, int] = {}
+    for at in range(0, len(code) - 3, 4):
+        word = int.from_bytes(code[at : at + 4], "little")
+        operation, base, target = word >> 26, word >> 21 & 31, word >> 16 & 31
+        if operation == _LUI:
+            high[target] = (word & 0xFFFF) << 16
+        elif operation in (_LW, _LD) and base in high:
+            address = high[base] + (word & 0xFFFF) - (word << 1 & 0x1_0000) & 0xFFFF_FFFF
+            return address if operation == _LW else address | (0xFFFF_FFFF_0000_0000 if address >> 31 else 0)
+    return None
+
+
+DATA_IN_CODE = {KERNEL_STACKS: ("handle_int", kernelsp), _VECTORS_BASE: ("set_handler", ebase)}
+_PAGE, _VECTOR_SIZE, _LEAST_ALIGNED = 0x1000, 0x100, 0x400
+_VECTORS = (0x000, 0x080, 0x180, *range(0x200, _PAGE, _VECTOR_SIZE))
+"""TLB refill, that of 64-bit addresses, general, interrupts: counted from the base that the kernel chose, a page's start
+
+(volume III, 6.2). Interrupts are as far from each other as Linux wants them (``VECTORSPACING``, kernel/traps.c).
+"""
+_CHANGE_NOTHING = frozenset({"tlb_refill", "handle_tlbl", "handle_tlbs", "handle_tlbm", "except_vec3_generic"})
+"""All but the last are made at run time (mm/tlbex.c). They use $k0, $k1, and where these are too few $at and $v0, none of which
+
+functions keep, until they are over or jump elsewhere.
+"""
+
+
+def entry_places(size: int) -> Callable[[FindVariable, ReadMemory], Iterator[tuple[str, int, int]]]:
+    """The vectors: of a page that the kernel allocates, what it copies there (``trap_init``). size: of a pointer."""
+
+    def find(variable: FindVariable, read: ReadMemory) -> Iterator[tuple[str, int, int]]:
+        place = variable(_VECTORS_BASE)
+        word = None if place is None else read(place, size)
+        base = 0 if word is None else int.from_bytes(word, "little")
+        if not base or base % _LEAST_ALIGNED:
+            return
+        yield "tlb_refill", base, base + 0x100
+        yield "except_vec2_generic", base + 0x100, base + 0x180
+        yield "except_vec3_generic", base + 0x180, base + 0x200
+        copied = {begin: name for name in _INTERRUPT_VECTORS if (at := variable(name)) is not None and (begin := read(at, 8))}
+        found = {at: name for at in range(base + 0x200, base + _PAGE, _VECTOR_SIZE) if (name := copied.get(read(at, 8) or b""))}
+        # Without vectored interrupts there is one, a jump that ``set_except_vector`` writes.
+        for at, name in (found or {base + 0x200: "except_vec4"}).items():
+            yield name, at, at + _VECTOR_SIZE
+
+    return find
+
+
+_INTERRUPT_VECTORS = ("except_vec_vi", "rollback_except_vec_vi")
 
 
 def taken_exception(name: str, offset: int, registers: Registers) -> Mapping[str, int] | None:
-    """The processor has saved the pc in EPC, and only Status has changed: until code at the vectors uses another register than $k0
+    """The processor has saved the pc in EPC, and only Status has changed: until code at the vectors uses a register that matters.
 
-    and $k1. QEMU delivers an interrupt that is pending when it is asked to halt, so that a halt falls there far more often than
-    time does.
+    QEMU delivers an interrupt that is pending when it is asked to halt, so that a halt falls there far more often than time does.
     """
     pc, status = registers.get("epc"), registers["status"]
-    is_handler = name.startswith("handle_") and name not in _SAVED
-    is_first = offset == 0 and (is_handler or (not name and registers["pc"] & 0xFFF in _VECTORS))
-    if pc is None or not status & _EXL or status & _ERL or not is_first:
+    is_handler = (name.startswith("handle_") and name not in _SAVED) or name.removeprefix("rollback_").startswith("except_vec")
+    is_first = offset == 0 and (is_handler or (not name and registers["pc"] % _PAGE in _VECTORS))
+    if pc is None or not status & _EXL or status & _ERL or not (is_first or name in _CHANGE_NOTHING):
         return None
     return {**registers, "pc": pc, "status": status & ~_EXL, SAVED_STATUS: status}
 
