@@ -29,6 +29,12 @@ def data_of(page: bytes) -> dict[str, Any]:
     return {key: read(value) for key, value in json.loads(raw[4 : 4 + size]).items()}
 
 
+def readable(page: bytes) -> bytes:
+    """The page's data as JSON, a line for each of its parts: for golden files."""
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data_of(page).items())
+    return f"{{\n{rows}\n}}\n".encode()
+
+
 def samples_of(data: dict[str, Any], run: int = 0) -> list[tuple[int, int, int, int, int]]:
     """Of each sample of a run: vCPU, stack, moment, weight (nanoseconds), how many it stands for."""
     rows = []

@@ -17,6 +17,7 @@ from recording.boots import compare_boots
 from recording.reader import Recording
 from tests.builders.boots import boot_recording, varied_boot
 from tests.builders.recordings import MS
+from tests.exporters.html_page import readable
 from tests.exporters.report_page import Page
 from tests.exporters.schemas import check_schema
 
@@ -53,6 +54,10 @@ def boots(tmp_path_factory: pytest.TempPathFactory) -> Sides:
 @pytest.mark.parametrize(("name", "suffix"), [("text", "txt"), ("json", "json")])
 def test_golden(golden: Golden, boots: Sides, name: str, suffix: str) -> None:
     golden(f"spin.compare.{suffix}", exported(boots, name))
+
+
+def test_golden_page(golden: Golden, boots: Sides) -> None:
+    golden("spin.compare.html.json", readable(exported(boots, "html")))
 
 
 def test_what_takes_longer_is_found_in_its_phase(boots: Sides) -> None:

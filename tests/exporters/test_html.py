@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -35,7 +34,7 @@ from tests.builders.profiles import (
     small_recording,
 )
 from tests.builders.recordings import MS, Stack, write_recording
-from tests.exporters.html_page import data_of, paths_of, samples_of
+from tests.exporters.html_page import data_of, paths_of, readable, samples_of
 
 _MOST_BYTES_EMPTY = 150_000
 
@@ -109,9 +108,7 @@ def test_the_tree_is_in_order_and_has_no_node_twice(tmp_path: Path) -> None:
 
 
 def test_golden_data(tmp_path: Path, golden: Callable[[str, bytes], None]) -> None:
-    page = page_of(busy_recording(tmp_path / "a"))
-    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data_of(page).items())
-    golden("busy.html.json", f"{{\n{rows}\n}}\n".encode())
+    golden("busy.html.json", readable(page_of(busy_recording(tmp_path / "a"))))
 
 
 def test_idle_stacks_and_kinds_are_told(tmp_path: Path) -> None:

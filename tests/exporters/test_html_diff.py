@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from recording.rows import CompareBy
 from recording.views import function_totals
 from tests.builders.profiles import busy_recording, small_recording
 from tests.builders.recordings import MS, Names, Stack, write_recording
-from tests.exporters.html_page import data_of, paths_of, samples_of
+from tests.exporters.html_page import data_of, paths_of, readable, samples_of
 
 BEFORE = ["work heavy"] * 3 + ["work light"] * 3 + ["gone"] * 2
 AFTER = ["work heavy"] * 4 + ["work light"] * 3 + ["fresh.isra.0"]
@@ -55,6 +55,10 @@ def page_bytes(recordings: tuple[Path, Path]) -> bytes:
     """Their page."""
     with viewed(recordings[:1], recordings[1:]) as view:
         return export_html_diff(view, "0.0")
+
+
+def test_golden_data(page_bytes: bytes, golden: Callable[[str, bytes], None]) -> None:
+    golden("steady.diff.html.json", readable(page_bytes))
 
 
 def test_each_run_has_its_own_samples_in_common_names(page_bytes: bytes) -> None:
