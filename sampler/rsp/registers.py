@@ -287,7 +287,7 @@ def system_registers_of(description: TargetDescription | None, architecture: Arc
         if known is None:
             raise UnsupportedTargetError(
                 f"the stub does not describe the register {names[0]}, without which a kernel's memory cannot be read;"
-                " use a newer QEMU"
+                " use a newer QEMU, or --engine gdb if the processor has no MMU"
             )
         found.append((known[0], names[0], known[1]))
     return tuple(found)

@@ -77,6 +77,15 @@ _ARM = BareMachine(
     ("qemu-system-arm", *_ARM_VIRT, "cortex-a15"),
     "qemu-system-arm",
 )
+CORTEX_M = replace(
+    _ARM,
+    name="cortex-m",
+    source="cortex_m.S",
+    base=0,
+    flags=("-mthumb", "-mcpu=cortex-m3", "-mfloat-abi=soft", "-g", *_ARM.flags[1:]),
+    qemu=("qemu-system-arm", "-M", "mps2-an385"),
+)
+"""A microcontroller, of which the stub tells no more than one of a board behind OpenOCD does: for ``--engine gdb``."""
 _PSERIES = ("qemu-system-ppc64", "-M", "pseries,x-vof=on", "-m", "256")
 _POWER = ("-mno-vsx", "-mno-altivec", "-msoft-float")
 _PPC64LE = BareMachine(

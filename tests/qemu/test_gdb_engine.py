@@ -18,8 +18,8 @@ from recording.reader import Recording
 from tests.conftest import skip_loudly
 from tests.qemu.aftermath import await_guards_end, await_samples, sample_count
 from tests.qemu.avr_guest import AvrGuest, build, gdb_of, line_of
+from tests.qemu.bare_guests import CORTEX_M, X86_64, BareGuest
 from tests.qemu.bare_guests import PATHS as BARE_PATHS
-from tests.qemu.bare_guests import X86_64, BareGuest
 from tests.qemu.bare_guests import build as build_bare
 from tests.qemu.command import guestprof, report_of, start_guestprof
 from tests.qemu.guests import PC
@@ -193,6 +193,25 @@ def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
             assert all(each.line and each.path and each.path.endswith(("work.c", "x86_64.S")) for each in named)
             seen.add(names[-1])
     assert seen == set(BARE_PATHS)
+
+
+def test_a_cortex_m(tmp_path: Path) -> None:
+    """The own engine says that it knows no processor without an MMU here, gdb does."""
+    try:
+        kernel = build_bare(CORTEX_M, tmp_path / "work.elf")
+    except MissingDependencyError as error:
+        skip_loudly(str(error))
+        raise
+    path = tmp_path / "a"
+    with BareGuest(CORTEX_M, kernel) as guest:
+        options = ("--connect", guest.target, "--elf", kernel, "-F", "200", "-d", "2", "-o", path)
+        assert "--engine gdb" in guestprof("record", *options, status=1).stderr
+        guestprof("record", *options, "--engine", "gdb")
+    paths = {("_start", *BARE_PATHS[leaf]) for leaf in BARE_PATHS}
+    found = stacks_of(path)
+    assert found >= paths
+    assert all(any(longest[: len(stack)] == stack for longest in paths) for stack in found)
+    assert report_of(path)["quality"]["complete_share"] == 1.0
 
 
 def test_a_boot_of_a_kernel_that_gdb_has_no_symbols_of(

@@ -28,6 +28,21 @@ static inline void wait(void)
 #endif
 }
 
+#elif defined(__arm__) && __ARM_ARCH_PROFILE == 'M'
+static inline void put_character(char character)
+{
+    REGISTER(unsigned, 0x40004010ul) = 16; /* CMSDK's UART: the least divisor */
+    REGISTER(unsigned, 0x40004008ul) = 1; /* transmits */
+    while (REGISTER(unsigned, 0x40004004ul) & 1)
+        ;
+    REGISTER(unsigned, 0x40004000ul) = (unsigned char)character;
+}
+
+static inline void wait(void)
+{
+    __asm__ volatile("wfi");
+}
+
 #elif defined(__aarch64__) || defined(__arm__)
 static inline void put_character(char character)
 {
