@@ -24,6 +24,7 @@ from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection, Section
 
+from guest.elf.relocations import apply_relocations, read_relocations
 from guest.unpack import unpack_zstd
 from recording.errors import BadImageError
 
@@ -38,16 +39,6 @@ _COMPRESSED_ZLIB, _COMPRESSED_ZSTD = 1, 2
 _IN_MEMORY = 1 << 24
 """Bytes of a section from which on it is unpacked into a file rather than into memory."""
 _MAX_SECTION = 1 << 32
-_ABSOLUTE = {
-    "EM_X86_64": {10: 4, 1: 8},
-    "EM_386": {1: 4},
-    "EM_ARM": {2: 4},
-    "EM_AARCH64": {258: 4, 257: 8},
-    "EM_PPC64": {1: 4, 38: 8},
-    "EM_S390": {4: 4, 22: 8},
-    "EM_MIPS": {2: 4, 18: 8},
-}
-"""Relocations of debug sections that put an address or offset in place: bytes by type (the psABI of each; R_*_32 and R_*_64)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,37 +235,16 @@ class DebugFile:
         relocations = [self._by_name[prefix + name] for prefix in (".rela", ".rel") if prefix + name in self._by_name]
         if not relocations:
             return window
-        sizes = _ABSOLUTE.get(self._elf["e_machine"])
-        if sizes is None:
-            raise BadImageError(f"relocations of {self._elf['e_machine']} are not known; {self.path} can only give symbols")
-        data = bytearray(window.read(0, window.size))
-        addresses = self._symbol_addresses
-        packers = {kind: struct.Struct(self.prefix + ("I" if size == 4 else "Q")) for kind, size in sizes.items()}
-        limits = {kind: (1 << 8 * size) - 1 for kind, size in sizes.items()}
+        data, machine = bytearray(window.read(0, window.size)), self.machine
         try:
             for section in relocations:
-                for offset, symbol, kind, addend in self._relocations(section):
-                    packer = packers.get(kind)
-                    if packer is None:
-                        if kind == 0:
-                            continue
-                        raise BadImageError(f"{self.path} has relocations of type {kind} in {name}, which are not known")
-                    base = packer.unpack_from(data, offset)[0] if addend is None else addend
-                    packer.pack_into(data, offset, (addresses[symbol] + base) & limits[kind])
-        except (IndexError, struct.error) as error:
-            raise BadImageError(f"the relocations of {name} in {self.path} are damaged; build or copy it again") from error
+                has_addend = section["sh_type"] == "SHT_RELA"
+                table = self._map[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]
+                found = read_relocations(table, machine, self.pointer_size, self.order, has_addend=has_addend)
+                apply_relocations(data, found, self._symbol_addresses, machine, self.order)
+        except BadImageError as error:
+            raise BadImageError(f"{name} of {self.path}: {error}") from error
         return Window(bytes(data), 0, len(data))
-
-    def _relocations(self, section: Section) -> Iterator[tuple[int, int, int, int | None]]:
-        """Offset, symbol's index, type and addend (None where it stands in place)."""
-        wide, has_addend = self.pointer_size == 8, section["sh_type"] == "SHT_RELA"
-        layout = struct.Struct(self.prefix + (("QQq" if has_addend else "QQ") if wide else ("IIi" if has_addend else "II")))
-        data = self._map[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]
-        shift = 32 if wide else 8
-        mask = (1 << shift) - 1
-        for row in layout.iter_unpack(data[: len(data) // layout.size * layout.size]):
-            info = row[1]
-            yield row[0], info >> shift, info & mask, row[2] if has_addend else None
 
     @cached_property
     def _symbol_addresses(self) -> list[int]:
