@@ -72,6 +72,17 @@ def _s390_switch(frame: Mapping[str, int], read_word: ReadWord) -> Mapping[str, 
     return {"r15": caller, "pswa": None if caller is None else read_word(caller + 136)}
 
 
+def _mips_saved(frame: Mapping[str, int], read_word: ReadWord) -> int | None:
+    """At the stack pointer, where $0 is the first that was saved, or where the first word of an interrupt stack leads to."""
+    first = read_word(frame["sp"])
+    return frame["sp"] if first == 0 else first
+
+
+_MIPS = (
+    *("zero", "at", "v0", "v1", *(f"a{number}" for number in range(8)), "t0", "t1", "t2", "t3"),
+    *(*(f"s{number}" for number in range(8)), "t8", "t9", "k0", "k1", "gp", "sp", "s8", "ra"),
+)
+
 KERNELS = {
     # arch/arm64/kernel/entry.S: kernel_entry makes the record of ``stackframe`` in struct pt_regs, to 6.12 at 304.
     "arm64": KernelEntry(
@@ -167,6 +178,53 @@ KERNELS = {
             "cr": 304,
         },
         mode=("msr", 1 << 14, 1 << 14),
+    ),
+    # arch/mips/kernel/genex.S, entry.S, scall64-n64.S; asm/ptrace.h, asm/stackframe.h.
+    "mips64el": KernelEntry(
+        layout=GdbLayout(
+            "gdb-multiarch",
+            "mips:isa64r2",
+            "little",
+            tuple((name, 8) for name in (*_MIPS, "status", "lo", "hi", "badvaddr", "cause", "pc")),
+            ("sp", "s8", "ra"),
+        ),
+        pc="pc",
+        entry_text=("", ""),
+        functions=(
+            *(
+                "handle_int",
+                "rollback_handle_int",
+                "handle_sys",
+                "handle_tlb",
+                "tlb_do_page_fault",
+                "syscall_common",
+                "syscall_exit",
+            ),
+            *("syscall_trace_entry", "ret_from_", "resume_userspace", "resume_kernel", "restore_", "work_", "except_vec"),
+            *(
+                "handle_ade",
+                "handle_ibe",
+                "handle_dbe",
+                "handle_bp",
+                "handle_ri",
+                "handle_cpu",
+                "handle_ov",
+                "handle_tr",
+                "handle_fpe",
+            ),
+        ),
+        roots=frozenset({"ret_from_fork", "ret_from_kernel_thread", "start_kernel", "arch_call_rest_init", "start_secondary"}),
+        saved=_mips_saved,
+        switch=("\0", lambda _frame, _read: {}),
+        undefined="",
+        places={
+            **{name: 8 * number for number, name in enumerate(_MIPS) if name not in ("zero", "k0", "k1")},
+            "status": 256,
+            "hi": 264,
+            "lo": 272,
+            "pc": 296,
+        },
+        mode=("status", 3 << 3, 2 << 3),
     ),
     # arch/s390/kernel/entry.S: struct pt_regs behind a stack frame of 160 bytes.
     "s390x": KernelEntry(
