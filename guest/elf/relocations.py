@@ -44,6 +44,9 @@ _RULES: Mapping[str, Mapping[int, _Rule]] = {
         56: (*_SET, 32),
     },
 }
+_SPLIT = {("EM_MIPS", 8): "QIBBBB"}
+"""By machine and size of a pointer, where symbol and type are no parts of one number: symbol, another one and three types, of which
+the last comes first (64-bit ELF Object File Specification for MIPS, 2.9)."""
 _LETTERS = {6: "B", 8: "B", 16: "H", 32: "I", 64: "Q"}
 
 
@@ -52,9 +55,9 @@ def read_relocations(
 ) -> Iterator[Relocation]:
     """Those of a SHT_REL or SHT_RELA section (``has_addend``). machine: ``e_machine`` by its name."""
     prefix, wide = "<" if order == "little" else ">", pointer_size == 8
-    if machine == "EM_MIPS" and wide:
-        # Symbol, another one and up to three types of one byte each, in this order whatever the byte order (MIPS64 ABI, 2.9).
-        layout = struct.Struct(prefix + ("QIBBBBq" if has_addend else "QIBBBB"))
+    split = _SPLIT.get((machine, pointer_size))
+    if split is not None:
+        layout = struct.Struct(prefix + split + ("q" if has_addend else ""))
         for row in layout.iter_unpack(table[: len(table) // layout.size * layout.size]):
             yield row[0], row[1], row[5], row[6] if has_addend else None
         return
