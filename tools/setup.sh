@@ -102,6 +102,7 @@ look() {
         [ -e /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin ] || optional="$optional u-boot-qemu"
         # Tests that compare with gdb, or record by it, skip themselves, with the reason.
         has gdb || optional="$optional gdb"
+        has gdb-multiarch || optional="$optional gdb-multiarch"
         has avr-gdb || optional="$optional gdb-avr"
         has avr-gcc || optional="$optional gcc-avr"
         # Programs that read our files skip their tests too: "go tool pprof", callgrind_annotate.

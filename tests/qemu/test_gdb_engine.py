@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -197,6 +198,8 @@ def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
 
 def test_a_cortex_m(tmp_path: Path) -> None:
     """The own engine says that it knows no processor without an MMU here, gdb does."""
+    if shutil.which("gdb-multiarch") is None:
+        skip_loudly("gdb-multiarch is not installed")
     try:
         kernel = build_bare(CORTEX_M, tmp_path / "work.elf")
     except MissingDependencyError as error:
@@ -206,7 +209,7 @@ def test_a_cortex_m(tmp_path: Path) -> None:
     with BareGuest(CORTEX_M, kernel) as guest:
         options = ("--connect", guest.target, "--elf", kernel, "-F", "200", "-d", "2", "-o", path)
         assert "--engine gdb" in guestprof("record", *options, status=1).stderr
-        guestprof("record", *options, "--engine", "gdb")
+        guestprof("record", *options, "--engine", "gdb", "--gdb", "gdb-multiarch")
     paths = {("_start", *BARE_PATHS[leaf]) for leaf in BARE_PATHS}
     found = stacks_of(path)
     assert found >= paths
