@@ -112,7 +112,8 @@ def record_session(session: AnySession, options: RunOptions) -> Outcome:
     SIGINT and SIGTERM end it as a duration does; SIGTERM is then raised as Terminated.
     """
     say = _Speaker(options)
-    images = None if isinstance(session, GdbSession) else load_images(options.images, session.architecture)
+    any_build = options.host_files.any_build
+    images = None if isinstance(session, GdbSession) else load_images(options.images, session.architecture, any_build=any_build)
     with StopSignals() as signals, RecordingWriter(options.output, clock=time.monotonic, overwrite=options.force) as writer:
         _describe_run(writer, session, options)
         recorder = make_recorder(session, writer, options.recorder, images, options.host_kernel)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guest.elf.images import GuestImages
+from guest.elf.images import GuestImage, GuestImages
 from guest.memory import PhysicalMemory
 from guest.paging import AddressSpace, linear_address
 from recording.model import Callchain, Context, Space
@@ -23,6 +23,8 @@ _COPIED = 32768
 _COPIED_BY_STUB = 8192
 _RED_ZONE = 128
 _CODE_BEFORE = 4
+_CHECKS = 8
+"""How often the build ID of a file is looked for in the guest's memory: it may not be there at once."""
 _CONTEXTS = {Space.KERNEL: Context.KERNEL_THREAD, Space.USER: Context.USER, Space.FIRMWARE: Context.FIRMWARE}
 
 Piece = tuple[int, bytes]
@@ -41,10 +43,43 @@ class ImageStacks:
         self.copied: dict[int, list[Piece]] = {}
         """By vCPU: (virtual address, bytes), of the halt at hand."""
         self.has_seen = False
+        self._unchecked = dict.fromkeys(range(len(images.all)), _CHECKS)
 
     def claims(self, registers: Registers) -> bool:
         """Whether a vCPU runs code of a file."""
         return self.images.code_of(registers) is not None
+
+    def find_other_build(self, registers: Registers) -> tuple[GuestImage, str] | None:
+        """The file whose code a vCPU runs and the build ID that it has in the guest's memory, where that is not the file's.
+
+        It is told once. No answer where the guest has no build ID in memory at the place where the file has it.
+        """
+        code = self.images.code_of(registers) if self._unchecked else None
+        region = None if code is None else code.find_region(registers[self._architecture.pc])
+        index = None if region is None else region.image
+        if index is None or index not in self._unchecked:
+            return None
+        image = self.images.all[index]
+        notes = image.build_notes()
+        data = None if notes is None else self._read(*notes, registers)
+        self._unchecked[index] -= 1
+        if notes is None or self._unchecked[index] == 0 or (data is not None and image.has_build(data)):
+            del self._unchecked[index]
+        other = None if data is None else image.other_build(data)
+        return None if other is None else (image, other)
+
+    def _read(self, address: int, size: int, registers: Registers) -> bytes | None:
+        """The guest's memory at a virtual address, where it is RAM."""
+        spaces, pieces = self._spaces(registers), []
+        while size > 0:
+            length = min(size, _PAGE - address % _PAGE)
+            physical = self._physical(address, registers, spaces)
+            if physical is None or not any(low <= physical and physical + length <= high for low, high in self._ram):
+                return None
+            pieces.append((physical, length))
+            address, size = address + length, size - length
+        found = self._memory.read_many(pieces)
+        return None if None in found else b"".join(piece for piece in found if piece is not None)
 
     def plan(self, state: HaltedState) -> list[Read]:
         """The reads of a halt; what can be had without is in ``copied``."""

@@ -15,10 +15,12 @@ from guest.host_kernel import KernelFinder
 from guest.kernel import Kernel
 from guest.kernel_code import LoadedPiece
 from guest.memory import PhysicalMemory
+from recording.errors import UnsupportedTargetError
 from recording.initcalls import SYMBOL_PREFIX
 from recording.model import FrameKind, Image
 from sampler.boot_code import BootCodeTracker, Monitor
 from sampler.halt import HaltedState
+from sampler.images import ImageStacks
 from sampler.memory import ProcessMemory
 from sampler.planner import HaltPlanner
 from sampler.samples import Pending, SampleMaker
@@ -121,9 +123,12 @@ class Knowledge:
     def see(self, state: HaltedState, now_ns: int) -> bool:
         """Take notice of a halt's registers; whether any vCPU may run a kernel that is to be found.
 
-        Code of the user's files is no sign of Linux, nor is other code of theirs that no Linux would run.
+        Code of the user's files is no sign of Linux, nor is other code of theirs that no Linux would run. Raises
+        UnsupportedTargetError where it is of another build than the file.
         """
         known = self.planner.images
+        if known is not None:
+            self._check_builds(known, state)
         if known is None or self.tracker.kernel is not None:
             self.tracker.see(state.vcpus, state.registers, now_ns)
             return True
@@ -132,6 +137,19 @@ class Knowledge:
         if others:
             self.tracker.see([vcpu for vcpu, _ in others], [registers for _, registers in others], now_ns)
         return bool(others)
+
+    def _check_builds(self, known: ImageStacks, state: HaltedState) -> None:
+        """Raises UnsupportedTargetError where the guest runs another build of a file than the user named."""
+        for registers in state.registers:
+            found = known.find_other_build(registers)
+            if found is None:
+                continue
+            image, other = found
+            path = image.request.path
+            said = f"the guest runs build {other} of {path.name}, {path} is of build {image.elf.build_id}"
+            if not known.images.any_build:
+                raise UnsupportedTargetError(f"{said}; name the file of the same build (or give --any-build)")
+            self._tell("other-build", said)
 
     def note(self, pending: Pending) -> Pending:
         """Right after a halt: add the task of a capture, and what of it would be gone later."""

@@ -239,14 +239,17 @@ def read_build_id(contents: FileContents, header: Header) -> str | None:
     for segment in header.segments:
         if segment.type == PT_NOTE and segment.file_size <= MAX_NOTES:
             notes = contents.read(segment.offset, segment.file_size)
-            found = None if notes is None else _find_build_id(notes, header.format)
+            found = None if notes is None else find_build_id(notes, header.format)
             if found is not None:
                 return found
     return None
 
 
-def _find_build_id(notes: bytes, layout: Format) -> str | None:
-    """Notes are aligned to 4 bytes; .note.gnu.property, which alone is aligned to 8, has sizes where that is the same."""
+def find_build_id(notes: bytes, layout: Format) -> str | None:
+    """The GNU build ID among the notes of a segment, in hexadecimal digits.
+
+    Notes are aligned to 4 bytes; .note.gnu.property, which alone is aligned to 8, has sizes where that is the same.
+    """
     word = struct.Struct(layout.order + "III")
     position = 0
     while position + word.size <= len(notes):

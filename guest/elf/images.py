@@ -12,7 +12,7 @@ from pathlib import Path
 from guest.elf.debug_file import DebugFile
 from guest.elf.file import ElfFile, open_elf
 from guest.elf.frame_sections import abi_of, read_frame_section
-from guest.elf.header import ET_DYN, ET_EXEC
+from guest.elf.header import ET_DYN, ET_EXEC, MAX_NOTES, PT_NOTE, find_build_id
 from guest.elf.rows import UserRows
 from guest.elf.symbols import read_symbols
 from guest.memory import run_steps
@@ -93,14 +93,35 @@ class GuestImage:
     code_rows: _CodeRows | None
     checked_rows: CheckedCodeRows | None
 
+    def build_notes(self) -> tuple[int, int] | None:
+        """Run-time address and size of the notes that have the build ID; None where the guest has none in memory."""
+        contents, header = self.elf.contents, self.elf.header
+        for segment in header.segments:
+            if segment.type != PT_NOTE or not 0 < segment.file_size <= MAX_NOTES or self.elf.find_offset(segment.address) is None:
+                continue
+            if find_build_id(contents.read(segment.offset, segment.file_size) or b"", header.format) is not None:
+                return self.request.placed(segment.address), segment.file_size
+        return None
+
+    def has_build(self, notes: bytes) -> bool:
+        """Whether such notes in the guest's memory have a build ID."""
+        return find_build_id(notes, self.elf.header.format) is not None
+
+    def other_build(self, notes: bytes) -> str | None:
+        """The build ID that such notes in the guest's memory have, where it is not the file's."""
+        found = find_build_id(notes, self.elf.header.format)
+        return None if found == self.elf.build_id else found
+
     def to_image(self) -> Image:
         """What a recording keeps of it; its frames name it."""
         return Image(self.request.path.name, self.request.kind, 0, self.elf.build_id, (), self.symbols)
 
 
-def load_images(requests: Sequence[ImageRequest], architecture: Architecture) -> GuestImages | None:
+def load_images(requests: Sequence[ImageRequest], architecture: Architecture, *, any_build: bool = False) -> GuestImages | None:
     """Read all files, None where there are none. Raises BadImageError as ``load_image`` and ``GuestImages`` do."""
-    return GuestImages(architecture, [load_image(request, architecture) for request in requests]) if requests else None
+    if not requests:
+        return None
+    return GuestImages(architecture, [load_image(request, architecture) for request in requests], any_build=any_build)
 
 
 def load_image(request: ImageRequest, architecture: Architecture) -> GuestImage:
@@ -198,9 +219,13 @@ def _pieces(images: Sequence[GuestImage], root: int | None) -> _Pieces:
 class GuestImages:
     """All files that the user named, by address space. What is mapped with one page table alone goes before the others."""
 
-    def __init__(self, architecture: Architecture, images: Sequence[GuestImage]) -> None:
-        """They are the first images of a recording. Raises BadImageError where two have code at the same place."""
+    def __init__(self, architecture: Architecture, images: Sequence[GuestImage], *, any_build: bool = False) -> None:
+        """They are the first images of a recording. Raises BadImageError where two have code at the same place.
+
+        any_build: they may be of another build than what the guest runs.
+        """
         self.all = tuple(images)
+        self.any_build = any_build
         self._pc = architecture.pc
         self._find_roots = architecture.images.roots
         self._kinds = {index: SPACES[image.request.kind] for index, image in enumerate(images)}

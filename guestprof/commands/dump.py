@@ -48,17 +48,18 @@ def dump(
     The guest is halted for less than a millisecond, by gdb (--engine gdb) for some.
     """
     raise_on_sigterm()
-    with open_session(find_target(connect, pid, qmp), engine.chosen(images), sources=FileSources()) as session:
+    gdb = engine.chosen(images, host_files.vmlinux)
+    with open_session(find_target(connect, pid, qmp), gdb, sources=FileSources()) as session:
         if isinstance(session, GdbSession):
             snapshot, found = take_gdb_snapshot(session), session.how()
         else:
             host_kernel = open_host_kernel(host_files, may_fetch=False)
-            files = load_images(images, session.architecture)
+            files = load_images(images, session.architecture, any_build=host_files.any_build)
             snapshot = take_snapshot(session, Caches.of_user(), files, host_kernel=host_kernel)
             found = _found(snapshot, images)
     frames_of_all = [frame for each in snapshot.vcpus for frame in each.callchain.frames]
     lines = snapshot.lines
-    if not host_files.is_empty:
+    if gdb is None and not host_files.is_empty:
         cache, release = SourceCache.of_user(), snapshot.kernel.release if snapshot.kernel else None
         lines = frame_lines(snapshot.images, frames_of_all, make_finder(host_files, cache, release, _warn), cache, _warn)
     namer = Namer(snapshot.images, lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_other_architectures(machine: BareMachine, tmp_path: Path) -> None:
     check(path)
     with Recording.open(path) as opened:
         assert opened.meta["architecture"] == machine.architecture
+
+
+def test_a_file_of_another_build(tmp_path: Path) -> None:
+    machine = next(each for each in OTHERS if each.name == "riscv64")
+    kernel = built(machine, tmp_path)
+    other = build(machine, tmp_path / "other.elf", rounds=1)
+    with BareGuest(machine, kernel) as guest:
+        said = guestprof("dump", "--connect", guest.target, "--elf", other, status=1).stderr
+        assert re.fullmatch(
+            rf"guestprof: the guest runs build [0-9a-f]{{40}} of other\.elf, {re.escape(str(other))} is of build [0-9a-f]{{40}};"
+            r" name the file of the same build \(or give --any-build\)\n",
+            said,
+        )
+        assert "serve" in guestprof("dump", "--connect", guest.target, "--elf", other, "--any-build").stdout
 
 
 def test_a_boot_up_to_a_function_of_the_file(tmp_path: Path) -> None:
