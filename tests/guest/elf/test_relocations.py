@@ -20,12 +20,9 @@ from unwind.arch.registry import find_architecture
 COMPILERS = [
     ("x86_64", "gcc", ""),
     ("i386", "gcc", "-m32"),
-    ("arm64", "aarch64-linux-gnu-gcc", ""),
-    ("armhf", "arm-linux-gnueabihf-gcc", ""),
     ("riscv64", "riscv64-linux-gnu-gcc", "-Wl,--no-relax"),
     ("ppc64el", "powerpc64le-linux-gnu-gcc", ""),
     ("s390x", "s390x-linux-gnu-gcc", ""),
-    ("mipsel", "mipsel-linux-gnu-gcc", "-mabi=32 -mno-abicalls -G0"),
     ("mips64el", "mipsel-linux-gnu-gcc", "-mabi=64 -mno-abicalls -G0"),
 ]
 
