@@ -208,6 +208,11 @@ class KernelTracker:
             self._next_structs_ns = now_ns + self._structs_retry_ns
             self._structs_retry_ns = min(2 * self._structs_retry_ns, _LAST_STRUCTS_RETRY_NS)
             return self._describe(kernel)
+        if kernel.structs is not None and kernel.has_own_space:
+            # It takes the least time of these searches, and tells the most.
+            tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
+            if tables is not None and self._user_search.is_due(now_ns):
+                return self._search_user(kernel, kernel.structs, tables)
         if self._must_search_clock(kernel) and self._clock_search.is_due(now_ns):
             return self._find_clock(kernel)
         if kernel.structs is not None and kernel.has_own_space:
@@ -216,9 +221,6 @@ class KernelTracker:
             lacks_modules = self._modules is None and not has_list
             if lacks_modules and self._module_search.is_due(now_ns):
                 return self._search_modules(kernel)
-            tables = self._user_tables(kernel) if kernel.unknown is not None and not self._has_pages else None
-            if tables is not None and self._user_search.is_due(now_ns):
-                return self._search_user(kernel, kernel.structs, tables)
         if now_ns >= self._next_refresh_ns and (self._refresh_wanted or not kernel.is_settled):
             settles = not kernel.is_settled and (runs_programs or not kernel.cpu_offsets)
             self._next_refresh_ns = now_ns + (_SETTLE_NS if settles else _REFRESH_NS)

@@ -56,8 +56,8 @@ EXPECTED = {
     "s390x": Expected("__do_syscall", entry=0.3, entry_single=0.1, user=0.7),
     # Its busybox has no unwind data, and only some of its stacks follow from code.
     "i386": Expected("do_SYSENTER_32", entry=0.3, entry_single=0.1, user=None),
-    "mips64el": Expected("syscall_common", entry=0.25, entry_single=0.15, user=0.9),
-    "mipsel": Expected("syscall_common", entry=0.25, entry_single=0.25, user=0.85),
+    "mips64el": Expected("syscall_common", entry=0.1, entry_single=0.1, user=0.9),
+    "mipsel": Expected("syscall_common", entry=0.1, entry_single=0.1, user=0.85),
     "armhf": Expected("ret_fast_syscall", entry=0.3, entry_single=0.3, complete=0.98, user=0.85),
     "ppc64el": Expected("system_call_exception", entry=0.15, entry_single=0.15),
     "ppc64el-bookworm": Expected("system_call_exception", entry=0.3, entry_single=0.2),
