@@ -222,10 +222,12 @@ class KernelUnwinder:
 
     def _leave_debug(self, row: Row, registers: Mapping[str, int], is_bound: bool, read_word: ReadWord) -> _Caller | None:
         """By a row of debug information; None where it leads nowhere (amid a change of stacks), or a register is not known."""
-        if is_bound:
-            registers = {name: value for name, value in registers.items() if name != self._architecture.sp}
-        step = self._apply_call(row, registers, read_word)
-        return replace(step, is_bound=False) if isinstance(step, _Caller) else None
+        sp = self._architecture.sp
+        known = {name: value for name, value in registers.items() if name != sp} if is_bound else registers
+        step = self._apply_call(row, known, read_word)
+        if not isinstance(step, _Caller) or not (step.is_in_register or self._advances(registers[sp], step.registers[sp])):
+            return None
+        return replace(step, is_bound=False)
 
     def _leave_call(self, place: _Place, row: Row, registers: Mapping[str, int], interrupted: bool, read_word: ReadWord) -> _Step:
         sp = self._architecture.sp

@@ -151,6 +151,17 @@ def test_a_row_that_leads_nowhere(row: Row) -> None:
     assert (names(found), found.end) == (["memcpy", *CALLERS], StackEnd.USER_ENTRY)
 
 
+def test_a_row_that_leads_down_the_stack() -> None:
+    kernel = Kernel()
+    stack, record = system_call(kernel)
+    link = kernel.call("ksys_read", "memcpy")
+    below = words(0, kernel.call("el0_svc", "vfs_read", 0x30), 0, 0)
+    halted = capture(below + stack, pc=AT["memcpy"] + 0x14, x29=record, x30=link, sp=TOP - len(stack))
+    row = Row(RowKind.CALL, "sp", -16)
+    found = unwinder(kernel, {AT["memcpy"]: row, AT["memcpy"] + 0x40: None}).unwind(halted).callchain
+    assert (names(found), found.end) == (["memcpy", *CALLERS], StackEnd.USER_ENTRY)
+
+
 def test_a_stack_pointer_that_is_only_a_bound() -> None:
     """``ksys_read`` has 96 bytes above its record: behind its frame's own row no row counts from the stack pointer."""
     kernel = Kernel()
