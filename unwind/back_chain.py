@@ -64,8 +64,8 @@ class BackChainRows:
                 return self._entry
         if lookup_pc % size:
             return self._row(self._behind_call(lookup_pc - lookup_pc % size))
-        if symbol is None:
-            # The veneers of a module's far calls (arch/powerpc/kernel/module_64.c), which no symbol names.
+        if symbol is None or self._machine.is_veneer(self._text.read(lookup_pc, self._machine.veneer_size) or b""):
+            # No symbol names the veneers of a module's far calls; they lie behind its last function.
             return self._row(_ENTERED)
         followed = self._follow(symbol.address, symbol.size, symbol.name)
         return self._row(followed.states.get(lookup_pc, _IN_BODY))

@@ -45,9 +45,13 @@ class MachineCode:
 
     step: the state behind an instruction, from that before it. flow: (address, instruction) -> where it goes on.
     fits: whether an instruction makes sense in a state, which calls without a saved return address do not.
+    is_veneer: whether code of ``veneer_size`` bytes begins in one of the veneers that modules call the kernel through, which leave
+        stack and return address alone.
     """
 
     size: int
     step: Callable[[FrameState, bytes], FrameState]
     flow: Callable[[int, bytes], Flow]
     fits: Callable[[FrameState, bytes], bool]
+    is_veneer: Callable[[bytes], bool]
+    veneer_size: int

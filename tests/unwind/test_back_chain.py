@@ -53,6 +53,7 @@ NAMES = (
     "joined",
     "flushes",
     "patched",
+    "far",
 )
 AT = {name: TEXT + SIZE * index for index, name in enumerate(NAMES)}
 
@@ -95,6 +96,8 @@ CODE: Mapping[str, list[int]] = {
         *(MFLR, 0xF801_0040, NOP, 0xE801_0040, MTLR, b(-7), NOP, b(1) | 1, b(-6), NOP, 0xE801_0040, POP, MTLR, BLR),
         *(NOP, POP, LOAD, MTLR, BLR),
     ],
+    # The last function of a module, and behind it, from 8 on, a veneer of its calls (arch/powerpc/kernel/module_64.c)
+    "far": [*PROLOGUE, b(1) | 1, *EPILOGUE, 0x3D62_FFFF, 0x396B_4440, 0xF841_0018, 0xE98B_0020, 0x7D89_03A6, BCTR, 0, 0x7374_7562],
     "load_up_vsx": [NOP] * 16,
 }
 
@@ -108,9 +111,7 @@ def image() -> TextImage:
 
 
 def unwind(registers: Mapping[str, int], *pieces: tuple[int, bytes]) -> Unwound:
-    symbols = SymbolTable.from_symbols(
-        [(address, "T", name) for name, address in AT.items()] + [(TEXT + SIZE * len(NAMES), "T", "")]
-    )
+    symbols = SymbolTable.from_symbols([(address, "T", name) for name, address in AT.items()])
     text = image()
     unwinder = KernelUnwinder(PPC64EL, symbols, text, frame_rows(PPC64EL, symbols, text))
     full = {**{f"r{number}": 0 for number in range(32)}, "msr": KERNEL_MSR, "lr": 0, "ctr": 0, **registers}
@@ -180,6 +181,7 @@ STALE = place("memcpy", 1)
         ("flushes", 0, TOP - 432, FROM_ENTRY),
         ("flushes", 5, TOP - 432, FROM_ENTRY),
         ("warns", 4, TOP - 480, FROM_ENTRY),  # behind a trap that never comes here
+        *(("far", instruction, TOP - 432, FROM_ENTRY) for instruction in range(8, 14)),
     ],
 )
 def test_return_address_in_the_link_register(name: str, instruction: int, sp: int, lr: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -224,6 +225,15 @@ def _fits(state: FrameState, code: bytes) -> bool:
             return True
 
 
+_VENEER_END = re.compile(rb"(?s)(?:.{4})*?\x20\x04\x80\x4e(?:\0{4}){1,2}buts")
+"""Up to ``bctr``, what is not used of seven instructions, STUB_MAGIC (arch/powerpc/kernel/module_64.c)."""
+
+
+def _is_veneer(code: bytes) -> bool:
+    """A ``struct ppc64_stub_entry`` of a module, from any of its instructions on."""
+    return _VENEER_END.match(code, 0, 32) is not None
+
+
 def _system_call_number(saved: Registers) -> int | None:
     """``r0`` at the system call; ``trap`` tells whether it was one (``sc`` 0xc00, ``scv`` 0x3000), flags below it."""
     number, trap = saved.get("r0"), saved.get("trap")
@@ -357,7 +367,7 @@ PPC64EL = Architecture(
         frame_height=lambda _code: None,
         task_switch=("", ""),
         has_left_frame=lambda _before, _after: False,  # the code that was followed says it
-        machine_code=MachineCode(4, _step, _flow, _fits),
+        machine_code=MachineCode(4, _step, _flow, _fits, _is_veneer, 32),
         follows_own_call=lambda _before: False,
         pushed_words=lambda _before, _after: 0,
         return_labels=frozenset(),
