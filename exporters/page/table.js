@@ -95,7 +95,7 @@ class Table {
       this.figure(row.own, this.summary.weight),
       this.figure(row.total, this.summary.weight),
       make("td", {}, make("data", { value: row.samples }, grouped.format(row.samples))),
-      make("td", { "data-first": row.first }, moment(row.first, 1e5)),
+      make("td", { "data-first": row.first }, moment(row.first)),
     );
   }
 
