@@ -11,7 +11,7 @@ from collections import Counter
 from exporters.folded import folded_name, process_name
 from recording.blocks import longest_ns
 from recording.contrast import Measure
-from recording.matching import function_key, task_name
+from recording.matching import UNNAMED, function_key, task_name
 from recording.names import Function
 from recording.profile import Origin, Profile, Stack
 
@@ -36,7 +36,7 @@ class FoldedSide:
         """One more recording. What late samples stand for and nobody saw is left out, as in other formats of ``diff``."""
         self.runs += 1
         self.has_tasks |= profile.has_tasks
-        names = [folded_name(Function(*function_key(each)), annotate=self._annotate) for each in profile.functions]
+        names = [folded_name(_common(each), annotate=self._annotate) for each in profile.functions]
         known: dict[tuple[int, int], tuple[str, str]] = {}
         frames: dict[int, str] = {}
 
@@ -61,6 +61,12 @@ class FoldedSide:
     def weight_ns(self) -> int:
         """Of all stacks."""
         return self.weights.total()
+
+
+def _common(function: Function) -> Function:
+    """What a function is called on both sides; code of a program without symbols is told by the program."""
+    key = function_key(function)
+    return Function(f"{key.module} {UNNAMED}" if key.name == UNNAMED and key.module else key.name, key.module, key.kind)
 
 
 def export_diff_folded(before: FoldedSide, after: FoldedSide, measure: Measure = Measure.SHARE) -> bytes:

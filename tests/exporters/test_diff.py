@@ -147,9 +147,9 @@ def test_folded_columns_add_up_and_have_no_addresses(tmp_path: Path) -> None:
     parsed = [re.fullmatch(r"(.*) (\d+) (\d+)", line) for line in lines]
     columns = {match[1]: (int(match[2]), int(match[3])) for match in parsed if match}
     assert columns == {
-        "[no symbol]": (333_333, 333_333),
+        "libm.so [no symbol]": (333_333, 333_333),
         "g_[k]": (0, 333_333),
-        "main_[k];[no symbol]": (333_333, 0),
+        "main_[k];[unknown] [no symbol]": (333_333, 0),
         "main_[k];f_[k]": (333_333, 333_333),
     }
     times = exported((one, other), "folded", measure=Measure.TIME).decode()
