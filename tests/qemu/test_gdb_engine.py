@@ -180,7 +180,10 @@ def test_a_guest_that_the_own_engine_knows_too(tmp_path: Path) -> None:
         raise
     path = tmp_path / "a"
     with BareGuest(X86_64, kernel, "-smp", "2") as guest:
-        guestprof("record", "--connect", guest.target, "--engine", "gdb", "--elf", kernel, "-F", "200", "-d", "3", "-o", path)
+        by_gdb = ("--connect", guest.target, "--engine", "gdb")
+        guestprof("record", *by_gdb, "--elf", kernel, "-F", "200", "-d", "2", "-o", path)
+        told = json.loads(guestprof("dump", *by_gdb, "--vmlinux", kernel, "--json").stdout)
+    assert [frame["name"] for frame in told[0]["frames"]][-2:] == ["main", "_start"]
     with Recording.open(path) as recording:
         samples, namer = list(recording.samples()), Namer(recording.images(), recording.source_lines())
     assert {sample.vcpu for sample in samples} == {0, 1}
