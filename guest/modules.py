@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import itemgetter
 
 from guest.kernel_lists import StructReader, StructValues, read_pointer, text_of, walk_list
@@ -103,6 +104,7 @@ class ModuleReader:
         self._struct = StructReader(structs, "module", tuple(members))
         self._tables = StructReader(structs, "mod_kallsyms", ("symtab", "num_symtab", "strtab"))
         self._has_own_id = own_id is not None
+        self._unfinished_members = ["state", *(["build_id"] if own_id else ["notes_attrs"] if self._notes else [])]
         states = (structs.enumerator("module_state", name) for name in ("MODULE_STATE_UNFORMED", "MODULE_STATE_COMING"))
         self._unformed, self._coming = next(states), next(states)
         self._stamp_reads = [(self._head, 2 * structs.words.size)]
@@ -111,7 +113,7 @@ class ModuleReader:
         if tree and sequence:
             self._stamp_reads.append((tree.address + sequence.offset, 4))
         self._known: dict[int, _Known] = {}
-        self._unfinished: dict[int, bytes] = {}
+        self._unfinished: dict[int, tuple[bytes, ...]] = {}
         self._seen_stamp: tuple[bytes | None, ...] = ()
         self._serial = 0
         self._stamp_space: AddressSpace | None = None
@@ -122,11 +124,13 @@ class ModuleReader:
         return self._stamp(space) != self._seen_stamp
 
     def _stamp(self, space: AddressSpace) -> tuple[bytes | None, ...]:
-        """A few words that change whenever the list does, or the state of a module that is being loaded."""
+        """A few words that change whenever the list does, or the state or build ID of a module that is being loaded."""
         if self._stamp_space is not space:
             self._stamp_space = space
-            state = self._struct.offset("state")
-            reads = [*self._stamp_reads, *((address + state, 4) for address in self._unfinished)]
+            reads = [*self._stamp_reads]
+            for address, values in self._unfinished.items():
+                members = zip(self._unfinished_members, values, strict=True)
+                reads += [(address + self._struct.offset(name), len(value)) for name, value in members]
             # The image does not move, and a module that is freed changes the other words.
             self._stamp_places = [(space.translate(address) or 0, size) for address, size in reads]
         return tuple(space.memory.read_many(self._stamp_places))
@@ -143,7 +147,7 @@ class ModuleReader:
             space.forget()
             before = self._stamp(space)[: len(self._stamp_reads)]
             seen, is_whole = yield from self._walk(space)
-            self._seen_stamp = (*before, *self._unfinished.values())
+            self._seen_stamp = (*before, *chain.from_iterable(self._unfinished.values()))
             if is_whole and self._stamp(space)[: len(before)] == before:
                 break
         modules = []
@@ -154,6 +158,9 @@ class ModuleReader:
                 known = yield from self._load(space, each, self._serial)
             elif known.layout != each.layout or has_new_text:
                 known = yield from self._update(space, each, known)
+            if known.module.build_id is None and (build_id := self._read_build_id(space, each.values)) is not None:
+                # A module comes into the list before that is filled in.
+                known.module = replace(known.module, build_id=build_id)
             self._known[each.address] = known
             modules.append(known.module)
         present = {each.address for each in seen}
@@ -179,7 +186,7 @@ class ModuleReader:
                 continue
             state = values.number("state")
             if state in (self._unformed, self._coming):
-                unfinished[address] = values.bytes("state")
+                unfinished[address] = tuple([values.bytes(name) for name in self._unfinished_members])
             name = text_of(values.bytes("name"))
             ranges = tuple(self._ranges(values))
             if state == self._unformed or not name or not ranges:
