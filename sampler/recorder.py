@@ -29,6 +29,8 @@ from sampler.user_stacks import USER_STACK_SIZE
 _MAX_SLEEP_NS = 20_000_000
 _FINISH_NS = 10_000_000_000
 _PREPARE_NS = 10_000_000_000
+_SHOWING_NS = 200_000_000
+"""How long halts are waited for that show a kernel: at first all vCPUs may run firmware beneath it."""
 _TELLING_NS = 1_000_000_000
 """How long tasks and modules are looked for in a kernel that was found: while they are searched, the guest starts and ends some."""
 _MAX_WALKS = 3
@@ -221,8 +223,8 @@ class Recorder:
 
         The recording's time begins when this is done.
         """
-        give_up_ns = self._clock() + _PREPARE_NS
-        told_by_ns = give_up_ns
+        shown_by_ns = self._clock() + _SHOWING_NS
+        give_up_ns = told_by_ns = self._clock() + _PREPARE_NS
         reason, is_seen = None, False
         while reason is None and self._clock() < give_up_ns:
             state = self._target.capture(self._guest.planner)
@@ -232,7 +234,8 @@ class Recorder:
             while reason is None and self._tracker.has_work and self._clock() < give_up_ns:
                 self._tracker.step()
                 reason = watch(self.progress())
-            if is_seen and (self._tracker.is_learnt or self._clock() > told_by_ns):
+            is_learnt = self._clock() > shown_by_ns if self._tracker.kernel is None else self._tracker.is_learnt
+            if is_seen and (is_learnt or self._clock() > told_by_ns):
                 break
             told_by_ns = min(told_by_ns, self._clock() + _TELLING_NS)
             self._sleep(_SHORT_STEP_NS / 1e9)

@@ -156,9 +156,9 @@ class KernelTracker:
 
     @property
     def is_learnt(self) -> bool:
-        """Whether it is known what processes are and have mapped, or was looked for in vain; also where there is no kernel."""
+        """Whether it is known what processes are and have mapped, or was looked for in vain."""
         if self.kernel is None:
-            return True
+            return False
         if self.kernel.structs is None or (self._must_search_clock(self.kernel) and self._clock_search.next_ns == 0):
             return False
         return self.kernel.unknown is None or self._has_pages or (self._user_search.next_ns > 0 and not self.has_work)

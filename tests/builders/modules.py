@@ -116,12 +116,6 @@ class ModuleHeap(Heap):
         places = self.take(4 * len(orc) or 4)
         for index, at in enumerate(orc):
             self.write(places + 4 * index, struct.pack("<i", base + at - places - 4 * index))
-        notes = 0
-        if build_id:
-            note = struct.pack("<III4s", 4, len(build_id), 3, b"GNU\0") + build_id
-            notes = self.take(128)
-            attribute = {"attr__name": self.text(b".note.gnu.build-id"), "size": len(note), "private": self._put(note)}
-            self.put("bin_attribute", notes + 16, **attribute)
         ranges = {"core_layout__base": base, "core_layout__text_size": len(code)}
         ranges |= {"init_layout__base": init, "init_layout__text_size": len(start)}
         if self.new_layout:
@@ -136,8 +130,16 @@ class ModuleHeap(Heap):
             arch__num_orcs=len(orc),
             arch__orc_unwind_ip=places,
             arch__orc_unwind=self._put(CALL_ROW * len(orc)),
-            notes_attrs=notes,
+            notes_attrs=self.notes(build_id) if build_id else 0,
         )
+
+    def notes(self, build_id: bytes) -> int:
+        """The address of what a module's notes_attrs points to."""
+        note = struct.pack("<III4s", 4, len(build_id), 3, b"GNU\0") + build_id
+        notes = self.take(128)
+        attribute = {"attr__name": self.text(b".note.gnu.build-id"), "size": len(note), "private": self._put(note)}
+        self.put("bin_attribute", notes + 16, **attribute)
+        return notes
 
     def _put(self, data: bytes | bytearray) -> int:
         address = self.take(len(data) or 1)

@@ -76,6 +76,21 @@ def test_one_that_is_not_formed_is_left_out_until_it_is(heap: ModuleHeap) -> Non
     assert [module.name for module in read(heap, using)] == ["loop"]
 
 
+def test_a_build_id_that_comes_later_is_read(heap: ModuleHeap) -> None:
+    """While its start runs, for which the list and its state do not change."""
+    address = heap.module("loop", symbols=SYMBOLS, state=COMING)
+    heap.link_modules(address)
+    using = reader(heap)
+    (before,) = read(heap, using)
+    assert before.build_id is None
+    assert not using.has_changed(heap.space)
+    heap.put("module", address, notes_attrs=heap.notes(bytes(range(20))))
+    assert using.has_changed(heap.space)
+    (after,) = read(heap, using)
+    assert after.build_id == bytes(range(20)).hex()
+    assert after.serial == before.serial
+
+
 def test_known_modules_are_not_read_again(heap: ModuleHeap) -> None:
     first, second = heap.module("first"), heap.module("second")
     heap.link_modules(first)

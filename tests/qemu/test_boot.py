@@ -18,7 +18,7 @@ from tests.conftest import KERNELS
 from tests.qemu.command import guestprof, report_of
 from tests.qemu.guests import QEMU
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.statistical]
 
 MACHINE = ("-accel", "tcg", "-cpu", "qemu64,-cx16", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio")
 
@@ -37,7 +37,8 @@ def test_boot_until_a_symbol(guest_kernel: Callable[[str], Path], guest_initramf
     said = guestprof("boot", "-F", "200", "--until-symbol", "run_init_process", "-o", path, "--", *command).stderr
     assert "Stopped: run_init_process was reached." in said
     report = report_of(path)
-    assert report["quality"]["complete_share"] >= 0.99
+    # Code of alternatives that are not chosen yet (.altinstr_aux) has no rows, and takes longer the busier the host is.
+    assert report["quality"]["complete_share"] >= 0.98
     assert "user-mode" not in report["quality"]["ends"]
     functions = {row["name"]: row for row in report["functions"]}
     assert functions["start_kernel"]["total_share"] > 0.05
