@@ -18,6 +18,7 @@ from itertools import pairwise
 from math import inf
 from statistics import median
 
+from recording.interpolation import interpolated
 from recording.model import ClockReading, Halt
 from recording.reader import Recording
 
@@ -80,12 +81,7 @@ class GuestClock:
 
     def at(self, time_ns: int) -> int | None:
         """What it showed at a moment of guest running time; None before it ran. Between two halts it is taken to run evenly."""
-        index = max(0, bisect_right(self.times_ns, time_ns) - 1)
-        since_ns = time_ns - self.times_ns[index]
-        shown = self.shown_ns[index] + since_ns
-        if since_ns > 0 and index + 1 < len(self.shown_ns):
-            gained_ns = self.shown_ns[index + 1] - self.shown_ns[index]
-            shown = self.shown_ns[index] + gained_ns * since_ns // (self.times_ns[index + 1] - self.times_ns[index])
+        shown = interpolated(time_ns, self.times_ns, self.shown_ns)
         return shown if shown >= 0 else None
 
     def latest_ns(self, time_ns: int) -> int:

@@ -25,9 +25,11 @@ def use_guest_time(recordings: Iterable[Recording]) -> bool:
     """
     found = []
     for recording in recordings:
+        if recording.meta.get("accelerator") != _STOPS_IN_HALTS:
+            return False
         halts = list(recording.halts())
         clocks = GuestClocks.of_readings(halts, recording.clocks())
-        if recording.meta.get("accelerator") != _STOPS_IN_HALTS or not clocks.clocks:
+        if not clocks.clocks:
             return False
         found.append((recording, guest_times(halts, clocks)))
     for recording, times_ns in found:

@@ -11,7 +11,6 @@ import sqlite3
 import struct
 import tempfile
 import zlib
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from recording import files
 from recording.errors import BadRecordingError
+from recording.interpolation import interpolated
 from recording.loaded import frames_from_pieces, from_pieces
 from recording.model import (
     Callchain,
@@ -235,7 +235,7 @@ class Recording:
         The file stays as it is: temporary tables stand before its own.
         """
         halts = list(self.halts())
-        moved = _Moved([halt.running_time_ns for halt in halts], times_ns)
+        before_ns = [halt.running_time_ns for halt in halts]
         rows = list(self._query("SELECT * FROM samples ORDER BY halt, vcpu"))
         events = self.events()
         with self._damage_told():
@@ -247,11 +247,11 @@ class Recording:
             ]
             self._connection.executemany("INSERT INTO temp.halts VALUES (?, ?, ?, ?, ?)", of_halts)
             of_samples = [
-                (halt, vcpu, boot, times_ns[halt] - moved.at(halts[halt].running_time_ns - weight_ns), *rest)
+                (halt, vcpu, boot, times_ns[halt] - interpolated(before_ns[halt] - weight_ns, before_ns, times_ns), *rest)
                 for halt, vcpu, boot, weight_ns, *rest in rows
             ]
             self._connection.executemany("INSERT INTO temp.samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", of_samples)
-            of_events = [(moved.at(event.running_time_ns), event.kind, event.text) for event in events]
+            of_events = [(interpolated(event.running_time_ns, before_ns, times_ns), event.kind, event.text) for event in events]
             self._connection.executemany("INSERT INTO temp.events (running_time_ns, kind, text) VALUES (?, ?, ?)", of_events)
 
     def clocks(self) -> Iterator[ClockReading]:
@@ -284,7 +284,11 @@ class Recording:
     @property
     def has_source_lines(self) -> bool:
         """Whether debug information was put into the recording."""
-        return any(True for _ in self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'source_lines'"))
+        return self._has_table("source_lines")
+
+    def _has_table(self, name: str) -> bool:
+        """Of those that only some recordings have."""
+        return any(True for _ in self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
     def source_lines(self) -> dict[tuple[int, int], tuple[SourceLine, ...]]:
         """By an image's number and an address: the functions there, innermost first, the last one not inlined."""
@@ -435,7 +439,7 @@ class Recording:
 
     def kept_files(self) -> list[KeptFile]:
         """The files of ``--elf`` that ``--raw`` kept, by their images; those of a recording that was killed may be missing."""
-        if not any(True for _ in self._query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'kept_files'")):
+        if not self._has_table("kept_files"):
             return []
         pieces: dict[int, list[tuple[int, bytes]]] = {}
         for count, (image, position, blob) in enumerate(self._query(_KEPT_PIECES)):
@@ -451,22 +455,6 @@ class Recording:
                 place = to_unsigned(bias), None if root is None else to_unsigned(root)
                 files.append(KeptFile(int(image), int(size), *place, tuple(pieces.get(int(image), ()))))
         return files
-
-
-class _Moved:
-    """Moments of one time in another, of which the halts are known in both."""
-
-    def __init__(self, before: Sequence[int], after: Sequence[int]) -> None:
-        self._before, self._after = before, after
-
-    def at(self, time_ns: int) -> int:
-        """Between two halts both run evenly, outside of them equally fast."""
-        index = max(0, bisect_right(self._before, time_ns) - 1)
-        since_ns = time_ns - self._before[index]
-        if since_ns > 0 and index + 1 < len(self._before):
-            step = self._before[index + 1] - self._before[index]
-            return self._after[index] + (self._after[index + 1] - self._after[index]) * since_ns // step
-        return self._after[index] + since_ns
 
 
 def _parameters(selection: Selection | None) -> tuple[int | str | None, ...]:
